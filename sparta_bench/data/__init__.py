@@ -1,0 +1,1 @@
+"""From raw rows to padded batches: sources, splits, prompts, encoding, batches."""

@@ -1,0 +1,156 @@
+"""Tokens: encoding with a cache, the length filter, and the counts that the record reports."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from sparta_bench.config import Config
+from sparta_bench.data.examples import Examples
+from sparta_bench.data.prompts import render
+from sparta_bench.data.splits import Splits
+from sparta_bench.errors import InputError
+from sparta_bench.files import write_tensors
+
+
+@dataclass
+class Encoded:
+    """Token ids (int32, one array per example, BOS included if the tokenizer adds it), labels."""
+
+    ids: list[np.ndarray[Any, np.dtype[np.int32]]]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        return [len(ids) for ids in self.ids]
+
+
+@dataclass
+class EncodedSplits:
+    """What the training loop reads, and the `data` part of the record."""
+
+    train: Encoded
+    dev: Encoded
+    test: Encoded
+    summary: dict[str, Any]
+
+
+def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSplits:
+    """Encode all examples and drop the training examples that are too long.
+
+    A length equal to `task.max_train_tokens` stays; dev and test are never filtered (section 7.1).
+
+    Raises
+    ------
+    InputError
+        If the filter leaves no training example, or an input has no token at all.
+    """
+    folder = cache_folder(config)
+    encoded = {
+        name: _encode(examples, config, tokenizer, folder, name)
+        for name, examples in (("train", splits.train), ("dev", splits.dev), ("test", splits.test))
+    }
+    limit = config.task.max_train_tokens
+    every = encoded["train"]
+    kept = [row for row, ids in enumerate(every.ids) if len(ids) <= limit]
+    if not kept:
+        raise InputError(
+            f"task.max_train_tokens={limit}: drops all {len(every)} training examples; the "
+            f"shortest has {min(every.lengths())} tokens"
+        )
+    train = Encoded([every.ids[row] for row in kept], [every.labels[row] for row in kept])
+    summary = {
+        "train": len(train),
+        "train_dropped": len(every) - len(train),
+        "dev": len(encoded["dev"]),
+        "test": len(encoded["test"]),
+        "max_train_tokens": limit,
+        "longest_train_tokens": max(train.lengths()),
+        "longest_eval_tokens": max(encoded["dev"].lengths() + encoded["test"].lengths()),
+        "mean_train_tokens": round(float(np.mean(train.lengths())), 2),
+        "empty_texts": {
+            "train": splits.train.empty_texts(),
+            "dev": splits.dev.empty_texts(),
+            "test": splits.test.empty_texts(),
+        },
+        "bad_rows": splits.bad_rows,
+        "fingerprint": splits.fingerprint(),
+    }
+    return EncodedSplits(train, encoded["dev"], encoded["test"], summary)
+
+
+def cache_folder(config: Config) -> Path:
+    """Where encoded sets are kept between runs."""
+    if config.cache_dir is not None:
+        return Path(config.cache_dir)
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "sparta-bench"
+
+
+def _encode(
+    examples: Examples, config: Config, tokenizer: Any, folder: Path, split: str
+) -> Encoded:
+    texts = [render(text, config.task, config.model.kind) for text in examples.texts]
+    path = folder / f"{_cache_key(texts, tokenizer)}.safetensors"
+    ids = _read_cache(path, len(texts))
+    if ids is None:
+        ids = [np.asarray(row, dtype=np.int32) for row in _tokenize(texts, tokenizer)]
+        _write_cache(path, ids)
+    for row, tokens in enumerate(ids, start=1):
+        if len(tokens) == 0:
+            raise InputError(
+                f"{split}, example {row}: an empty text, and the tokenizer adds no BOS token, so "
+                "the model would have nothing to read"
+            )
+    return Encoded(ids, examples.labels)
+
+
+def _tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    # verbose off: the tokenizer warns of inputs over its nominal length, which are dropped here
+    # (train) or read as they are (dev, test)
+    return list(tokenizer(texts, add_special_tokens=True, verbose=False)["input_ids"])
+
+
+def _cache_key(texts: list[str], tokenizer: Any) -> str:
+    digest = hashlib.sha256(tokenizer_fingerprint(tokenizer).encode())
+    for text in texts:
+        raw = text.encode("utf-8", "surrogatepass")
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()[:32]
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """A hash of everything that decides how the tokenizer cuts a text."""
+    text: str = tokenizer.backend_tokenizer.to_str()
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read_cache(path: Path, rows: int) -> list[np.ndarray[Any, np.dtype[np.int32]]] | None:
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError):
+        return None  # not there, or cut short by a crash: encoded again
+    lengths = tensors.get("lengths")
+    if lengths is None or len(lengths) != rows or lengths.sum() != len(tensors["ids"]):
+        return None
+    return np.split(tensors["ids"], np.cumsum(lengths)[:-1])
+
+
+def _write_cache(path: Path, ids: list[np.ndarray[Any, np.dtype[np.int32]]]) -> None:
+    import torch
+
+    lengths = torch.tensor([len(row) for row in ids], dtype=torch.int32)
+    try:
+        write_tensors(path, {"ids": torch.from_numpy(np.concatenate(ids)), "lengths": lengths})
+    except OSError:
+        pass  # a cache that cannot be written costs time, not correctness

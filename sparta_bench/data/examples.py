@@ -1,0 +1,76 @@
+"""Labelled texts, and the one place where a row becomes one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparta_bench.config import TaskConfig
+
+
+@dataclass
+class Examples:
+    """Texts (one or two per example, in the model's reading order) with the hub's label numbers.
+
+    `bad_rows` counts the rows left out under `task.on_bad_row=skip`.
+    """
+
+    texts: list[tuple[str, ...]] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    bad_rows: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: Sequence[int]) -> Examples:
+        """The examples at these places, in this order."""
+        return Examples([self.texts[i] for i in rows], [self.labels[i] for i in rows])
+
+    def empty_texts(self) -> int:
+        """How many examples have a text of nothing but white space."""
+        return sum(not all(text.strip() for text in texts) for texts in self.texts)
+
+    def fingerprint(self) -> str:
+        """A hash of texts and labels, whatever file or hub they came from."""
+        digest = hashlib.sha256()
+        for texts, label in zip(self.texts, self.labels, strict=True):
+            digest.update(json.dumps([texts, label]).encode())
+        return digest.hexdigest()[:16]
+
+
+class BadRowError(ValueError):
+    """What is wrong with a row, for people."""
+
+
+def parse_label(value: Any, names: Sequence[str]) -> int:
+    """A label's number from a number, its digits or its name."""
+    if isinstance(value, str):
+        word = value.strip()
+        if word in names:
+            return names.index(word)
+        value = int(word) if word.lstrip("-").isdecimal() else value
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
+        return value
+    known = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
+    raise BadRowError(f"label {value!r} is none of {known}")
+
+
+def parse_row(row: Mapping[str, Any], task: TaskConfig) -> tuple[tuple[str, ...], int]:
+    """Texts and label of a row with the hub's column names.
+
+    Raises
+    ------
+    BadRowError
+        If a column is missing, a text is no text, or the label is outside the task's set.
+    """
+    for column in (*task.columns, "label"):
+        if column not in row:
+            raise BadRowError(f"column {column} is missing (there are: {', '.join(row)})")
+    texts = tuple(row[column] for column in task.columns)
+    for column, text in zip(task.columns, texts, strict=True):
+        if not isinstance(text, str):
+            raise BadRowError(f"{column} is {text!r}, not a text")
+    return texts, parse_label(row["label"], task.labels)

@@ -1,0 +1,175 @@
+"""Local data files: GLUE's TSV layout, or parquet, jsonl and csv with the hub's column names."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sparta_bench.config import TaskConfig, Tsv
+from sparta_bench.data.examples import BadRowError, Examples, parse_row
+from sparta_bench.errors import InputError
+
+# A numbered row, or what is wrong with it. Rows are counted from 1 as an editor counts lines.
+Row = tuple[int, Mapping[str, Any] | BadRowError]
+TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
+
+
+def read_split(task: TaskConfig, split: str) -> Examples:
+    """One raw split from `task.data_dir`.
+
+    Raises
+    ------
+    InputError
+        If no file holds the split, a file cannot be read, or (unless `task.on_bad_row=skip`) a
+        row is bad: file, row number and rule.
+    """
+    paths = _find(task, split)
+    examples = Examples()
+    for path in paths:
+        for number, row in _rows(path, task.tsv):
+            try:
+                if isinstance(row, BadRowError):
+                    raise row
+                texts, label = parse_row(row, task)
+            except BadRowError as problem:
+                if task.on_bad_row == "error":
+                    raise InputError(
+                        f"{path}, row {number}: {problem} "
+                        "(task.on_bad_row=skip leaves such rows out and counts them)"
+                    ) from None
+                examples.bad_rows += 1
+                continue
+            examples.texts.append(texts)
+            examples.labels.append(label)
+    if not examples:
+        raise InputError(f"{paths[0]}: split {split} has no usable rows")
+    return examples
+
+
+def _find(task: TaskConfig, split: str) -> list[Path]:
+    root = Path(str(task.data_dir))
+    tried: list[str] = []
+    if task.tsv is not None:
+        for folder in (root / task.tsv.folder, root):
+            path = folder / task.tsv.files[split]
+            if path.is_file():
+                return [path]
+        tried.append(f"{task.tsv.folder}/{task.tsv.files[split]}")
+    names = [name for name in (task.name, task.hub.name if task.hub else None) if name]
+    for folder in (root, *(root / name for name in names)):
+        for suffix in TABLE_SUFFIXES:
+            # the hub names its files train-00000-of-00001.parquet
+            found = [*folder.glob(f"{split}{suffix}"), *folder.glob(f"{split}-*{suffix}")]
+            if found:
+                return sorted(found)
+    tried += [f"{split}{suffix}" for suffix in TABLE_SUFFIXES]
+    raise InputError(
+        f"task.data_dir={task.data_dir}: no file for split {split}; looked for {', '.join(tried)}"
+    )
+
+
+def _rows(path: Path, tsv: Tsv | None) -> Iterator[Row]:
+    readers = {".parquet": _parquet_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}
+    if path.suffix in readers:
+        return readers[path.suffix](path)
+    assert tsv is not None
+    return _tsv_rows(path, tsv)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str | BadRowError]]:
+    # Split at the newline byte only: str.splitlines would also cut at U+2028 and its kind.
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")  # a byte-order mark, as MRPC has
+            try:
+                yield number, raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                wrong = raw[error.start]
+                yield (
+                    number,
+                    BadRowError(f"byte {error.start + 1} of the line (0x{wrong:02x}) is no UTF-8"),
+                )
+
+
+def _tsv_rows(path: Path, tsv: Tsv) -> Iterator[Row]:
+    """GLUE's files: tabs, no quoting, so a lone quotation mark is text."""
+    places: dict[str, int] | None = None
+    width = 0
+    for number, line in _lines(path):
+        if isinstance(line, BadRowError):
+            yield number, line
+            continue
+        fields = line.split("\t")
+        if places is None:
+            header = _header_places(fields, tsv)
+            places = header or tsv.positions
+            if places is None:
+                missing = [name for name in tsv.columns.values() if name not in fields]
+                raise InputError(
+                    f"{path}, row {number}: the header lacks {', '.join(missing)} "
+                    f"(it has: {', '.join(fields)})"
+                )
+            width = len(fields) if header else tsv.fields or len(fields)
+            if header:
+                continue
+        if len(fields) != width:
+            yield number, BadRowError(f"{len(fields)} tab-separated fields, where {width} belong")
+        else:
+            yield number, {name: fields[place] for name, place in places.items()}
+
+
+def _header_places(fields: list[str], tsv: Tsv) -> dict[str, int] | None:
+    if not set(tsv.columns.values()) <= set(fields):
+        return None
+    return {name: fields.index(header) for name, header in tsv.columns.items()}
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    for number, line in _lines(path):
+        if isinstance(line, BadRowError):
+            yield number, line
+        elif line.strip():
+            yield number, _json_object(line)
+
+
+def _json_object(line: str) -> dict[str, Any] | BadRowError:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return BadRowError(f"not JSON: {error}")
+    return row if isinstance(row, dict) else BadRowError("not a JSON object")
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(2**31 - 1)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            for row in reader:
+                if None in row or None in row.values():
+                    width = len(reader.fieldnames or [])
+                    yield (
+                        reader.line_num,
+                        BadRowError(f"not the header's number of fields ({width})"),
+                    )
+                else:
+                    yield reader.line_num, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not readable as csv in UTF-8: {error}") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not readable as parquet: {reason}") from None
+    yield from enumerate(rows, start=1)

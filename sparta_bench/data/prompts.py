@@ -1,0 +1,41 @@
+"""What a model reads: the text itself (base), or an instruction around it (section 6.3)."""
+
+from __future__ import annotations
+
+import re
+
+from sparta_bench.config import TaskConfig
+
+SEP_TOKEN = "<sep>"
+
+
+def render(texts: tuple[str, ...], task: TaskConfig, kind: str) -> str:
+    """The input of one example.
+
+    Base models get a single text untouched, and a pair stripped and joined by one separator.
+    Instruction models get, with no chat markers around it,
+    `<instruction> Respond <answers>.\\n<field>: <text>\\nResponse:` with the texts stripped.
+    """
+    if task.undo_spacing:
+        texts = tuple(undo_spacing(text) for text in texts)
+    if kind == "instruct":
+        prompt = task.prompt
+        lines = [f"{prompt.instruction} Respond {prompt.answers_text}."]
+        lines += [
+            f"{name}: {text.strip()}" for name, text in zip(prompt.fields, texts, strict=True)
+        ]
+        return "\n".join([*lines, "Response:"])
+    if len(texts) == 1:
+        return texts[0]
+    return separator(task).join(text.strip() for text in texts)
+
+
+def separator(task: TaskConfig) -> str:
+    """What stands between the two sentences of a pair for a base model."""
+    return SEP_TOKEN if task.separator == "sep_token" else "\n"
+
+
+def undo_spacing(text: str) -> str:
+    """Put punctuation and clitics back where they were: "good ." becomes "good."."""
+    text = re.sub(r" ([.,;:!?%)\]}]|n't\b|'(?:s|re|ve|ll|d|m)\b|'(?=\s|$))", r"\1", text)
+    return re.sub(r"([(\[{$]) ", r"\1", text)

@@ -1,0 +1,115 @@
+"""Where the rows come from, and how they become train, dev and test (Tables 2 and 9)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from sparta_bench.config import Hub, TaskConfig
+from sparta_bench.data import local_files
+from sparta_bench.data.examples import BadRowError, Examples, parse_row
+from sparta_bench.data.tiny import generate
+from sparta_bench.errors import InputError
+
+
+@dataclass
+class Splits:
+    """The labelled examples of one task; `train` is capped, but long ones are still in it."""
+
+    train: Examples
+    dev: Examples
+    test: Examples
+    bad_rows: int
+
+    def fingerprint(self) -> str:
+        """A hash of everything that the three sets hold."""
+        parts = (self.train, self.dev, self.test)
+        return "-".join(part.fingerprint()[:8] for part in parts)
+
+
+def load_splits(task: TaskConfig) -> Splits:
+    """Read the task's raw splits from where the configuration says, and divide them.
+
+    Raises
+    ------
+    InputError
+        If the data cannot be had, a row is bad, or a split would be left without rows.
+    """
+    needed = dict.fromkeys([task.train_split, task.dev.split, *task.test_splits])
+    raw = {split: _read(task, split) for split in needed}
+    dev_rows, rest = _draw_dev(task, len(raw[task.dev.split]))
+    dev = raw[task.dev.split].select(dev_rows)
+    bad_rows = sum(examples.bad_rows for examples in raw.values())
+    raw[task.dev.split] = raw[task.dev.split].select(rest)
+    train = raw[task.train_split]
+    train = train.select(range(min(len(train), task.max_train_examples or len(train))))
+    test = Examples()
+    for split in task.test_splits:
+        test.texts += raw[split].texts
+        test.labels += raw[split].labels
+    return Splits(train, dev, test, bad_rows)
+
+
+def _draw_dev(task: TaskConfig, rows: int) -> tuple[list[int], list[int]]:
+    """Places of the dev rows in their raw split, and of the others."""
+    if task.dev.take == "all":
+        return list(range(rows)), []
+    wanted = task.dev.examples or 0
+    if wanted >= rows:
+        raise InputError(
+            f"task.dev.examples={wanted}: split {task.dev.split} has only {rows} rows, and some "
+            "must be left"
+        )
+    if task.dev.take == "last":
+        return list(range(rows - wanted, rows)), list(range(rows - wanted))
+    drawn = set(random.Random(task.draw_seed).sample(range(rows), wanted))
+    return sorted(drawn), [row for row in range(rows) if row not in drawn]
+
+
+def _read(task: TaskConfig, split: str) -> Examples:
+    if task.data_dir is not None:
+        return local_files.read_split(task, split)
+    if task.generated is not None:
+        rows = generate(task.generated)[split]
+        return _from_rows(rows, task, f"task.generated={task.generated}")
+    assert task.hub is not None
+    return _from_rows(_hub_rows(task.hub, split), task, f"{task.hub.path}, split {split}")
+
+
+def _from_rows(rows: list[dict[str, object]], task: TaskConfig, source: str) -> Examples:
+    examples = Examples()
+    for number, row in enumerate(rows, start=1):
+        try:
+            texts, label = parse_row(row, task)
+        except BadRowError as problem:
+            if task.on_bad_row == "error":
+                raise InputError(f"{source}, row {number}: {problem}") from None
+            examples.bad_rows += 1
+            continue
+        examples.texts.append(texts)
+        examples.labels.append(label)
+    if not examples:
+        raise InputError(f"{source}: no usable rows")
+    return examples
+
+
+def _hub_rows(hub: Hub, split: str) -> list[dict[str, object]]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(
+            hub.path,
+            hub.name,
+            revision=hub.revision,
+            split=split,
+            download_config=datasets.DownloadConfig(max_retries=2),
+        )
+    except Exception as error:  # the client raises many kinds, all of them about access or content
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise InputError(
+            f"task.hub={hub.path}: cannot be loaded from the hub "
+            f"({type(error).__name__}: {reason}). Ways out: check the network, "
+            "or download the files and set task.data_dir=DIR"
+        ) from None
+    return list(rows)

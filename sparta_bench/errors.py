@@ -1,0 +1,33 @@
+"""What goes wrong for reasons outside the program, and how it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(Exception):
+    """A fault of configuration or input: one line each, no traceback, exit code 2.
+
+    Each line names the key or file, the value and the rule.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+class TrainingError(Exception):
+    """A run that started and cannot go on, with the likely cause (exit code 1)."""
+
+
+def one_of(names: Iterable[str]) -> str:
+    """`a, b or c`."""
+    ordered = list(names)
+    return ordered[0] if len(ordered) == 1 else ", ".join(ordered[:-1]) + " or " + ordered[-1]
+
+
+def did_you_mean(wrong: str, names: Iterable[str]) -> str:
+    """` (did you mean …?)`, or nothing when no known name is near."""
+    near = get_close_matches(wrong, list(names), n=3, cutoff=0.5)
+    return f" (did you mean {one_of(near)}?)" if near else ""

@@ -1,0 +1,61 @@
+"""What the training loop knows of a method: values that train, and how they reach the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+HEAD = "head.weight"
+
+
+class Trained:
+    """The values that an optimizer changes, by name; the head is `head.weight`.
+
+    This class serves methods whose values are the model's own parameters. A method that keeps
+    them beside the model overrides `write`.
+    """
+
+    def __init__(self, values: dict[str, nn.Parameter], sampled: int | None = None) -> None:
+        self.values = values
+        self.sampled = sampled
+        for value in values.values():
+            value.requires_grad_(True)
+
+    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimizer groups; the head is never decayed."""
+        body = [value for name, value in self.values.items() if name != HEAD]
+        groups = [{"params": body, "weight_decay": weight_decay}] if body else []
+        return [*groups, {"params": [self.values[HEAD]], "weight_decay": 0.0}]
+
+    def write(self) -> None:
+        """Bring the values into the model's weights; called after every change of the values."""
+
+    @property
+    def trainable(self) -> int:
+        """How many scalars train, head included."""
+        return sum(value.numel() for value in self.values.values())
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of all values, on the CPU."""
+        return {name: value.detach().to("cpu", copy=True) for name, value in self.values.items()}
+
+    @torch.no_grad()
+    def restore(self, snapshot: Mapping[str, Tensor]) -> None:
+        """Go back to a snapshot."""
+        for name, value in self.values.items():
+            value.copy_(snapshot[name])
+        self.write()
+
+    def lost_to_rounding(self) -> float | None:
+        """Share of the changes that the weights' dtype swallows; null where nothing is merged."""
+        return None
+
+    def adapter(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and description of what is saved beside the result; null: nothing small is."""
+        return self.snapshot(), {}
+
+    def merge_for_good(self) -> None:
+        """Make the backbone plain, with all changes in its own weights."""

@@ -1,0 +1,94 @@
+"""Heads of instruction models: the vocabulary rows of the answers' first tokens (section 6.3)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers.utils.hub import cached_file
+
+from sparta_bench.errors import InputError
+
+CONTEXT = "Response:"  # how every prompt ends
+
+
+def answer_tokens(tokenizer: Any, answers: list[str]) -> list[int]:
+    """The token with which each answer begins after the prompt, leading space included.
+
+    Raises
+    ------
+    InputError
+        If a word does not begin with a token of its own, or two words begin with the same one.
+    """
+    prefix = tokenizer(CONTEXT)["input_ids"]
+    ids, lines = [], []
+    for answer in answers:
+        tokens = tokenizer(f"{CONTEXT} {answer}")["input_ids"]
+        token = tokens[len(prefix)] if tokens[: len(prefix)] == prefix < tokens else None
+        text = "" if token is None else tokenizer.decode([token]).strip()
+        if (
+            token is None
+            or token == tokenizer.unk_token_id
+            or not (text and answer.startswith(text))
+        ):
+            lines.append(
+                f"task.prompt.answers: {answer!r} is not one token's start after {CONTEXT!r} in "
+                f"this tokenizer (it reads {text!r})"
+            )
+        else:
+            ids.append(token)
+    if lines:
+        raise InputError(*lines)
+    if len(set(ids)) < len(ids):
+        raise InputError(
+            f"task.prompt.answers={answers}: two answers begin with the same token ({ids})"
+        )
+    return ids
+
+
+def vocabulary_rows(
+    backbone: nn.Module, source: str, revision: str | None, ids: list[int]
+) -> Tensor:
+    """Rows of the vocabulary head (len(ids) x hidden, float32), copied.
+
+    A tied head is the embedding. An untied one is read from the checkpoint row by row, so that
+    the whole of it is never in memory.
+
+    Raises
+    ------
+    InputError
+        If the checkpoint has no vocabulary head.
+    """
+    embedding: Tensor = backbone.get_input_embeddings().weight  # type: ignore[operator, union-attr, assignment]
+    if backbone.config.tie_word_embeddings:  # type: ignore[union-attr]
+        return embedding.detach()[ids].float().clone()
+    with safe_open(_file_of("lm_head.weight", source, revision), framework="pt") as file:
+        if "lm_head.weight" not in file.keys():
+            raise InputError(
+                f"model.path={source}: the checkpoint has no lm_head.weight, and an instruction "
+                "model needs its answers' rows (model.kind=base starts from a random head)"
+            )
+        rows = file.get_slice("lm_head.weight")
+        return torch.cat([rows[i : i + 1] for i in ids]).float()
+
+
+def _file_of(tensor: str, source: str, revision: str | None) -> str:
+    index = _checkpoint_file(source, "model.safetensors.index.json", revision)
+    if index is None:
+        name = "model.safetensors"
+    else:
+        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        name = shards.get(tensor) or sorted(shards.values())[0]
+    path = _checkpoint_file(source, name, revision)
+    if path is None:
+        raise InputError(f"model.path={source}: the checkpoint has no file {name}")
+    return path
+
+
+def _checkpoint_file(source: str, name: str, revision: str | None) -> str | None:
+    path = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if path is None else str(path)

@@ -1,0 +1,56 @@
+"""A decoder with a classification head in place of its vocabulary head (section 6.3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """Backbone, and a linear head without bias on the last real token's final hidden state.
+
+    `backbone` is any Hugging Face decoder without its vocabulary head; `head` weighs
+    classes x hidden, in the dtype of what trains (`sparta_bench.models.precision`).
+    """
+
+    def __init__(self, backbone: nn.Module, head_weight: Tensor) -> None:
+        super().__init__()
+        self.backbone = backbone
+        classes, hidden = head_weight.shape
+        self.head = nn.Linear(
+            hidden, classes, bias=False, dtype=head_weight.dtype, device=head_weight.device
+        )
+        self.head.weight = nn.Parameter(head_weight)
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """The head's only tensor (classes x hidden)."""
+        weight = self.head.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits (rows x classes, at least float32) of token ids and mask (rows x longest)."""
+        states = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+        pooled = states[torch.arange(len(states), device=states.device), last_token(attention_mask)]
+        logits: Tensor = self.head(pooled.to(self.head.weight.dtype))
+        return logits.float()
+
+
+def last_token(attention_mask: Tensor) -> Tensor:
+    """The place of each row's last token that is not padding (int64, rows)."""
+    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return torch.argmax(attention_mask * places, dim=1)
+
+
+def random_head(classes: int, hidden: int, seed: int) -> Tensor:
+    """Normal with standard deviation 0.06 / sqrt(hidden), float32, the same on every device.
+
+    The loss then starts near ln(classes) (section 6.3).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(classes, hidden, generator=generator) * (0.06 / math.sqrt(hidden))

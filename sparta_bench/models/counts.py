@@ -1,0 +1,85 @@
+"""Parameter counts, from an architecture alone (Tables 3 and 4, appendix C)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig
+
+from sparta_bench.config import LoraConfig, MethodConfig, SpartaConfig
+from sparta_bench.sparta.sample import sampled_tensors
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Scalars of the classifier. `sparsifiable` is total less embeddings and head;
+    `sampled` is how many SpaRTA chooses, in expectation (null for other methods)."""
+
+    total: int
+    embeddings: int
+    head: int
+    sparsifiable: int
+    norms: int
+    trainable: int
+    sampled: int | None
+
+    def as_dict(self) -> dict[str, int | float | None]:
+        """For `plan`; shares are of the whole model."""
+        return {
+            "total": self.total,
+            "trainable": self.trainable,
+            "trainable_share": self.trainable / self.total,
+            "head": self.head,
+            "embeddings": self.embeddings,
+            "sparsifiable": self.sparsifiable,
+            "norms": self.norms,
+            "sampled": self.sampled,
+        }
+
+
+def empty_backbone(architecture: PreTrainedConfig) -> nn.Module:
+    """The backbone on the meta device: shapes, no memory."""
+    with torch.device("meta"):
+        backbone: nn.Module = AutoModel.from_config(architecture)
+    return backbone
+
+
+def embedding_names(backbone: nn.Module) -> set[str]:
+    """Names of the tensors that look tokens (or positions) up."""
+    return {
+        f"{name}.weight"
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Embedding)
+    }
+
+
+def count_parameters(backbone: nn.Module, classes: int, method: MethodConfig) -> ParameterCounts:
+    """Counts of the classifier that `backbone` (on any device) would make with the method."""
+    sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
+    hidden: int = backbone.config.hidden_size  # type: ignore[union-attr, assignment]
+    head = classes * hidden
+    embeddings = sum(sizes[name] for name in embedding_names(backbone))
+    total = sum(sizes.values()) + head
+    sampled = None
+    if isinstance(method, SpartaConfig):
+        chances = sampled_tensors(backbone, method.density, method.targets, method.density_of)
+        expected = sum(sizes[name] * chance for name, chance in chances.items())
+        sampled, trainable = round(expected), round(expected + head)
+    elif isinstance(method, LoraConfig):
+        trainable = head + _lora_scalars(backbone, method)
+    else:
+        trainable = head if method.name == "head" else total
+    norms = sum(tensor.numel() for tensor in backbone.parameters() if tensor.dim() == 1)
+    return ParameterCounts(
+        total, embeddings, head, total - embeddings - head, norms, trainable, sampled
+    )
+
+
+def _lora_scalars(backbone: nn.Module, method: LoraConfig) -> int:
+    return sum(
+        method.r * (module.in_features + module.out_features)
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in method.targets
+    )

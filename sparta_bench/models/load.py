@@ -1,0 +1,95 @@
+"""Build the classifier of an experiment, with its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModel
+from transformers.utils import logging as transformers_logging
+
+from sparta_bench.config import Config
+from sparta_bench.errors import InputError
+from sparta_bench.models.answers import answer_tokens, vocabulary_rows
+from sparta_bench.models.classifier import Classifier, random_head
+from sparta_bench.models.precision import Precision
+from sparta_bench.models.source import revision_of, source_of, unreachable
+
+
+def load_classifier(
+    config: Config, tokenizer: Any, precision: Precision, device: torch.device
+) -> Classifier:
+    """The pretrained backbone in `precision.model_dtype` with its head, all frozen, on `device`.
+
+    Raises
+    ------
+    InputError
+        If the model cannot be had, lacks weights, or has no attention dropout to set.
+    """
+    backbone = _load_backbone(config, precision)
+    if len(tokenizer) > backbone.get_input_embeddings().num_embeddings:
+        _grow_embeddings(backbone, len(tokenizer), config)
+    classes = len(config.task.labels)
+    if config.model.kind == "instruct":
+        ids = answer_tokens(tokenizer, config.task.prompt.answers)
+        head = vocabulary_rows(backbone, source_of(config.model), revision_of(config.model), ids)
+    else:
+        head = random_head(classes, backbone.config.hidden_size, config.seed)
+    classifier = Classifier(backbone, head.to(precision.trained_dtype))
+    classifier.requires_grad_(False)
+    if config.train.gradient_checkpointing:
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    return classifier.to(device)
+
+
+def _load_backbone(config: Config, precision: Precision) -> Any:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    model, dropout = config.model, config.train.dropout
+    try:
+        backbone, report = AutoModel.from_pretrained(
+            source_of(model),
+            revision=revision_of(model) or "main",
+            dtype=precision.model_dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,  # never a pickle
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise unreachable(model, error) from None
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise InputError(
+            f"model.path={source_of(model)}: {len(missing)} tensors are missing in the checkpoint, "
+            f"the first is {missing[0]}"
+        )
+    set_attention_dropout(backbone, dropout)
+    return backbone
+
+
+def set_attention_dropout(backbone: nn.Module, dropout: float) -> None:
+    """Set the attention layers' dropout, which transformers reads when it builds them.
+
+    Raises
+    ------
+    InputError
+        If a dropout is asked for that the architecture does not have.
+    """
+    found = False
+    for module in backbone.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = dropout  # type: ignore[assignment]
+            found = True
+    if dropout > 0 and not found:
+        raise InputError(
+            f"train.dropout={dropout}: {type(backbone).__name__} has no attention dropout; use 0"
+        )
+
+
+def _grow_embeddings(backbone: Any, tokens: int, config: Config) -> None:
+    # the authors' <sep> token; its embedding is random, and frozen in every method but full_ft
+    torch.manual_seed(config.seed)
+    backbone.resize_token_embeddings(tokens, mean_resizing=False)

@@ -1,0 +1,138 @@
+"""Where model and tokenizer come from, and how they are named where no path may stand."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+
+from sparta_bench.config import ModelConfig, TaskConfig
+from sparta_bench.data.prompts import SEP_TOKEN
+from sparta_bench.errors import InputError
+from sparta_bench.files import sha256_of
+
+
+def source_of(model: ModelConfig) -> str:
+    """The folder, or the repository on the hub, that transformers is to load."""
+    if model.path is not None:
+        return model.path
+    if model.embedded:
+        return str(resources.files("sparta_bench") / "tiny_models" / model.name)
+    assert model.hub_id is not None
+    return model.hub_id
+
+
+def is_local(model: ModelConfig) -> bool:
+    """Whether the model's files are in a folder of this machine."""
+    return model.path is not None or model.embedded
+
+
+def revision_of(model: ModelConfig) -> str | None:
+    """The hub's revision; a folder has none."""
+    return None if is_local(model) else model.revision
+
+
+def load_architecture(model: ModelConfig) -> PreTrainedConfig:
+    """The transformers configuration: of the folder, or of the shape in the YAML.
+
+    Raises
+    ------
+    InputError
+        If there is neither, or the folder's shape is not the one that the YAML states.
+    """
+    if not is_local(model) and model.shape is not None:
+        shape = dict(model.shape)
+        return AutoConfig.for_model(shape.pop("model_type"), **shape)
+    try:
+        found = AutoConfig.from_pretrained(
+            source_of(model), revision=revision_of(model), trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise unreachable(model, error) from None
+    stated = (model.shape or {}) if model.path is not None else {}
+    for key, value in stated.items():
+        if getattr(found, key, value) != value:
+            raise InputError(
+                f"model.path={model.path}: {key} is {getattr(found, key)}, "
+                f"where {model.name} has {value}"
+            )
+    return found
+
+
+def load_tokenizer(model: ModelConfig, task: TaskConfig) -> Any:
+    """The model's tokenizer (a fast one), with the authors' separator token if it is asked for.
+
+    Raises
+    ------
+    InputError
+        If it cannot be had.
+    """
+    source = model.tokenizer or source_of(model)
+    revision = None if model.tokenizer else revision_of(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise unreachable(model, error) from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(
+            f"model.tokenizer={source}: no tokenizer.json there, and none can be built"
+        )
+    if task.separator == "sep_token" and model.kind == "base" and len(task.columns) == 2:
+        tokenizer.add_special_tokens({"additional_special_tokens": [SEP_TOKEN]})
+    return tokenizer
+
+
+def unreachable(model: ModelConfig, error: Exception) -> InputError:
+    """One message for a model that cannot be loaded, with what a person can do."""
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if is_local(model):
+        return InputError(f"model.path={source_of(model)}: cannot be loaded: {reason}")
+    return InputError(
+        f"model={model.name}: {model.hub_id} cannot be loaded from the hub ({reason.strip()}). "
+        f"Ways out: accept its terms at https://huggingface.co/{model.hub_id}; "
+        "log in with `hf auth login`; or give a folder with model.path=DIR"
+    )
+
+
+def fingerprint_of(model: ModelConfig) -> str:
+    """What identifies the base model: its files' hash, or the hub's commit.
+
+    Raises
+    ------
+    InputError
+        If the hub cannot be asked.
+    """
+    if is_local(model):
+        folders = [source_of(model)] + ([model.tokenizer] if model.tokenizer else [])
+        return hashlib.sha256("".join(_hash_folder(f) for f in folders).encode()).hexdigest()[:16]
+    try:
+        found = AutoConfig.from_pretrained(
+            source_of(model), revision=model.revision, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise unreachable(model, error) from None
+    commit = getattr(found, "_commit_hash", None) or model.revision
+    return f"{commit}" + (f"+{_hash_folder(model.tokenizer)}" if model.tokenizer else "")
+
+
+def _hash_folder(folder: str) -> str:
+    paths = [
+        path
+        for path in sorted(Path(folder).iterdir())
+        if path.suffix in (".json", ".safetensors", ".model")
+        and path.name != "generation_config.json"
+    ]
+    digests = [f"{p.name} {_hash_file(p, p.stat().st_size, p.stat().st_mtime_ns)}" for p in paths]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1024)
+def _hash_file(path: Path, size_bytes: int, modified_ns: int) -> str:
+    # size and time are only there so that a changed file is hashed again
+    return sha256_of(path)

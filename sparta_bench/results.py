@@ -1,0 +1,190 @@
+"""The record of a run: what identifies it, what stands in it, where it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparta_bench import __version__
+from sparta_bench.config import Config, SpartaConfig
+from sparta_bench.files import write_json
+from sparta_bench.models.precision import Precision
+
+SCHEMA = 1
+PROTOCOL = 1  # counted up when the code changes in a way that changes outcomes
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
+
+# Where things are and what is kept, not what comes out. What the data and the base model are is in
+# their fingerprints, so that the same files elsewhere are the same run.
+NOT_IN_RUN_ID = {
+    "": ("results_dir", "cache_dir", "force", "save", "device"),
+    "model": ("path", "tokenizer", "hub_id", "revision", "shape", "embedded"),
+    "task": ("hub", "data_dir", "tsv", "generated", "on_bad_row"),
+    "train": ("checkpoint_every",),
+}
+
+
+def run_id_of(
+    config: Config, precision: Precision, base_fingerprint: str, data_fingerprint: str
+) -> str:
+    """A hash of everything that can change the outcome, and of nothing else (12 hex digits)."""
+    settings = config.as_dict()
+    for group, keys in NOT_IN_RUN_ID.items():
+        part = settings[group] if group else settings
+        for key in keys:
+            del part[key]
+    settings["model"]["dtype"] = precision.as_dict()
+    if config.model.kind == "base":
+        del settings["task"]["prompt"]  # not read
+    settings |= {"base": base_fingerprint, "data": data_fingerprint, "protocol": PROTOCOL}
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run_folder(config: Config, run_id: str) -> Path:
+    """`<results_dir>/runs/<task>/<model>/<method>/<run_id>`."""
+    parts = (config.task.name, config.model.name, config.method.name, run_id)
+    return Path(config.results_dir, "runs", *parts)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record in a run's folder, or null if there is none that can be read."""
+    try:
+        record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
+    """Write `result.json`, whole, as the last file of a run."""
+    path = folder / "result.json"
+    write_json(path, record)
+    return path
+
+
+def new_record(config: Config, run_id: str, base_fingerprint: str) -> dict[str, Any]:
+    """A record with everything that is known before the run; the rest is null."""
+    density = config.method.density if isinstance(config.method, SpartaConfig) else None
+    return {
+        "schema": SCHEMA,
+        "run_id": run_id,
+        "status": "interrupted",
+        "error": None,
+        "model": config.model.name,
+        "task": config.task.name,
+        "method": config.method.name,
+        "density": density,
+        "seed": config.seed,
+        "config": _without_paths(config).as_dict(),
+        "base_model": {"name": config.model.name, "fingerprint": base_fingerprint},
+        "started": now(),
+        "finished": None,
+        "data": None,
+        "parameters": None,
+        "dev": None,
+        "test": None,
+        "training": None,
+        "history": [],
+        "environment": None,
+    }
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _without_paths(config: Config) -> Config:
+    """A folder by its own name: records travel, machines' paths do not."""
+
+    def name(path: str | None) -> str | None:
+        return None if path is None else Path(path).resolve().name
+
+    model = replace(
+        config.model, path=name(config.model.path), tokenizer=name(config.model.tokenizer)
+    )
+    task = replace(config.task, data_dir=name(config.task.data_dir))
+    results_dir = Path(config.results_dir)
+    return replace(
+        config,
+        model=model,
+        task=task,
+        results_dir=results_dir.name if results_dir.is_absolute() else config.results_dir,
+        cache_dir=name(config.cache_dir),
+    )
+
+
+def error_of(error: BaseException) -> dict[str, str]:
+    """Type, message and traceback, with places named by module and line instead of by path."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
+    message = str(error) or type(error).__name__
+    return {"type": type(error).__name__, "message": message, "traceback": "\n".join(lines)}
+
+
+def _short(filename: str) -> str:
+    parts = Path(filename).parts
+    for start in ("site-packages", "sparta_bench"):
+        if start in parts:
+            place = len(parts) - parts[::-1].index(start)
+            return "/".join(parts[place if start == "site-packages" else place - 1 :])
+    return parts[-1]
+
+
+def environment(device: torch.device, precision: Precision, processes: int) -> dict[str, Any]:
+    """Versions, device, dtypes and the code's revision."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "versions": {
+            "sparta_bench": __version__,
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in PACKAGES},
+        },
+        "platform": f"{sys.platform} {platform.machine()}",
+        "device": {"type": device.type, "name": name, "threads": torch.get_num_threads()},
+        "processes": processes,
+        "dtypes": precision.as_dict(),
+        **_revision(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _revision() -> dict[str, Any]:
+    """The code's git revision, and whether tracked files differ from it; null in no checkout."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        # an installed package may lie inside somebody else's repository
+        if git("ls-files", "--error-unmatch", "sparta_bench/results.py") is None:
+            return {"git_revision": None, "dirty": None}
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return {"git_revision": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except FileNotFoundError:  # no git
+        return {"git_revision": None, "dirty": None}

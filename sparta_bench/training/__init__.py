@@ -1,0 +1,1 @@
+"""The training loop and its parts; knows no method by name."""

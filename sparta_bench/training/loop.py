@@ -1,0 +1,344 @@
+"""One training loop for every method, on accelerate.
+
+Read `train` first: it is the experiment's protocol. The loop knows of the method only the values
+that train and that they must be written into the model after they changed (`Trained`).
+
+With several processes each takes its share of every batch; only the gradients of what trains
+travel between them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from sparta_bench.config import TrainConfig
+from sparta_bench.data.batches import collate, evaluation_batches, training_batches
+from sparta_bench.data.encode import Encoded
+from sparta_bench.errors import TrainingError
+from sparta_bench.methods.trained import Trained
+from sparta_bench.models.classifier import Classifier
+from sparta_bench.training import checkpoint as ckpt
+from sparta_bench.training.metrics import score
+from sparta_bench.training.optim import build_optimizer, learning_rate_at
+from sparta_bench.training.progress import Reporter
+
+# Looking at a loss makes a GPU wait for it; so losses are looked at in groups.
+STEPS_BETWEEN_LOOKS = 10
+
+
+@dataclass
+class Progress:
+    """Where the training is; all that a checkpoint needs beside tensors."""
+
+    step: int = 0
+    best_step: int = 0
+    best_loss: float = math.inf
+    evaluations_without_gain: int = 0
+    stopped_early: bool = False
+    finished: bool = False
+    train_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    examples: int = 0
+    tokens: int = 0
+    loss_sum: float = 0.0  # over the examples since the last evaluation
+    loss_examples: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """How long the training is, in optimizer steps."""
+
+    steps_per_epoch: int
+    steps: int
+    eval_every: int
+
+
+def plan_steps(train_examples: int, train: TrainConfig) -> Plan:
+    """Steps of an epoch (its last, smaller batch counts), of all, and between evaluations."""
+    per_epoch = math.ceil(train_examples / train.batch_size)
+    steps = math.ceil(per_epoch * train.epochs)
+    if train.max_steps is not None:
+        steps = min(steps, train.max_steps)
+    return Plan(per_epoch, steps, train.eval_every or math.ceil(per_epoch / 4))
+
+
+class Training:
+    """The training of one classifier with one method."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        classifier: Classifier,
+        trained: Trained,
+        train_set: Encoded,
+        dev_set: Encoded,
+        settings: TrainConfig,
+        seed: int,
+        checkpoint_path: Path | None = None,
+    ) -> None:
+        self.accelerator = accelerator
+        self.device: torch.device = accelerator.device
+        self.classifier = classifier
+        self.trained = trained
+        self.train_set = train_set
+        self.dev_set = dev_set
+        self.settings = settings
+        self.seed = seed
+        self.checkpoint_path = checkpoint_path
+        self.plan = plan_steps(len(train_set), settings)
+        self.optimizer: Optimizer = build_optimizer(trained.groups(settings.weight_decay), settings)
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+
+    # ------------------------------------------------------------------ the protocol
+    def train(
+        self, reporter: Reporter, after_step: Callable[[int], None] | None = None
+    ) -> Progress:
+        """Train until the steps are used up or the dev loss no longer falls, then restore the
+        state with the lowest dev loss.
+
+        Raises
+        ------
+        TrainingError
+            If a loss is not a number or infinite.
+        """
+        resumed = self._resume()
+        if not resumed:
+            self._evaluate_dev(reporter)
+        progress = self.progress
+        looked_at = time.perf_counter()
+        pending: list[tuple[int, Tensor, int]] = []
+        for rows in self._batches_to_go():
+            rate = learning_rate_at(progress.step, self.plan.steps, self.settings)
+            pending.append((progress.step + 1, self._step(rows, rate), len(rows)))
+            progress.step += 1
+            evaluate = progress.step % self.plan.eval_every == 0 or progress.step == self.plan.steps
+            if evaluate or len(pending) == STEPS_BETWEEN_LOOKS:
+                loss = self._look_at(pending, rate)
+                reporter.step(progress.step, loss, rate)
+                progress.train_seconds += time.perf_counter() - looked_at
+                looked_at = time.perf_counter()
+            if evaluate:
+                self._evaluate_dev(reporter)
+                looked_at = time.perf_counter()
+            if self._checkpoint_is_due():
+                self._look_at(pending, rate)
+                self._save_checkpoint()
+                looked_at = time.perf_counter()
+            if after_step is not None:
+                after_step(progress.step)
+            if progress.stopped_early:
+                break
+        if self.best:
+            self.trained.restore(self.best)
+        return progress
+
+    def evaluate(self, data: Encoded) -> dict[str, float]:
+        """Loss (nats per example), accuracy and mcc of the present state."""
+        logits = self._logits(data)
+        return score(logits, np.asarray(data.labels))
+
+    # ------------------------------------------------------------------------- steps
+    def _batches_to_go(self) -> Iterator[list[int]]:
+        lengths = self.train_set.lengths()
+        while self.progress.step < self.plan.steps and not self.progress.stopped_early:
+            epoch, done = divmod(self.progress.step, self.plan.steps_per_epoch)
+            batches = training_batches(
+                lengths,
+                self.settings.batch_size,
+                self.settings.bucket_batches,
+                f"{self.seed}:{epoch}",
+            )
+            left = self.plan.steps - self.progress.step
+            yield from batches[done : done + left]
+
+    def _step(self, rows: list[int], rate: float) -> Tensor:
+        """One optimizer step; returns the batch's mean loss, still on the device."""
+        self.classifier.train()
+        self._seed_step()
+        total = torch.zeros((), device=self.device)
+        size = math.ceil(len(rows) / self.settings.accumulation_steps)
+        for start in range(0, len(rows), size):
+            total += self._backward(rows[start : start + size], len(rows))
+        values = [value for group in self.optimizer.param_groups for value in group["params"]]
+        if self.accelerator.num_processes > 1:
+            self._sum_over_processes(values)
+            total = self.accelerator.reduce(total, "sum")
+        if self.settings.max_grad_norm:
+            grads = [value.grad for value in values if value.grad is not None]
+            norm = get_total_norm(grads)
+            clip_grads_with_norm_(values, self.settings.max_grad_norm, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.trained.write()
+        self.progress.examples += len(rows)
+        self.progress.tokens += sum(len(self.train_set.ids[row]) for row in rows)
+        return total
+
+    def _seed_step(self) -> None:
+        # Dropout and stochastic rounding draw from the step's own stream, so that a resumed run
+        # draws the same, and evaluation in between changes nothing.
+        place = (self.progress.step, self.accelerator.process_index)
+        torch.manual_seed(int.from_bytes(sha256(f"{self.seed}:{place}".encode()).digest()[:7]))
+
+    def _backward(self, rows: list[int], batch_examples: int) -> Tensor:
+        """Gradient of this process's share of `rows`, weighed so that all shares of a batch add
+        up to its mean over examples."""
+        rows = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        if not rows:
+            return torch.zeros((), device=self.device)
+        batch = self._to_device(collate(self.train_set, rows))
+        labels = batch.pop("labels")
+        loss = F.cross_entropy(self.classifier(**batch), labels, reduction="sum") / batch_examples
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _sum_over_processes(self, values: list[Tensor]) -> None:
+        for value in values:
+            if value.grad is None:  # this process had no example of the batch
+                value.grad = torch.zeros_like(value)
+            value.grad = self.accelerator.reduce(value.grad, "sum")
+
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _look_at(self, pending: list[tuple[int, Tensor, int]], rate: float) -> float:
+        """Add the pending losses up, refuse any that is no number; returns the last."""
+        last = math.nan
+        for step, loss, examples in pending:
+            last = float(loss)
+            if not math.isfinite(last):
+                raise TrainingError(
+                    f"the training loss is {last} at step {step}: {self._cause(step, rate)}"
+                )
+            self.progress.loss_sum += last * examples
+            self.progress.loss_examples += examples
+        pending.clear()
+        return last
+
+    def _cause(self, step: int, rate: float) -> str:
+        """Why a loss at this step (0: before the first) is probably no number."""
+        if step > 1:
+            return (
+                f"the learning rate of {rate:.1e} is probably too high; try a third of it, or "
+                f"clip with train.max_grad_norm (now {self.settings.max_grad_norm:g}; 0 is off)"
+            )
+        for name, tensor in self.classifier.named_parameters():
+            if not tensor.isfinite().all():
+                return f"the base model holds values that are no numbers, in {name}"
+        return "the forward pass overflows; try model.dtype=float32"
+
+    # -------------------------------------------------------------------- evaluation
+    def _evaluate_dev(self, reporter: Reporter) -> None:
+        """Note the dev scores; keep the state if its loss is the lowest. The untrained state is
+        noted, but never the result."""
+        progress, settings = self.progress, self.settings
+        started = time.perf_counter()
+        scores = self.evaluate(self.dev_set)
+        progress.evaluation_seconds += time.perf_counter() - started
+        if not math.isfinite(scores["loss"]):
+            cause = self._cause(progress.step, self._last_rate())
+            raise TrainingError(
+                f"the dev loss is {scores['loss']} after step {progress.step}: {cause}"
+            )
+        gained = scores["loss"] < progress.best_loss - settings.min_improvement
+        better = progress.step > 0 and scores["loss"] < progress.best_loss
+        if progress.step > 0:
+            progress.evaluations_without_gain = (
+                0 if gained else progress.evaluations_without_gain + 1
+            )
+        if better:
+            progress.best_loss, progress.best_step = scores["loss"], progress.step
+            self.best = self.trained.snapshot()
+        self._note(scores)
+        patience = settings.patience
+        progress.stopped_early = bool(patience) and progress.evaluations_without_gain >= patience
+        reporter.evaluated(progress.step, scores, better)
+
+    def _last_rate(self) -> float:
+        return learning_rate_at(max(self.progress.step - 1, 0), self.plan.steps, self.settings)
+
+    def _note(self, scores: dict[str, float]) -> None:
+        progress = self.progress
+        seen = progress.loss_examples
+        progress.history.append(
+            {
+                "step": progress.step,
+                "epoch": round(progress.step / self.plan.steps_per_epoch, 4),
+                "train_loss": progress.loss_sum / seen if seen else None,
+                "dev_loss": scores["loss"],
+                "dev_accuracy": scores["accuracy"],
+                "dev_mcc": scores["mcc"],
+                "learning_rate": self._last_rate(),
+            }
+        )
+        progress.loss_sum, progress.loss_examples = 0.0, 0
+
+    @torch.no_grad()
+    def _logits(self, data: Encoded) -> np.ndarray[Any, Any]:
+        """Logits of all examples (float32, examples x classes), in the order of `data`."""
+        self.classifier.eval()
+        size = self.settings.eval_batch_size or 2 * math.ceil(
+            self.settings.batch_size / self.settings.accumulation_steps
+        )
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        classes = self.classifier.head.out_features
+        logits = torch.zeros(len(data), classes, device=self.device)
+        for rows in evaluation_batches(data.lengths(), size)[rank::world]:
+            batch = self._to_device(collate(data, rows))
+            batch.pop("labels")
+            logits[torch.tensor(rows, device=self.device)] = self.classifier(**batch)
+        if world > 1:
+            logits = self.accelerator.reduce(logits, "sum")
+        return logits.cpu().numpy()
+
+    # ------------------------------------------------------------------- checkpoints
+    def _checkpoint_is_due(self) -> bool:
+        every = self.settings.checkpoint_every
+        return every is not None and self.progress.step % every == 0
+
+    def _save_checkpoint(self) -> None:
+        if self.checkpoint_path is None or not self.accelerator.is_main_process:
+            return
+        tensors: dict[str, Tensor] = {}
+        tensors |= {f"value.{name}": value for name, value in self.trained.values.items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        tensors |= ckpt.optimizer_tensors(self.optimizer)
+        ckpt.save_checkpoint(self.checkpoint_path, vars(self.progress), tensors)
+
+    def _resume(self) -> bool:
+        """Go back to the checkpoint, if there is one."""
+        found = None if self.checkpoint_path is None else ckpt.load_checkpoint(self.checkpoint_path)
+        if found is None:
+            return False
+        progress, tensors = found
+        self.progress = Progress(**progress)
+        self.trained.restore(_with_prefix(tensors, "value."))
+        self.best = _with_prefix(tensors, "best.")
+        ckpt.restore_optimizer(self.optimizer, tensors)
+        return True
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
