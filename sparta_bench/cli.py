@@ -4,9 +4,12 @@ shell completion answer at once."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
+import traceback
 import warnings
+from argparse import ArgumentError, Namespace
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -15,7 +18,15 @@ import hydra
 from hydra._internal.utils import get_args_parser
 
 from sparta_bench import __version__
-from sparta_bench.compose import compose, compose_all, config_dir, sweep_jobs, to_plain
+from sparta_bench.compose import (
+    HYDRA_ERRORS,
+    compose,
+    compose_all,
+    config_dir,
+    first_line,
+    sweep_jobs,
+    to_plain,
+)
 from sparta_bench.config import from_dict
 from sparta_bench.errors import InputError, did_you_mean
 
@@ -93,12 +104,7 @@ def _plan(arguments: list[str]) -> int:
 # ---------------------------------------------------------------------------- experiments
 def _experiments(arguments: list[str]) -> int:
     """One run, or with `-m` one after the other, through Hydra; the worst outcome is the code."""
-    parser = get_args_parser()
-    options, unknown = parser.parse_known_args(arguments)
-    wrong = [option for option in unknown if option.startswith("-")]
-    if wrong:
-        raise InputError(*(f"{option}: no such option (see --help)" for option in wrong))
-    overrides = [*options.overrides, *unknown]
+    options, overrides = _options(arguments)
     only_shows = options.help or options.hydra_help or options.info or options.cfg
     if not (only_shows or options.shell_completion):
         # Hydra would stop at its first error, and in a sweep only after earlier runs
@@ -110,15 +116,43 @@ def _experiments(arguments: list[str]) -> int:
         outcomes.append(_one(composed))
 
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise faults, so that they are told here, in one line
     try:
         experiment()
+    except HYDRA_ERRORS as error:
+        compose(overrides)  # which says it better, if it is the overrides' fault
+        raise InputError(first_line(error)) from None
+    except OSError as error:  # Hydra's own folders; those of a run are told by `_one`
+        raise InputError(f"hydra.run.dir or hydra.sweep.dir: {error}") from None
     finally:
         sys.argv = before
     return _close(outcomes)
 
 
+def _options(arguments: list[str]) -> tuple[Namespace, list[str]]:
+    """Hydra's options and the overrides, checked as far as Hydra would answer with a traceback."""
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        options, unknown = parser.parse_known_args(arguments)
+    except ArgumentError as error:
+        raise InputError(str(error)) from None
+    lines = [f"{word}: no such option (see --help)" for word in unknown if word.startswith("-")]
+    for name in ("config_path", "config_name", "config_dir", "experimental_rerun"):
+        if getattr(options, name) is not None:
+            lines.append(f"--{name.replace('_', '-')}: this option of Hydra's is not supported")
+    overrides = [*options.overrides, *(word for word in unknown if not word.startswith("-"))]
+    if options.shell_completion and not re.fullmatch(
+        r"(install|uninstall|query)=(bash|zsh|fish)", " ".join(overrides)
+    ):
+        lines.append("--shell-completion: needs install=, uninstall= or query= and a shell's name")
+    if lines:
+        raise InputError(*lines)
+    return options, overrides
+
+
 def _one(composed: Any) -> tuple[int, str]:
-    """Run one experiment; a fault of its input does not keep a sweep's others from running."""
+    """Run one experiment; whatever happens to it does not keep a sweep's others from running."""
     _quiet_libraries()
     try:
         config = from_dict(to_plain(composed))
@@ -132,6 +166,12 @@ def _one(composed: Any) -> tuple[int, str]:
         # Hydra turns it into an error of its own; the exit code is ours to give
         _tell("interrupted")
         sys.exit(INTERRUPTED)
+    except OSError as error:
+        _tell(str(error))
+        return FAILED, str(error)
+    except Exception as error:  # a fault of the program
+        traceback.print_exc()
+        return FAILED, f"{type(error).__name__}: {error}"
     line = summary_line(record, path, was_there)
     if os.environ.get("RANK", "0") == "0":
         print(line, flush=True)

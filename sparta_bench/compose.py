@@ -6,6 +6,7 @@ each fault becomes one line with the nearest right name.
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from sparta_bench.config import Config, from_dict
 from sparta_bench.errors import InputError, did_you_mean
 
 GROUPS = ("model", "task", "method", "train")
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+KEY = re.compile(r"(\+\+?|~)?\w+([./@-]\w+)*", re.ASCII)
 
 
 def config_dir() -> Path:
@@ -42,7 +45,7 @@ def choices(group: str) -> list[str]:
 
 def to_plain(composed: Any) -> dict[str, Any]:
     """Hydra's composed configuration as plain dictionaries, interpolations resolved."""
-    plain = OmegaConf.to_container(composed, resolve=True)
+    plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items() if key != "hydra"}
 
@@ -76,19 +79,44 @@ def compose_all(jobs: list[list[str]]) -> list[Config]:
 
 def sweep_jobs(overrides: list[str]) -> list[list[str]]:
     """The jobs of a `-m` command line: every combination of the comma-separated values."""
-    parsed = _parse(overrides)
-    if any(override.key_or_group.startswith("hydra/sweeper") for override in parsed):
-        return []  # another sweeper decides at run time what its jobs are
-    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        parsed = _parse(overrides)
+        fixed = [
+            str(override.input_line) for override in parsed if not override.is_sweep_override()
+        ]
+        if any(_misuse(override) for override in parsed if not override.is_sweep_override()):
+            return [fixed]  # composing it will tell what is wrong
+        try:
+            sweeper = hydra_compose("config", fixed, return_hydra_config=True).hydra.sweeper
+        except HYDRA_ERRORS:
+            return [fixed]
+        if not sweeper._target_.endswith(".BasicSweeper"):
+            return []  # another sweeper decides at run time what its jobs are
+        parameters = [f"{key}={values}" for key, values in (sweeper.params or {}).items()]
+        try:
+            batches = BasicSweeper.split_arguments(_parse(parameters) + parsed, max_batch_size=None)
+        except HYDRA_ERRORS as error:
+            raise InputError(first_line(error)) from None
+    if not batches or not batches[0]:
+        raise InputError("-m: the values given make no job at all")
     return [list(job) for job in batches[0]]
 
 
 def _parse(overrides: list[str]) -> list[Override]:
     lines, parsed = [], []
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     for text in overrides:
+        key, equals, _ = text.partition("=")
         try:
-            parsed += OverridesParser.create().parse_overrides([text])
+            override = parser.parse_overrides([text])[0]
         except HydraException:
+            override = None
+        if override is not None and override.key_or_group:
+            parsed.append(override)
+        elif equals and KEY.fullmatch(key):
+            lines.append(f"{text}: the value has characters that need quotes: '{key}=\"...\"'")
+        else:
             lines.append(f"{text}: not of the form key=value")
     if lines:
         raise InputError(*lines)
@@ -96,45 +124,65 @@ def _parse(overrides: list[str]) -> list[Override]:
 
 
 def _compose_one(overrides: list[str]) -> Config:
-    try:
-        composed = hydra_compose("config", overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(*(_explain(overrides) or [_first_line(error)])) from None
-    try:
-        return from_dict(to_plain(composed))
-    except OmegaConfBaseException as error:
-        raise InputError(_first_line(error)) from None
+    parsed = _parse(overrides)
+    if not any(_misuse(override) for override in parsed):
+        try:
+            return from_dict(to_plain(hydra_compose("config", overrides=overrides)))
+        except HYDRA_ERRORS as error:
+            raise InputError(*(_explain(parsed) or [first_line(error)])) from None
+    raise InputError(*_explain(parsed))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of a message that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "unknown")
 
 
-def _explain(overrides: list[str]) -> list[str]:
+def _misuse(override: Override) -> str | None:
+    """What is wrong with a choice of a group, or with several values for one run."""
+    group = override.key_or_group
+    if group.startswith("hydra.sweeper.params"):
+        return "write a grid as key=value,value"  # Hydra asserts here
+    if override.is_sweep_override():
+        return "several values are a grid, and need -m"
+    if group not in GROUPS:
+        return None
+    known = choices(group)
+    if override.is_add() or override.is_delete() or override.package is not None:
+        return f"choose one with {group}=NAME; known: {', '.join(known)}"
+    choice = override.value()
+    if choice in known:
+        return None
+    near = did_you_mean(choice, known) if isinstance(choice, str) else ""
+    return f"no such {group}{near}; known: {', '.join(known)}"
+
+
+def _explain(overrides: list[Override]) -> list[str]:
     """Try the overrides one by one and say of each that fails why."""
     lines: list[str] = []
-    good_groups: list[str] = []
-    values: list[tuple[str, Override]] = []
-    for text, override in zip(overrides, _parse(overrides), strict=True):
-        group, choice = override.key_or_group, override.get_value_element_as_str()
-        if group not in GROUPS:
-            values.append((text, override))
-        elif choice not in choices(group):
-            known = choices(group)
-            lines.append(
-                f"{text}: no such {group}{did_you_mean(choice, known)}; known: {', '.join(known)}"
-            )
+    groups: list[Override] = []
+    values: list[Override] = []
+    for override in overrides:
+        misuse = _misuse(override)
+        if misuse is not None:
+            lines.append(f"{override.input_line}: {misuse}")
         else:
-            good_groups.append(text)
-    keys = _all_keys(to_plain(hydra_compose("config", overrides=good_groups)))
-    for text, override in values:
+            (groups if override.key_or_group in GROUPS else values).append(override)
+    good = [str(override.input_line) for override in groups]
+    keys = _all_keys(to_plain(hydra_compose("config", overrides=good)))
+    against_rules: dict[str, None] = {}
+    for override in values:
+        key, text = override.key_or_group, str(override.input_line)
         try:
-            hydra_compose("config", overrides=[*good_groups, text])
-        except (HydraException, OmegaConfBaseException) as error:
-            known_key = override.key_or_group in keys
-            near = did_you_mean(override.key_or_group, keys)
-            lines.append(f"{text}: " + (_first_line(error) if known_key else f"no such key{near}"))
-    return lines
+            from_dict(to_plain(hydra_compose("config", overrides=[*good, text])))
+        except HYDRA_ERRORS as error:
+            known = key in keys or key.startswith("hydra")
+            why = first_line(error) if known else f"no such key{did_you_mean(key, keys)}"
+            lines.append(f"{text}: {why}")
+        except InputError as error:
+            mine = [line for line in error.lines if line.startswith((f"{key}=", f"{key}:"))]
+            against_rules |= dict.fromkeys(mine)
+    return [*lines, *against_rules]
 
 
 def _all_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:

@@ -140,10 +140,10 @@ def _read_cache(path: Path, rows: int) -> list[np.ndarray[Any, np.dtype[np.int32
         tensors = load_file(path)
     except (OSError, SafetensorError):
         return None  # not there, or cut short by a crash: encoded again
-    lengths = tensors.get("lengths")
-    if lengths is None or len(lengths) != rows or lengths.sum() != len(tensors["ids"]):
+    ids, lengths = tensors.get("ids"), tensors.get("lengths")
+    if ids is None or lengths is None or len(lengths) != rows or lengths.sum() != len(ids):
         return None
-    return np.split(tensors["ids"], np.cumsum(lengths)[:-1])
+    return np.split(ids, np.cumsum(lengths)[:-1])
 
 
 def _write_cache(path: Path, ids: list[np.ndarray[Any, np.dtype[np.int32]]]) -> None:

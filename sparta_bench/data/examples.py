@@ -46,14 +46,15 @@ class BadRowError(ValueError):
 
 
 def parse_label(value: Any, names: Sequence[str]) -> int:
-    """A label's number from a number, its digits or its name."""
-    if isinstance(value, str):
-        word = value.strip()
-        if word in names:
-            return names.index(word)
-        value = int(word) if word.lstrip("-").isdecimal() else value
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
-        return value
+    """A label's number from a number (1.0 as well: a column with gaps has them), its digits or
+    its name."""
+    word = value.strip() if isinstance(value, str) else None
+    if word in names:
+        return names.index(word)
+    number = int(word) if word is not None and word.isascii() and word.isdigit() else value
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if is_number and number in range(len(names)):
+        return int(number)
     known = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
     raise BadRowError(f"label {value!r} is none of {known}")
 
@@ -73,4 +74,15 @@ def parse_row(row: Mapping[str, Any], task: TaskConfig) -> tuple[tuple[str, ...]
     for column, text in zip(task.columns, texts, strict=True):
         if not isinstance(text, str):
             raise BadRowError(f"{column} is {text!r}, not a text")
+        if not _is_unicode(text):
+            raise BadRowError(f"{column} holds half a surrogate pair")
     return texts, parse_label(row["label"], task.labels)
+
+
+def _is_unicode(text: str) -> bool:
+    # JSON can spell "\\ud800", which no tokenizer takes
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

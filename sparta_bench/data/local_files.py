@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +29,38 @@ def read_split(task: TaskConfig, split: str) -> Examples:
     paths = _find(task, split)
     examples = Examples()
     for path in paths:
-        for number, row in _rows(path, task.tsv):
-            try:
-                if isinstance(row, BadRowError):
-                    raise row
-                texts, label = parse_row(row, task)
-            except BadRowError as problem:
-                if task.on_bad_row == "error":
-                    raise InputError(
-                        f"{path}, row {number}: {problem} "
-                        "(task.on_bad_row=skip leaves such rows out and counts them)"
-                    ) from None
-                examples.bad_rows += 1
-                continue
-            examples.texts.append(texts)
-            examples.labels.append(label)
+        try:
+            _read_into(examples, path, task)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not examples:
-        raise InputError(f"{paths[0]}: split {split} has no usable rows")
+        bad = f" ({examples.bad_rows} bad)" if examples.bad_rows else ""
+        raise InputError(f"{paths[0]}: split {split} has no usable rows{bad}")
     return examples
+
+
+def _read_into(examples: Examples, path: Path, task: TaskConfig) -> None:
+    for number, row in _rows(path, task.tsv):
+        try:
+            if isinstance(row, BadRowError):
+                raise row
+            texts, label = parse_row(row, task)
+        except BadRowError as problem:
+            if task.on_bad_row == "error":
+                raise InputError(
+                    f"{path}, row {number}: {problem} "
+                    "(task.on_bad_row=skip leaves such rows out and counts them)"
+                ) from None
+            examples.bad_rows += 1
+            continue
+        examples.texts.append(texts)
+        examples.labels.append(label)
 
 
 def _find(task: TaskConfig, split: str) -> list[Path]:
     root = Path(str(task.data_dir))
     tried: list[str] = []
-    if task.tsv is not None:
+    if task.tsv is not None and split in task.tsv.files:
         for folder in (root / task.tsv.folder, root):
             path = folder / task.tsv.files[split]
             if path.is_file():
@@ -63,6 +71,7 @@ def _find(task: TaskConfig, split: str) -> list[Path]:
         for suffix in TABLE_SUFFIXES:
             # the hub names its files train-00000-of-00001.parquet
             found = [*folder.glob(f"{split}{suffix}"), *folder.glob(f"{split}-*{suffix}")]
+            found = [path for path in found if path.is_file()]
             if found:
                 return sorted(found)
     tried += [f"{split}{suffix}" for suffix in TABLE_SUFFIXES]
@@ -106,6 +115,7 @@ def _tsv_rows(path: Path, tsv: Tsv) -> Iterator[Row]:
             continue
         fields = line.split("\t")
         if places is None:
+            _refuse_twins(path, [name for name in fields if name in tsv.columns.values()])
             header = _header_places(fields, tsv)
             places = header or tsv.positions
             if places is None:
@@ -121,6 +131,12 @@ def _tsv_rows(path: Path, tsv: Tsv) -> Iterator[Row]:
             yield number, BadRowError(f"{len(fields)} tab-separated fields, where {width} belong")
         else:
             yield number, {name: fields[place] for name, place in places.items()}
+
+
+def _refuse_twins(path: Path, header: Sequence[str]) -> None:
+    twins = [name for name in dict.fromkeys(header) if header.count(name) > 1]
+    if twins:
+        raise InputError(f"{path}, row 1: the header has {', '.join(twins)} twice")
 
 
 def _header_places(fields: list[str], tsv: Tsv) -> dict[str, int] | None:
@@ -140,8 +156,10 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 def _json_object(line: str) -> dict[str, Any] | BadRowError:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return BadRowError(f"not JSON: {error}")
+    except RecursionError:
+        return BadRowError("not JSON: nested too deeply")
     return row if isinstance(row, dict) else BadRowError("not a JSON object")
 
 
@@ -150,6 +168,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
+            _refuse_twins(path, reader.fieldnames or [])
             for row in reader:
                 if None in row or None in row.values():
                     width = len(reader.fieldnames or [])
@@ -169,7 +188,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
     try:
         rows = parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: not readable as parquet: {reason}") from None
     yield from enumerate(rows, start=1)

@@ -9,7 +9,7 @@ from sparta_bench.config import Hub, TaskConfig
 from sparta_bench.data import local_files
 from sparta_bench.data.examples import BadRowError, Examples, parse_row
 from sparta_bench.data.tiny import generate
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, one_of
 
 
 @dataclass
@@ -70,8 +70,10 @@ def _read(task: TaskConfig, split: str) -> Examples:
     if task.data_dir is not None:
         return local_files.read_split(task, split)
     if task.generated is not None:
-        rows = generate(task.generated)[split]
-        return _from_rows(rows, task, f"task.generated={task.generated}")
+        made = generate(task.generated)
+        if split not in made:
+            raise InputError(f"split {split}: task {task.name} has only {one_of(made)}")
+        return _from_rows(made[split], task, f"task.generated={task.generated}")
     assert task.hub is not None
     return _from_rows(_hub_rows(task.hub, split), task, f"{task.hub.path}, split {split}")
 

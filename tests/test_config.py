@@ -1,0 +1,531 @@
+"""The configuration: every rule, every fault told at once, and the paper's presets."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from functools import cache
+from math import inf, nan
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from sparta_bench.compose import (
+    GROUPS,
+    choices,
+    compose,
+    compose_all,
+    config_dir,
+    sweep_jobs,
+    to_plain,
+)
+from sparta_bench.config import RULES, Config, LoraConfig, SpartaConfig, from_dict
+from sparta_bench.errors import InputError
+
+
+def lines_of(*overrides: str) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        compose(list(overrides))
+    return list(caught.value.lines)
+
+
+@cache
+def composed(override: str) -> dict[str, Any]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return to_plain(hydra_compose("config", overrides=[override]))
+
+
+def checked(*overrides: str) -> Config:
+    """What `compose` gives, in a hundredth of its time: each choice is composed only once."""
+    raw = copy.deepcopy(composed("task=tiny-sst2"))
+    for text in overrides:
+        override = OverridesParser.create().parse_overrides([text])[0]
+        *path, key = override.key_or_group.split(".")
+        if not path and key in GROUPS:
+            raw[key] = copy.deepcopy(composed(text)[key])
+            continue
+        part = raw
+        for name in path:
+            part = part[name]
+        part[key] = override.value()
+    return from_dict(raw)
+
+
+def faults_of(*overrides: str) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        checked(*overrides)
+    return list(caught.value.lines)
+
+
+NUMBERS = "must be a whole number of at least"
+NAME = "must be a text that can name a folder"
+PRESETS = (
+    "must be a list of {when, set}: when may have model, task, density_from and density_to, "
+    "set has keys of train"
+)
+TASKS = "must be cola, mnli, mrpc, qnli, qqp, rte, sst2 or imdb, or null"
+# override → the one line it must give; a second element chooses what it needs to exist
+WRONG: dict[str, tuple[str, ...]] = {
+    "seed=1.5: must be a whole number from 0 to 2^63 - 1": (),
+    "seed=-1: must be a whole number from 0 to 2^63 - 1": (),
+    "seed=9223372036854775808: must be a whole number from 0 to 2^63 - 1": (),
+    "seed=null: must be a whole number from 0 to 2^63 - 1": (),
+    "seed=true: must be a whole number from 0 to 2^63 - 1": (),
+    "seed=nan: must be a whole number from 0 to 2^63 - 1": (),
+    "device=gpu: must be auto, cpu or cuda (did you mean cpu?)": (),
+    "results_dir=5: must be a folder": (),
+    "cache_dir=5: must be a text, or null": (),
+    "force=1: must be true or false": (),
+    "save=all: must be adapter, full or none (did you mean full?)": (),
+    f"model.name=a/b: {NAME}": (),
+    "model.hub_id=5: must be a text, or null": (),
+    "model.revision=null: must be a text": (),
+    "model.path=5: must be a text, or null": (),
+    "model.tokenizer=[a]: must be a text, or null": (),
+    "model.kind=chat: must be base or instruct": (),
+    "model.dtype=float16: must be auto, float32 or bfloat16 (did you mean bfloat16 or float32?)": (),  # noqa: E501
+    "model.embedded=1: must be true or false": (),
+    "model.shape=abc: must be null or have a model_type": (),
+    f"task.name=..: {NAME}": (),
+    "task.hub.path=null: must be a text": ("task=sst2",),
+    "task.hub.name=5: must be a text, or null": ("task=sst2",),
+    "task.hub.revision=null: must be a text": ("task=sst2",),
+    "task.data_dir=5: must be a text, or null": (),
+    f"task.generated=foo: {TASKS}": (),
+    "task.tsv.folder=null: must be a text": ("task=sst2",),
+    "task.tsv.files=null: must give each split a file name": ("task=sst2",),
+    "task.tsv.columns=a: must give each column a header name": ("task=sst2",),
+    "task.tsv.positions=[1]: must give each column a place from 0, or null": ("task=cola",),
+    f"task.tsv.fields=0: {NUMBERS} 1, or null": ("task=cola",),
+    "task.columns=[]: must be one or two column names": (),
+    "task.labels=[x]: must be two or more different names": (),
+    "task.train_split=null: must be a text": (),
+    "task.dev.split=null: must be a text": (),
+    "task.dev.take=first: must be all, last or random": (),
+    f"task.dev.examples=0: {NUMBERS} 1, or null": (),
+    "task.test_splits=[]: must be one or more different names": (),
+    f"task.draw_seed=-1: {NUMBERS} 0": (),
+    f"task.max_train_examples=0: {NUMBERS} 1, or null": (),
+    f"task.max_train_tokens=0: {NUMBERS} 1": (),
+    "task.separator=sep: must be newline or sep_token (did you mean sep_token?)": (),
+    "task.undo_spacing=5: must be true or false": (),
+    "task.on_bad_row=drop: must be error or skip": (),
+    "task.prompt.instruction=null: must be a text": (),
+    "task.prompt.answers=null: must be a list of names": (),
+    "task.prompt.answers_text=null: must be a text": (),
+    "task.prompt.fields=null: must be a list of names": (),
+    "method.name=foo: must be full_ft, head, lora or sparta": (),
+    "method.density=0: must lie inside (0, 1)": (),
+    "method.density=1: must lie inside (0, 1)": (),
+    "method.density=1.5: must lie inside (0, 1)": (),
+    "method.density=null: must lie inside (0, 1)": (),
+    "method.density=5%: must lie inside (0, 1)": (),
+    "method.density_of=all: must be sampled or backbone": (),
+    f"method.r=2.5: {NUMBERS} 1": ("method=lora",),
+    "method.alpha=0: must be a number above 0": ("method=lora",),
+    "method.lora_dropout=1: must be a number from 0 to below 1": ("method=lora",),
+    f"method.presets=null: {PRESETS}": (),
+    "train.learning_rate=-1: must be a number above 0": (),
+    f"train.batch_size=1.5: {NUMBERS} 1": (),
+    "train.epochs=0: must be a number above 0": (),
+    "train.weight_decay=-1: must be a number of at least 0": (),
+    "train.dropout=1: must be a number from 0 to below 1": (),
+    "train.max_grad_norm=-1: must be a number of at least 0": (),
+    f"train.patience=-1: {NUMBERS} 0": (),
+    "train.trained_dtype=float16: must be float32 or bfloat16 (did you mean bfloat16 or float32?)": (),  # noqa: E501
+    "train.betas=[0.9]: must be two numbers from 0 to below 1": (),
+    "train.eps=0: must be a number above 0": (),
+    "train.warmup_ratio=2: must be a number from 0 to 1": (),
+    "train.schedule=linaer: must be linear or constant (did you mean linear?)": (),
+    "train.floor_ratio=-1: must be a number from 0 to 1": (),
+    f"train.max_steps=0: {NUMBERS} 1, or null": (),
+    f"train.accumulation_steps=0: {NUMBERS} 1": (),
+    f"train.eval_every=0: {NUMBERS} 1, or null": (),
+    f"train.eval_batch_size=0: {NUMBERS} 1, or null": (),
+    "train.min_improvement=-1: must be a number of at least 0": (),
+    f"train.bucket_batches=-1: {NUMBERS} 0": (),
+    "train.gradient_checkpointing=yes: must be true or false": (),
+    f"train.checkpoint_every=0: {NUMBERS} 1, or null": (),
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_value_against_a_rule_gives_one_line(line: str) -> None:
+    assert faults_of(*WRONG[line], line.split(": must")[0]) == [line]
+
+
+def test_every_rule_has_a_wrong_value_in_the_table() -> None:
+    assert {line.split("=")[0] for line in WRONG} == RULES.keys()
+
+
+def test_every_setting_has_a_rule() -> None:
+    nested = {"task.dev": 3, "task.prompt": 4, "task.hub": 3, "task.tsv": 5}
+    settings = set()
+    for override in ("method=sparta", "method=lora"):
+        settings |= set(flat(plain("task=cola", override)))
+    told_together = {"method.targets"}  # its rule depends on the method
+    assert {key for key in settings if key not in RULES} == told_together
+    for key, size in nested.items():
+        assert sum(rule.startswith(f"{key}.") for rule in RULES) == size
+
+
+def plain(*overrides: str) -> dict[str, Any]:
+    return compose(list(overrides)).as_dict()
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in tree.items():
+        inner = isinstance(value, dict) and not prefix.startswith("task.tsv.")
+        if inner and key not in ("shape",):
+            keys += flat(value, f"{prefix}{key}.")
+        else:
+            keys.append(prefix + key)
+    return keys
+
+
+# ------------------------------------------------------------------ faults of more than one key
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["model=local"], "model.path=null: needs the folder of a Hugging Face model"),
+        (["model.path=/nope"], "model.path=/nope: there is no such folder"),
+        (["model.tokenizer=/nope"], "model.tokenizer=/nope: there is no such folder"),
+        (["task.data_dir=/nope"], "task.data_dir=/nope: there is no such folder"),
+        (
+            ["task.generated=null"],
+            "task.data_dir=null: this task has no data elsewhere, so it needs a folder",
+        ),
+        (
+            ["task.dev.examples=null"],
+            "task.dev.examples=null: take=last needs a number of examples",
+        ),
+        (["task=mrpc", "task.dev.examples=5"], "task.dev.examples=5: must be null with take=all"),
+        (
+            ["task=mrpc", "task.dev.split=train"],
+            "task.dev.take=all: would leave nothing of split train to train on or test",
+        ),
+        (
+            ["task.test_splits=[train]"],
+            "task.test_splits=[train]: must not hold the training split",
+        ),
+        (
+            ["task.labels=[a,b,c]"],
+            "task.prompt.answers=[No, Yes]: must hold one word for each of 3 labels",
+        ),
+        (
+            ["task.prompt.answers=[Yes,Yes]"],
+            "task.prompt.answers=[Yes, Yes]: two labels have the same word",
+        ),
+        (
+            ["task.columns=[a,b]"],
+            "task.prompt.fields=[Sentence]: must name each of 2 column(s)",
+        ),
+        (["method.targets=[]"], "method.targets=[]: must be a list of module names, or all"),
+        (
+            ["method=lora", "method.targets=all"],
+            "method.targets=all: must be a list of module names",
+        ),
+        (
+            ["train.batch_size=4", "train.accumulation_steps=8"],
+            "train.accumulation_steps=8: must not be above train.batch_size=4",
+        ),
+    ],
+)
+def test_values_that_do_not_fit_each_other(overrides: list[str], line: str) -> None:
+    assert faults_of(*overrides) == [line]
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert lines_of(f"model.path={tmp_path}") == [
+        f"model.path={tmp_path}: the folder has no config.json"
+    ]
+    assert lines_of(f"results_dir={file}") == [
+        f"results_dir={file}: must be a folder, and {file} is a file"
+    ]
+    assert lines_of(f"results_dir={file}/below") == [
+        f"results_dir={file}/below: must be a folder, and {file} is a file"
+    ]
+    assert not (tmp_path / "new").exists()
+    compose([f"results_dir={tmp_path}/new/deeper"])
+    assert not (tmp_path / "new").exists()  # composing writes nothing
+    long = "a" * 5000
+    assert lines_of(f"model.path={long}") == [f"model.path={long}: File name too long"]
+    assert lines_of(f"results_dir={long}") == [f"results_dir={long}: File name too long"]
+
+
+# ------------------------------------------------------------------------ faults of composition
+def test_all_faults_are_told_at_once() -> None:
+    lines = lines_of("model=gema-2b", "foo=3", "method.density=5", "seed=-1", "train.epohcs=3")
+    models = ", ".join(choices("model"))
+    assert lines == [
+        "model=gema-2b: no such model (did you mean gemma-2b, gemma-2b-it or tiny-gemma-it?); "
+        f"known: {models}",
+        "foo=3: no such key (did you mean force?)",
+        "train.epohcs=3: no such key (did you mean train.epochs, train.eps or train.betas?)",
+        "method.density=5: must lie inside (0, 1)",
+        "seed=-1: must be a whole number from 0 to 2^63 - 1",
+    ]
+
+
+def test_faults_of_several_groups_are_told_at_once() -> None:
+    lines = lines_of(
+        "model.kind=x", "task.labels=[a,b,c]", "method.density=0", "train.epochs=0", "save=x"
+    )
+    assert [line.split("=")[0] for line in lines] == [
+        "save", "model.kind", "method.density", "train.epochs", "task.prompt.answers"
+    ]  # fmt: skip
+
+
+CANNOT_READ = "the value has characters that need quotes"
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("foo", "foo: not of the form key=value"),
+        ("", ": not of the form key=value"),
+        ("=5", "=5: not of the form key=value"),
+        ("train.=5", "train.=5: not of the form key=value"),
+        ("results_dir=a=b", f"results_dir=a=b: {CANNOT_READ}: 'results_dir=\"...\"'"),
+        ("results_dir=é(", f"results_dir=é(: {CANNOT_READ}: 'results_dir=\"...\"'"),
+        ("+foo=1", "foo=1: no such key (did you mean force?)"),
+        ("+train.foo=1", "train.foo=1: no such key"),
+        ("+task.dev.foo=1", "task.dev.foo=1: no such key"),
+        ("~seed", "seed: is missing"),
+        ("~task.dev.take", "task.dev.take: is missing"),
+        ("~model.name", "model.name=null: must be a text that can name a folder"),
+        ("~train", "~train: choose one with train=NAME; known: default"),
+        ("+train=default", "+train=default: choose one with train=NAME; known: default"),
+        ("train@x=default", "train@x=default: choose one with train=NAME; known: default"),
+        ("train=null", "train=null: no such train; known: default"),
+        ("train=5", "train=5: no such train; known: default"),
+        ("train=[default]", "train=[default]: no such train; known: default"),
+        ("train=../method/lora", "train=../method/lora: no such train; known: default"),
+        ("task.dev=null", "task.dev=null: must have keys of its own"),
+        ("task.prompt=abc", "task.prompt=abc: must have keys of its own"),
+        ("task.hub=abc", "task.hub=abc: must have keys of its own"),
+        ("seed=1,2", "seed=1,2: several values are a grid, and need -m"),
+        ("seed=range(1,3)", "seed=range(1,3): several values are a grid, and need -m"),
+        ("seed=${nothing}", "seed=${nothing}: Interpolation key 'nothing' not found"),
+        ("seed=${seed}", "seed=${seed}: Recursive interpolation detected"),
+        ("seed=???", "seed=???: Missing mandatory value: seed"),
+        ("hydra/launcher=x", "hydra/launcher=x: In 'hydra/config': Could not find 'hydra/launcher/x'"),  # noqa: E501
+    ],
+)  # fmt: skip
+def test_an_override_that_cannot_be_used_gives_one_line(override: str, line: str) -> None:
+    assert lines_of(override) == [line]
+
+
+def test_a_key_of_another_method_is_told() -> None:
+    (line,) = lines_of("method=lora", "method.density=0.1")
+    assert line.startswith("method.density=0.1: no such key")
+
+
+def test_values_may_be_quoted() -> None:
+    assert compose(["results_dir='a=b (c), é'"]).results_dir == "a=b (c), é"
+
+
+# ----------------------------------------------------------------------------------- sweeps
+def test_a_grid_is_every_combination() -> None:
+    assert sweep_jobs(["seed=0,1", "method=sparta,lora", "force=True"]) == [
+        [f"seed={seed}", f"method={method}", "force=True"]
+        for seed in (0, 1)
+        for method in ("sparta", "lora")
+    ]
+    assert sweep_jobs(["seed=range(0,3)"]) == [["seed=0"], ["seed=1"], ["seed=2"]]
+    tasks = [["task=" + name] for name in choices("task") if name.startswith("tiny-")]
+    assert sweep_jobs(["task=glob(tiny-*)"]) == tasks
+
+
+def test_faults_of_a_grid_are_told_once_and_together() -> None:
+    with pytest.raises(InputError) as caught:
+        compose_all(sweep_jobs(["seed=0,x", "train.epochs=0,1", "model=tiny-gemma,nope"]))
+    assert [line.split(":")[0] for line in caught.value.lines] == [
+        "train.epochs=0", "model=nope", "seed=x"
+    ]  # fmt: skip
+    for values in ("seed=glob(*)", "hydra.sweeper.params.seed=1"):
+        with pytest.raises(InputError):
+            compose_all(sweep_jobs([values]))
+
+
+# --------------------------------------------------------------------------------- numbers
+def test_scientific_notation_is_a_number() -> None:
+    assert compose(["train.learning_rate=1e-5"]).train.learning_rate == 1e-5
+    assert compose(["train.learning_rate='3E-4'"]).train.learning_rate == 3e-4
+    assert compose([]).train.eps == 1e-8
+    config = compose(["train.batch_size=1e2", "task.max_train_examples=1e5", "seed=8.0"])
+    assert (config.train.batch_size, config.task.max_train_examples, config.seed) == (100, 10**5, 8)
+    assert type(config.train.batch_size) is type(config.seed) is int
+
+
+def test_whole_and_broken_numbers_are_the_same_experiment() -> None:
+    whole = compose(["train.epochs=5", "train.betas=[0,0.9]", "train.max_grad_norm=10"])
+    broken = compose(["train.epochs=5.0", "train.betas=[0.0,0.9]", "train.max_grad_norm=1e1"])
+    assert repr(whole) == repr(broken)
+    assert repr(compose(["method=lora", "method.alpha=16"])) == repr(
+        compose(["method=lora", "method.alpha=16.0"])
+    )
+
+
+@pytest.mark.parametrize("value", [inf, -inf, nan, 10**400])
+def test_numbers_without_a_float_are_refused(value: float) -> None:
+    raw = compose([]).as_dict()
+    raw["train"]["epochs"] = value
+    with pytest.raises(InputError) as caught:
+        from_dict(raw)
+    assert caught.value.lines == (f"train.epochs={value}: must be a number above 0",)
+
+
+def test_a_checked_configuration_stays_as_it_is() -> None:
+    config = compose(["task=mnli", "model=mistral-7b-it", "method=sparta_vo"])
+    assert from_dict(config.as_dict()) == config
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1  # type: ignore[misc]
+
+
+# --------------------------------------------------------------------------------- presets
+MODELS = ("gemma-2b", "gemma-2b-it", "mistral-7b", "mistral-7b-it")
+# Table 12 of the paper; "*" in its epochs (early stopping) is a patience here.
+TABLE_12: dict[tuple[str, ...], dict[str, tuple[float | None, ...]]] = {
+    ("method=full_ft",): {
+        "batch_size": (32, 32, 36, 36),
+        "epochs": (2, 2, None, None),
+        "learning_rate": (1e-5, 1e-5, 3e-6, 3e-6),
+        "max_grad_norm": (10, 50, 120, 120),
+        "dropout": (0.1, 0.1, 0.15, 0.15),
+        "weight_decay": (0.1, 0.1, 0.01, 0.01),
+    },
+    ("method=sparta", "method.density=0.05"): {
+        "batch_size": (40, 40, 16, 16),
+        "epochs": (2, 2, None, None),
+        "learning_rate": (1.5e-5, 8e-6, 2e-6, 2e-6),
+    },
+    ("method=sparta", "method.density=0.005"): {
+        "batch_size": (40, 40, 16, 16),
+        "epochs": (2, 2, None, None),
+        "learning_rate": (1e-4, 5e-5, 3e-6, 3e-6),
+    },
+    ("method=sparta", "method.density=0.0005"): {
+        "batch_size": (40, 40, 16, 16),
+        "epochs": (2, 2, None, None),
+        "learning_rate": (6e-5, 6e-5, 6e-5, 6e-5),
+    },
+    ("method=lora",): {
+        "batch_size": (40, 40, 20, 20),
+        "epochs": (3, 3, 3, 3),
+        "learning_rate": (2e-4, 2e-4, 5e-6, 5e-6),
+        "max_grad_norm": (15, 15, 0, 0),
+    },
+    ("method=head",): {
+        "batch_size": (40, 40, 16, 16),
+        "epochs": (4, 4, 3, 3),
+        "learning_rate": (2e-4, 2e-4, 1e-4, 1e-4),
+    },
+}
+
+
+@pytest.mark.parametrize("method", TABLE_12, ids=" ".join)
+@pytest.mark.parametrize("model", MODELS)
+def test_imdb_has_the_settings_of_table_12(method: tuple[str, ...], model: str) -> None:
+    config = checked("task=imdb", f"model={model}", *method)
+    for key, values in TABLE_12[method].items():
+        value = values[MODELS.index(model)]
+        if value is not None:
+            assert getattr(config.train, key) == value, key
+    stops_early = TABLE_12[method]["epochs"][MODELS.index(model)] is None
+    assert (config.train.patience > 0) == stops_early
+    if isinstance(config.method, LoraConfig):
+        assert (config.method.r, config.method.alpha, config.method.lora_dropout) == (8, 16, 0.1)
+        assert config.method.targets == ["q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("task", ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"])
+def test_glue_keeps_to_the_ranges_of_table_13(model: str, task: str) -> None:
+    rates = {1e-3, 5e-4, 2e-4, 1e-4, 5e-5, 1e-5, 5e-6}
+    decay = {"full_ft": 0.1, "sparta": 0.1, "lora": 0.1, "head": 0.0}
+    dropout = {"full_ft": 0.1, "head": 0.1}
+    for method in decay:
+        train = checked(f"task={task}", f"model={model}", f"method={method}").train
+        assert train.learning_rate in rates
+        assert train.batch_size in (32, 24, 8)
+        assert train.weight_decay == decay[method]
+        assert train.dropout == dropout.get(method, train.dropout)
+
+
+def test_only_full_fine_tuning_of_mistral_trains_in_bfloat16() -> None:
+    for model in MODELS:
+        for method in ("full_ft", "head", "lora", "sparta"):
+            dtype = checked(f"model={model}", f"method={method}").train.trained_dtype
+            expected = method == "full_ft" and model.startswith("mistral")
+            assert dtype == ("bfloat16" if expected else "float32")
+
+
+def test_an_explicit_value_beats_the_preset() -> None:
+    table = ["task=imdb", "model=gemma-2b", "method=full_ft"]
+    config = checked(*table, "train.learning_rate=3e-3", "train.patience=7")
+    assert (config.train.learning_rate, config.train.patience) == (3e-3, 7)
+    assert config.train.batch_size == 32
+    assert checked(*table, "train.weight_decay=0").train.weight_decay == 0
+
+
+@pytest.mark.parametrize(
+    ("density", "rate"),
+    [
+        (0.9, 1.5e-5), (0.01, 1.5e-5), (0.00999, 1e-4),
+        (0.001, 1e-4), (0.000999, 6e-5), (1e-9, 6e-5),
+    ],
+)  # fmt: skip
+def test_a_density_range_includes_its_lower_end(density: float, rate: float) -> None:
+    config = checked("task=imdb", "model=gemma-2b", f"method.density={density}")
+    assert config.train.learning_rate == rate
+
+
+def test_without_presets_the_missing_values_are_told() -> None:
+    told = [line.split("=")[0] for line in lines_of("method.presets=[]")]
+    assert told == [
+        f"train.{key}" for key in ("learning_rate", "batch_size", "epochs", "weight_decay",
+                                   "dropout", "max_grad_norm", "patience")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "presets",
+    ["[5]", "[{when:{}}]", "[{when:{models:[x]},set:{}}]", "[{when:{},set:{learning_rat:1}}]",
+     "[{when:{model:x},set:{}}]", "[{when:{density_to:x},set:{}}]"],
+)  # fmt: skip
+def test_a_preset_that_could_never_work_is_refused(presets: str) -> None:
+    (line,) = lines_of(f"method.presets={presets}")
+    assert line.endswith(PRESETS)
+
+
+# ------------------------------------------------------------------------------------ names
+def test_a_local_model_is_named_by_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "1e5"  # stays text
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    config = compose(["model=local", f"model.path={folder}"])
+    assert (config.model.name, config.model.kind) == ("1e5", "base")
+    assert compose(["model=local", f"model.path={folder}", "model.name=me"]).model.name == "me"
+
+
+def test_the_authors_variant_is_sparta_with_other_settings() -> None:
+    assert compose(["method=sparta_vo"]).method == SpartaConfig(
+        "sparta", 0.005, ["v_proj", "o_proj"], "backbone"
+    )
+
+
+def test_choices_leave_out_what_is_shared() -> None:
+    assert choices("train") == ["default"]
+    assert "_base" not in choices("task") and len(choices("task")) == 16
+    assert config_dir().name == "conf"
+    assert isinstance(compose([]), Config)

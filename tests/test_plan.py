@@ -1,0 +1,107 @@
+"""`plan`: the parameter counts of the four real models, to the last digit, without weights."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sparta_bench.compose import compose
+from sparta_bench.errors import InputError
+from sparta_bench.memory import paper_formula_bytes
+from sparta_bench.models.counts import count_parameters, empty_backbone
+from sparta_bench.models.source import load_architecture
+from sparta_bench.plan import as_json, as_text, plan
+
+# total, input embeddings, head, sparsifiable, norm vectors, SpaRTA at 5 % and 0.5 %, LoRA
+GOLDEN = {
+    "gemma-2b": (
+        2_506_176_512, 524_288_000, 4_096, 1_981_884_416, 75_776, 99_098_317, 9_913_518, 925_696
+    ),
+    "mistral-7b": (
+        7_113_814_016, 134_217_728, 8_192, 6_979_588_096, 266_240, 348_987_597, 34_906_132,
+        3_416_064,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def backbones() -> dict[str, Any]:
+    return {
+        name: empty_backbone(load_architecture(compose([f"model={name}"]).model)) for name in GOLDEN
+    }
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_counts_of_the_real_models(backbones: dict[str, Any], name: str) -> None:
+    total, embeddings, head, sparsifiable, norms, five, half, lora = GOLDEN[name]
+
+    def counts(*overrides: str) -> Any:
+        return count_parameters(backbones[name], 2, compose(list(overrides)).method)
+
+    full = counts("method=full_ft")
+    assert (full.total, full.embeddings, full.head) == (total, embeddings, head)
+    assert (full.sparsifiable, full.norms) == (sparsifiable, norms)
+    assert (full.trainable, full.sampled) == (total, None)
+    assert counts("method=head").trainable == head
+    assert counts("method=lora").trainable == lora
+    assert counts("method.density=0.05").trainable == five
+    assert counts("method.density=0.005").trainable == half
+    assert counts("method.density=0.05").sampled == five - head
+
+
+def test_instruct_models_have_the_shapes_of_their_base_models() -> None:
+    for name in GOLDEN:
+        assert compose([f"model={name}-it"]).model.shape == compose([f"model={name}"]).model.shape
+
+
+def test_the_authors_density_is_impossible_for_gemma_at_5_percent(
+    backbones: dict[str, Any],
+) -> None:
+    method = compose(["method=sparta_vo", "method.density=0.05"]).method
+    with pytest.raises((ValueError, InputError), match="84,934,656"):
+        count_parameters(backbones["gemma-2b"], 2, method)
+    small = compose(["method=sparta_vo", "method.density=0.005"]).method
+    sampled = count_parameters(backbones["gemma-2b"], 2, small).sampled
+    assert sampled == round(0.005 * (2_506_176_512 - 4_096))
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_memory_follows_the_papers_formula(backbones: dict[str, Any], name: str) -> None:
+    total, _, head, *_ = GOLDEN[name]
+    counts = count_parameters(backbones[name], 2, compose(["method.density=0.05"]).method)
+    memory = paper_formula_bytes(counts, "sparta")
+    assert memory["total"] == 2 * total + 12 * counts.sampled + 8 * head
+    assert memory["full_ft_total"] == 8 * total
+    assert memory["total"] == memory["weights"] + memory["trained"] + memory["indices"]
+    full = count_parameters(backbones[name], 2, compose(["method=full_ft"]).method)
+    assert paper_formula_bytes(full, "full_ft")["total"] == 8 * total
+    only_head = count_parameters(backbones[name], 2, compose(["method=head"]).method)
+    assert paper_formula_bytes(only_head, "head")["total"] == 2 * total + 8 * head
+
+
+def test_a_plan_of_the_embedded_default(tiny_config: Any) -> None:
+    config = tiny_config()
+    planned = plan(config)
+    data, parameters = planned["data"], planned["parameters"]
+    assert (data["train"] + data["train_dropped"], data["dev"], data["test"]) == (2000, 300, 1000)
+    assert data["train_dropped"] > 0 and data["longest_train_tokens"] <= data["max_train_tokens"]
+    per_epoch = -(-data["train"] // config.train.batch_size)
+    assert planned["steps"] == per_epoch * config.train.epochs
+    assert parameters["total"] == 208_512
+    assert parameters["trainable_share"] == parameters["trainable"] / parameters["total"]
+    assert planned["unavailable"] == []
+    assert json.loads(as_json(planned)) == planned
+    text = as_text(planned)
+    assert "208,512" in text and "dev" in text
+
+
+def test_a_plan_without_hub_says_what_is_not_known(tiny_config: Any) -> None:
+    planned = plan(tiny_config("model=gemma-2b", "task=tiny-sst2"))
+    assert planned["data"] | {"train_dropped": 0} == {
+        "train": 2000, "dev": 300, "test": 1000, "train_dropped": 0, "max_train_tokens": 48
+    }  # fmt: skip
+    (line,) = planned["unavailable"]
+    assert line.startswith("model=gemma-2b: google/gemma-2b cannot be loaded from the hub")
+    assert "not known" in as_text(planned)

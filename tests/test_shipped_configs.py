@@ -1,0 +1,80 @@
+"""Every YAML that is shipped composes and, on the tiny twins, runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparta_bench.compose import compose, config_dir
+
+SHIPPED = sorted(
+    path.relative_to(config_dir()).with_suffix("")
+    for path in config_dir().rglob("*.yaml")
+    if path.parent != config_dir() and not path.stem.startswith("_")
+)
+GROUPS = {str(path.parent) for path in SHIPPED}
+
+
+def test_the_groups_are_the_known_ones() -> None:
+    assert {"model", "task", "method", "train"} <= GROUPS
+    assert len(SHIPPED) >= 31
+
+
+def overrides_for(choice: Path, folder: Path) -> list[str]:
+    """The choice; a model that needs a folder gets an embedded one."""
+    overrides = [f"{choice.parent}={choice.name}"]
+    if choice == Path("model/local"):
+        overrides.append(f"model.path='{folder}'")
+    return overrides
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    from importlib import resources
+
+    return Path(str(resources.files("sparta_bench"))) / "tiny_models" / "tiny-gemma"
+
+
+@pytest.mark.parametrize("choice", SHIPPED, ids=str)
+def test_it_composes(choice: Path, embedded: Path) -> None:
+    config = compose(overrides_for(choice, embedded))
+    if str(choice.parent) in ("model", "task") and choice.name != "local":
+        assert getattr(config, str(choice.parent)).name == choice.name
+
+
+@pytest.mark.parametrize("choice", SHIPPED, ids=str)
+def test_every_value_has_a_comment_or_says_where_it_is_from(choice: Path) -> None:
+    text = (config_dir() / choice.with_suffix(".yaml")).read_text(encoding="utf-8")
+    assert text.startswith("#") and text.endswith("\n")
+
+
+def runs_here(choice: Path) -> bool:
+    """Real models and tasks need a hub or files; they only compose."""
+    return str(choice.parent) in ("method", "train") or choice.name.startswith(("tiny-", "local"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", [c for c in SHIPPED if runs_here(c)], ids=str)
+def test_it_runs_on_the_tiny_twins(choice: Path, embedded: Path, tiny_config: Any) -> None:
+    from sparta_bench.run import run
+
+    config = tiny_config(*overrides_for(choice, embedded), "train.max_steps=2")
+    record, path, was_there = run(config)
+    assert record["status"] == "completed", record["error"]
+    assert not was_there
+    assert record["training"]["steps"] == 2
+    assert json.loads(path.read_text(encoding="utf-8")) == record
+    for part in ("dev", "test"):
+        assert 0 <= record[part]["accuracy"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", sorted(c.name for c in SHIPPED if c.match("task/tiny-*")))
+def test_the_instruct_twins_read_every_tasks_prompt(task: str, tiny_config: Any) -> None:
+    from sparta_bench.run import run
+
+    config = tiny_config("model=tiny-mistral-it", f"task={task}", "train.max_steps=1")
+    assert run(config)[0]["status"] == "completed"
