@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.counts import count_parameters
 from sparta_bench.models.load import load_classifier
 from sparta_bench.models.precision import Precision, precision_of
-from sparta_bench.models.source import fingerprint_of, load_tokenizer
+from sparta_bench.models.source import fingerprint_of, load_architecture, load_tokenizer
 from sparta_bench.results import (
     environment,
     error_of,
@@ -50,6 +51,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path, bool]:
         If the run was interrupted.
     """
     accelerator = _accelerator(config)
+    load_architecture(config.model)  # a folder of another shape than the named model's is refused
     precision = precision_of(config, accelerator.device)
     splits = load_splits(config.task)
     base_fingerprint = fingerprint_of(config.model)
@@ -58,6 +60,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path, bool]:
     found = read_record(folder)
     if found is not None and found["status"] == "completed" and not config.force:
         return found, folder / "result.json", True
+    _make_folder(folder)
     record = new_record(config, run_id, base_fingerprint)
     try:
         _fill(record, config, accelerator, precision, splits, folder)
@@ -90,7 +93,10 @@ def _fill(
     record["data"] = data.summary
 
     classifier = load_classifier(config, tokenizer, precision, device)
-    counts = count_parameters(classifier.backbone, len(config.task.labels), config.method)
+    try:
+        counts = count_parameters(classifier.backbone, len(config.task.labels), config.method)
+    except ValueError as error:
+        raise InputError(f"method.{error}") from None
     trained = prepare(classifier, config, precision)
     record["parameters"] = {
         **counts.as_dict(),
@@ -123,6 +129,15 @@ def _fill(
     if accelerator.is_main_process:
         _save(config, classifier, trained, record, folder)
         checkpoint.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:  # told now, not after hours of training
+        raise InputError(f"results_dir: {folder} cannot be written to: {error.strerror}") from None
 
 
 def _accelerator(config: Config) -> Accelerator:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sparta_bench.compose import compose
 from sparta_bench.errors import InputError
 from sparta_bench.models.answers import answer_tokens, vocabulary_rows
-from sparta_bench.models.classifier import Classifier, last_token, random_head
+from sparta_bench.models.classifier import last_token, random_head
 from sparta_bench.models.load import load_classifier, set_attention_dropout
 from sparta_bench.models.precision import Precision, precision_of
 from sparta_bench.models.source import fingerprint_of, load_tokenizer
@@ -81,7 +81,9 @@ def test_padding_never_changes_a_logit(tmp_path: Path, word_tokenizer, model_typ
         assert not torch.allclose(classifier(changed, mask)[1], classifier(padded, mask)[1])
 
 
-@pytest.mark.parametrize(("model_type", "shard"), [("gemma", "5GB"), ("mistral", "5GB"), ("mistral", "10KB")])
+@pytest.mark.parametrize(
+    ("model_type", "shard"), [("gemma", "5GB"), ("mistral", "5GB"), ("mistral", "10KB")]
+)
 def test_instruct_heads_are_the_answers_rows(
     tmp_path: Path, word_tokenizer, model_type: str, shard: str
 ) -> None:
@@ -188,7 +190,11 @@ def test_an_unreachable_model_is_told_with_three_ways_out() -> None:
     with pytest.raises(InputError) as caught:
         load_tokenizer(config.model, config.task)
     (line,) = caught.value.lines
-    for way in ("accept its terms at https://huggingface.co/google/gemma-2b", "hf auth login", "model.path=DIR"):
+    for way in (
+        "accept its terms at https://huggingface.co/google/gemma-2b",
+        "hf auth login",
+        "model.path=DIR",
+    ):
         assert way in line
 
 
@@ -204,11 +210,11 @@ def test_a_stated_shape_must_be_the_folders(tmp_path: Path) -> None:
 def test_the_authors_separator_gets_a_random_frozen_row(tmp_path: Path, word_tokenizer) -> None:
     folder = save_model(tmp_path / "model")
     word_tokenizer.save_pretrained(folder)
-    config = compose(["model=local", f"model.path={folder}", "task=tiny-rte", "task.separator=sep_token"])
+    config = compose(
+        ["model=local", f"model.path={folder}", "task=tiny-rte", "task.separator=sep_token"]
+    )
     tokenizer = load_tokenizer(config.model, config.task)
     assert tokenizer("a<sep>b")["input_ids"][2] == len(tokenizer) - 1
     classifier = load_classifier(config, tokenizer, FLOAT32, CPU)
     wanted = max(64, len(tokenizer))
     assert classifier.backbone.get_input_embeddings().num_embeddings == wanted
-
-

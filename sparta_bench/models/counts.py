@@ -56,11 +56,17 @@ def embedding_names(backbone: nn.Module) -> set[str]:
 
 
 def count_parameters(backbone: nn.Module, classes: int, method: MethodConfig) -> ParameterCounts:
-    """Counts of the classifier that `backbone` (on any device) would make with the method."""
+    """Counts of the classifier that `backbone` (on any device) would make with the method.
+
+    Raises
+    ------
+    ValueError
+        If the method does not fit the model: unknown modules, a density that cannot be had.
+    """
     sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
     hidden: int = backbone.config.hidden_size  # type: ignore[union-attr, assignment]
     head = classes * hidden
-    embeddings = sum(sizes[name] for name in embedding_names(backbone))
+    embeddings = sum(sizes.get(name, 0) for name in embedding_names(backbone))
     total = sum(sizes.values()) + head
     sampled = None
     if isinstance(method, SpartaConfig):
@@ -78,8 +84,11 @@ def count_parameters(backbone: nn.Module, classes: int, method: MethodConfig) ->
 
 
 def _lora_scalars(backbone: nn.Module, method: LoraConfig) -> int:
-    return sum(
-        method.r * (module.in_features + module.out_features)
+    layers = [
+        module
         for name, module in backbone.named_modules()
         if isinstance(module, nn.Linear) and name.rpartition(".")[2] in method.targets
-    )
+    ]
+    if not layers:
+        raise ValueError(f"targets={method.targets}: no linear layer of the model is called so")
+    return sum(method.r * (layer.in_features + layer.out_features) for layer in layers)

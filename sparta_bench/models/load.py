@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
@@ -29,8 +28,7 @@ def load_classifier(
         If the model cannot be had, lacks weights, or has no attention dropout to set.
     """
     backbone = _load_backbone(config, precision)
-    if len(tokenizer) > backbone.get_input_embeddings().num_embeddings:
-        _grow_embeddings(backbone, len(tokenizer), config)
+    _fit_embeddings(backbone, len(tokenizer), config)
     classes = len(config.task.labels)
     if config.model.kind == "instruct":
         ids = answer_tokens(tokenizer, config.task.prompt.answers)
@@ -58,13 +56,23 @@ def _load_backbone(config: Config, precision: Precision) -> Any:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # the libraries raise many kinds for broken or missing files
+        if "ignore_mismatched_sizes" in str(error):
+            raise InputError(
+                f"model.path={source_of(model)}: tensors do not have the shapes of config.json"
+            ) from None
         raise unreachable(model, error) from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise InputError(
             f"model.path={source_of(model)}: {len(missing)} tensors are missing in the checkpoint, "
             f"the first is {missing[0]}"
+        )
+    unknown = [name for name in sorted(report["unexpected_keys"]) if "lm_head" not in name]
+    if unknown:
+        raise InputError(
+            f"model.path={source_of(model)}: {len(unknown)} tensors of the checkpoint have no "
+            f"place in the architecture of config.json, the first is {unknown[0]}"
         )
     set_attention_dropout(backbone, dropout)
     return backbone
@@ -89,7 +97,16 @@ def set_attention_dropout(backbone: nn.Module, dropout: float) -> None:
         )
 
 
-def _grow_embeddings(backbone: Any, tokens: int, config: Config) -> None:
-    # the authors' <sep> token; its embedding is random, and frozen in every method but full_ft
+def _fit_embeddings(backbone: Any, tokens: int, config: Config) -> None:
+    """Make room for the authors' `<sep>` token; any other lack of rows is a wrong tokenizer."""
+    rows = backbone.get_input_embeddings().num_embeddings
+    if tokens <= rows:
+        return
+    if config.task.separator != "sep_token" or tokens > rows + 1:
+        raise InputError(
+            f"model.tokenizer={config.model.tokenizer}: it has {tokens} tokens, and the model "
+            f"only {rows} embeddings"
+        )
+    # the token's embedding is random, and frozen in every method but full_ft
     torch.manual_seed(config.seed)
     backbone.resize_token_embeddings(tokens, mean_resizing=False)

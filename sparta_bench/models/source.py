@@ -46,12 +46,15 @@ def load_architecture(model: ModelConfig) -> PreTrainedConfig:
     """
     if not is_local(model) and model.shape is not None:
         shape = dict(model.shape)
-        return AutoConfig.for_model(shape.pop("model_type"), **shape)
+        try:
+            return AutoConfig.for_model(shape.pop("model_type"), **shape)
+        except Exception as error:
+            raise InputError(f"model.shape={model.shape}: {_reason(error)}") from None
     try:
         found = AutoConfig.from_pretrained(
             source_of(model), revision=revision_of(model), trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the libraries raise many kinds for a broken configuration
         raise unreachable(model, error) from None
     stated = (model.shape or {}) if model.path is not None else {}
     for key, value in stated.items():
@@ -73,12 +76,15 @@ def load_tokenizer(model: ModelConfig, task: TaskConfig) -> Any:
     """
     source = model.tokenizer or source_of(model)
     revision = None if model.tokenizer else revision_of(model)
+    _refuse_without_files(model, source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
-        raise unreachable(model, error) from None
+    except Exception as error:  # the libraries raise many kinds for a broken tokenizer.json
+        if model.tokenizer is None:
+            raise unreachable(model, error) from None
+        raise InputError(f"model.tokenizer={source}: cannot be loaded: {_reason(error)}") from None
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
             f"model.tokenizer={source}: no tokenizer.json there, and none can be built"
@@ -88,13 +94,29 @@ def load_tokenizer(model: ModelConfig, task: TaskConfig) -> Any:
     return tokenizer
 
 
+def _refuse_without_files(model: ModelConfig, source: str) -> None:
+    # From a folder without a tokenizer transformers builds an empty one, that knows no word.
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    local = model.tokenizer is not None or is_local(model)
+    if local and not any((Path(source) / name).is_file() for name in names):
+        key = "model.tokenizer" if model.tokenizer else "model.path"
+        raise InputError(f"{key}={source}: the folder has no tokenizer ({', '.join(names)})")
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].endswith(":"):  # a list follows
+        return " ".join(lines[:3])
+    return lines[0] if lines else type(error).__name__
+
+
 def unreachable(model: ModelConfig, error: Exception) -> InputError:
     """One message for a model that cannot be loaded, with what a person can do."""
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = _reason(error)
     if is_local(model):
         return InputError(f"model.path={source_of(model)}: cannot be loaded: {reason}")
     return InputError(
-        f"model={model.name}: {model.hub_id} cannot be loaded from the hub ({reason.strip()}). "
+        f"model={model.name}: {model.hub_id} cannot be loaded from the hub ({reason}). "
         f"Ways out: accept its terms at https://huggingface.co/{model.hub_id}; "
         "log in with `hf auth login`; or give a folder with model.path=DIR"
     )
@@ -115,7 +137,7 @@ def fingerprint_of(model: ModelConfig) -> str:
         found = AutoConfig.from_pretrained(
             source_of(model), revision=model.revision, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the libraries raise many kinds for a broken configuration
         raise unreachable(model, error) from None
     commit = getattr(found, "_commit_hash", None) or model.revision
     return f"{commit}" + (f"+{_hash_folder(model.tokenizer)}" if model.tokenizer else "")

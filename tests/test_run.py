@@ -1,0 +1,205 @@
+"""One command, one record: on the embedded models, a few steps each."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sparta_bench.compose import compose
+from sparta_bench.errors import InputError
+from sparta_bench.results import read_record, write_record
+from sparta_bench.run import run, summary_line
+
+QUICK = ["train.max_steps=4", "train.eval_every=2", "task.max_train_examples=200"]
+RECORD_KEYS = {
+    *("schema", "run_id", "status", "error", "model", "task", "method", "density", "seed"),
+    *("config", "data", "parameters", "dev", "test", "training", "history", "environment"),
+}
+
+
+def quick(tmp_path: Path, *overrides: str) -> Any:
+    places = [f"results_dir={tmp_path / 'results'}", f"cache_dir={tmp_path / 'cache'}"]
+    return compose([*QUICK, *places, *overrides])
+
+
+@pytest.mark.parametrize("method", ["full_ft", "head", "lora", "sparta"])
+def test_a_run_leaves_the_record_of_the_contract(tmp_path: Path, method: str) -> None:
+    record, path, was_there = run(quick(tmp_path, f"method={method}"))
+    assert not was_there
+    on_disk = json.loads(path.read_text())
+    assert on_disk == json.loads(json.dumps(record))
+    assert set(on_disk) >= RECORD_KEYS
+    assert (on_disk["status"], on_disk["error"]) == ("completed", None)
+    relative = path.relative_to(tmp_path / "results")
+    run_id = on_disk["run_id"]
+    assert str(relative) == f"runs/tiny-sst2/tiny-gemma/{method}/{run_id}/result.json"
+    assert on_disk["density"] == (0.05 if method == "sparta" else None)
+    data = on_disk["data"]
+    assert data["train"] + data["train_dropped"] == 200
+    assert (data["dev"], data["test"], data["max_train_tokens"]) == (300, 1000, 48)
+    assert [entry["step"] for entry in on_disk["history"]] == [0, 2, 4]
+    training = on_disk["training"]
+    assert training["steps"] == 4 and training["best_step"] in (2, 4)
+    assert training["peak_memory_bytes"] > 10**6
+    assert training["deltas_lost_to_rounding"] == (0.0 if method == "sparta" else None)
+    parameters = on_disk["parameters"]
+    assert (parameters["total"], parameters["head"]) == (208_512, 128)
+    assert (parameters["sampled"] is not None) == (method == "sparta")
+    assert set(on_disk["dev"]) == set(on_disk["test"]) == {"loss", "accuracy", "mcc"}
+    files = {str(file.relative_to(path.parent)) for file in path.parent.rglob("*.*")}
+    small = {"adapter/adapter.safetensors", "adapter/adapter_config.json"}
+    assert files == {"result.json"} | (set() if method == "full_ft" else small)
+    assert str(tmp_path) not in path.read_text(), "a record names no path of the machine"
+
+
+def test_the_adapter_holds_indices_and_deltas(tmp_path: Path) -> None:
+    record, path, _ = run(quick(tmp_path))
+    saved = load_file(path.parent / "adapter" / "adapter.safetensors")
+    indices = {name: t for name, t in saved.items() if name.endswith(".indices")}
+    assert {tensor.dtype for tensor in indices.values()} == {torch.int32}
+    assert sum(len(tensor) for tensor in indices.values()) == record["parameters"]["sampled"]
+    assert saved["head.weight"].shape == (2, 64)
+    about = json.loads((path.parent / "adapter" / "adapter_config.json").read_text())
+    assert (about["density"], about["seed"]) == (0.05, 0)
+    assert about["labels"] == ["negative", "positive"]
+    assert about["base_model"] == record["base_model"]
+
+
+def test_the_whole_model_is_saved_when_asked_for(tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    for method in ("full_ft", "lora", "sparta"):
+        record, path, _ = run(quick(tmp_path, f"method={method}", "save=full"))
+        folder = path.parent / "model"
+        _, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        assert load_file(folder / "head.safetensors")["head.weight"].shape == (2, 64)
+        assert not (path.parent / "adapter").exists()
+        assert record["status"] == "completed"
+
+
+def test_a_completed_run_is_not_run_again_unless_forced(tmp_path: Path) -> None:
+    first, path, _ = run(quick(tmp_path))
+    stamp = path.stat().st_mtime_ns
+    again, same, was_there = run(quick(tmp_path))
+    assert was_there and same == path and path.stat().st_mtime_ns == stamp
+    assert "there already" in summary_line(again, same, was_there)
+    forced, _, was_there = run(quick(tmp_path, "force=true"))
+    assert not was_there and path.stat().st_mtime_ns > stamp
+    for key in ("dev", "test", "history", "run_id"):
+        assert forced[key] == first[key]
+
+
+def test_a_record_that_is_not_completed_does_not_count(tmp_path: Path) -> None:
+    record, path, _ = run(quick(tmp_path))
+    write_record(path.parent, record | {"status": "failed"})
+    assert not run(quick(tmp_path))[2]
+    path.write_text(path.read_text()[:100])
+    assert read_record(path.parent) is None
+    assert not run(quick(tmp_path))[2]
+
+
+def test_the_run_id_is_of_what_changes_the_outcome(tmp_path: Path) -> None:
+    run_id = run(quick(tmp_path))[0]["run_id"]
+    for harmless in ("train.checkpoint_every=100", "save=none", "device=cpu"):
+        assert run(quick(tmp_path, harmless))[0]["run_id"] == run_id
+    for telling in ("seed=1", "train.dropout=0.1", "method.density=0.06"):
+        assert run(quick(tmp_path, telling))[0]["run_id"] != run_id
+
+
+def test_a_run_that_fails_leaves_a_record_with_the_cause(tmp_path: Path) -> None:
+    record, path, _ = run(quick(tmp_path, "method=full_ft", "train.learning_rate=1e30"))
+    on_disk = json.loads(path.read_text())
+    assert on_disk["status"] == record["status"] == "failed"
+    assert on_disk["error"]["type"] == "TrainingError"
+    assert "the learning rate of" in on_disk["error"]["message"]
+    assert "sparta_bench/training/loop.py:" in on_disk["error"]["traceback"]
+    assert "/" not in {line[0] for line in on_disk["error"]["traceback"].splitlines()}
+    assert on_disk["test"] is None
+    assert summary_line(record, path, False).startswith("failed: ")
+
+
+def test_a_lack_of_memory_is_told_with_what_to_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparta_bench.training import loop
+
+    def too_much(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(loop.Training, "_step", too_much)
+    record, _, _ = run(quick(tmp_path))
+    message = record["error"]["message"]
+    assert message.startswith("out of memory with train.batch_size=32 in 1 part(s); try a larger")
+
+
+def test_a_folder_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(InputError, match="results_dir"):
+        run(quick(tmp_path))
+
+
+def test_instruction_twins_know_their_answers_before_training(tmp_path: Path) -> None:
+    record, _, _ = run(quick(tmp_path, "model=tiny-gemma-it", "method=head"))
+    assert record["history"][0]["dev_accuracy"] > 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sparta", "lora", "full_ft", "head"])
+def test_two_processes_give_the_losses_of_one(tmp_path: Path, method: str) -> None:
+    settings = [*QUICK, f"method={method}", "train.dropout=0", "save=none"]
+    if method == "lora":
+        settings.append("method.lora_dropout=0")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29513"]
+    histories = []
+    for name, start in (("one", []), ("two", launch)):
+        command = [sys.executable, *start, "-m", "sparta_bench.cli", *settings, "device=cpu"]
+        command += [f"results_dir={tmp_path / name}", f"cache_dir={tmp_path / 'cache'}"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        (path,) = (tmp_path / name).rglob("result.json")
+        record = json.loads(path.read_text())
+        assert record["environment"]["processes"] == (1 if name == "one" else 2)
+        histories.append([entry["dev_loss"] for entry in record["history"]])
+    assert histories[1] == pytest.approx(histories[0], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    settings = ["train.checkpoint_every=5", "train.epochs=1", "train.dropout=0.1", "save=none"]
+    command = [sys.executable, "-m", "sparta_bench.cli", *settings]
+    command += [f"cache_dir={tmp_path / 'cache'}"]
+
+    def start(name: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*command, f"results_dir={tmp_path / name}"], stderr=subprocess.PIPE, text=True
+        )
+
+    def record(name: str) -> dict[str, Any]:
+        (path,) = (tmp_path / name).rglob("result.json")
+        return dict(json.loads(path.read_text()))
+
+    assert start("whole").wait(300) == 0
+    cut = start("cut")
+    assert cut.stderr is not None
+    for line in cut.stderr:
+        if line.startswith("step 32/"):
+            cut.kill()
+            break
+    cut.wait()
+    assert list((tmp_path / "cut").rglob("checkpoint.safetensors"))
+    assert not list((tmp_path / "cut").rglob("result.json"))
+    resumed = start("cut")
+    assert resumed.wait(300) == 0
+    assert "step 0/" not in (resumed.stderr.read() if resumed.stderr else "")
+    for key in ("dev", "test", "history", "run_id"):
+        assert record("cut")[key] == record("whole")[key]
