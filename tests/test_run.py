@@ -188,18 +188,20 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
         (path,) = (tmp_path / name).rglob("result.json")
         return dict(json.loads(path.read_text()))
 
-    assert start("whole").wait(300) == 0
-    cut = start("cut")
-    assert cut.stderr is not None
-    for line in cut.stderr:
-        if line.startswith("step 32/"):
-            cut.kill()
-            break
-    cut.wait()
+    with start("whole") as whole:
+        whole.communicate(timeout=300)
+    assert whole.returncode == 0
+    with start("cut") as cut:
+        assert cut.stderr is not None
+        for line in cut.stderr:
+            if line.startswith("step 32/"):
+                cut.kill()
+                break
     assert list((tmp_path / "cut").rglob("checkpoint.safetensors"))
     assert not list((tmp_path / "cut").rglob("result.json"))
-    resumed = start("cut")
-    assert resumed.wait(300) == 0
-    assert "step 0/" not in (resumed.stderr.read() if resumed.stderr else "")
+    with start("cut") as resumed:
+        _, told = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0
+    assert "step 0/" not in told and "step 48/" in told
     for key in ("dev", "test", "history", "run_id"):
         assert record("cut")[key] == record("whole")[key]

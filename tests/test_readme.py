@@ -1,0 +1,48 @@
+"""The README's commands work as they stand there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    (block,) = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    return [line.partition("#")[0].strip() for line in block.splitlines() if line.strip()]
+
+
+def test_the_two_commands_are_targets_of_the_makefile() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert {"demo", "test"} <= set(targets)
+    assert "make demo" in README and "make test" in README
+
+
+def test_linked_files_are_there() -> None:
+    for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_the_readme_runs(command: str, tmp_path: Path) -> None:
+    words = shlex.split(command)
+    assert words[0] == "sparta-bench"
+    if "plan" not in words and "--cfg" not in words:
+        # as it stands there, but with fewer steps
+        words += ["train.max_steps=2", f"results_dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sparta_bench.cli", *words[1:]],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
