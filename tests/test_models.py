@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_sparta import SMALL
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sparta_bench.compose import compose
@@ -20,15 +21,6 @@ from sparta_bench.models.source import fingerprint_of, load_tokenizer
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision(torch.float32, torch.float32)
-SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-}
 
 
 def save_model(folder: Path, model_type: str = "mistral", shard: str = "5GB") -> Path:
