@@ -14,7 +14,7 @@ from sparta_bench.sparta import SpartaAdapter
 from sparta_bench.sparta.sample import sample_indices, sampled_tensors
 
 SMALL = {
-    "vocab_size": 40,
+    "vocab_size": 64,
     "hidden_size": 16,
     "intermediate_size": 24,
     "num_hidden_layers": 2,
