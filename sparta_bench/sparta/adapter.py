@@ -156,7 +156,7 @@ class SpartaAdapter:
             If the places are not the same.
         """
         names = {key.removesuffix(".indices") for key in saved if key.endswith(".indices")}
-        for name in names | set(self.deltas):
+        for name in sorted(names | set(self.deltas)):
             places = saved.get(f"{name}.indices")
             if name not in self.indices or places is None:
                 raise ValueError(f"the adapters do not train the same tensors: {name}")
