@@ -23,12 +23,11 @@ from sparta_bench.compose import (
     compose,
     compose_all,
     config_dir,
-    first_line,
     sweep_jobs,
     to_plain,
 )
 from sparta_bench.config import from_dict
-from sparta_bench.errors import InputError, did_you_mean
+from sparta_bench.errors import InputError, did_you_mean, reason_of
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -121,7 +120,7 @@ def _experiments(arguments: list[str]) -> int:
         experiment()
     except HYDRA_ERRORS as error:
         compose(overrides)  # which says it better, if it is the overrides' fault
-        raise InputError(first_line(error)) from None
+        raise InputError(reason_of(error)) from None
     except OSError as error:  # Hydra's own folders; those of a run are told by `_one`
         raise InputError(f"hydra.run.dir or hydra.sweep.dir: {error}") from None
     finally:

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparta_bench.config import Config, from_dict
-from sparta_bench.errors import InputError, did_you_mean
+from sparta_bench.errors import InputError, did_you_mean, reason_of
 
 GROUPS = ("model", "task", "method", "train")
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
@@ -97,7 +97,7 @@ def sweep_jobs(overrides: list[str]) -> list[list[str]]:
         try:
             batches = BasicSweeper.split_arguments(_parse(parameters) + parsed, max_batch_size=None)
         except HYDRA_ERRORS as error:
-            raise InputError(first_line(error)) from None
+            raise InputError(reason_of(error)) from None
     if not batches or not batches[0]:
         raise InputError("-m: the values given make no job at all")
     return [list(job) for job in batches[0]]
@@ -129,13 +129,8 @@ def _compose_one(overrides: list[str]) -> Config:
         try:
             return from_dict(to_plain(hydra_compose("config", overrides=overrides)))
         except HYDRA_ERRORS as error:
-            raise InputError(*(_explain(parsed) or [first_line(error)])) from None
+            raise InputError(*(_explain(parsed) or [reason_of(error)])) from None
     raise InputError(*_explain(parsed))
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "unknown")
 
 
 def _misuse(override: Override) -> str | None:
@@ -177,7 +172,7 @@ def _explain(overrides: list[Override]) -> list[str]:
             from_dict(to_plain(hydra_compose("config", overrides=[*good, text])))
         except HYDRA_ERRORS as error:
             known = key in keys or key.startswith("hydra")
-            why = first_line(error) if known else f"no such key{did_you_mean(key, keys)}"
+            why = reason_of(error) if known else f"no such key{did_you_mean(key, keys)}"
             lines.append(f"{text}: {why}")
         except InputError as error:
             mine = [line for line in error.lines if line.startswith((f"{key}=", f"{key}:"))]

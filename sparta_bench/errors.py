@@ -31,3 +31,11 @@ def did_you_mean(wrong: str, names: Iterable[str]) -> str:
     """` (did you mean …?)`, or nothing when no known name is near."""
     near = get_close_matches(wrong, list(names), n=3, cutoff=0.5)
     return f" (did you mean {one_of(near)}?)" if near else ""
+
+
+def reason_of(error: Exception) -> str:
+    """What a library's error says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].endswith(":"):  # a list follows
+        return " ".join(lines[:3])
+    return lines[0] if lines else type(error).__name__

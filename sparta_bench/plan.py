@@ -28,10 +28,7 @@ def plan(config: Config) -> dict[str, Any]:
         If a local model, tokenizer or data folder cannot be used, or the method does not fit.
     """
     backbone = empty_backbone(load_architecture(config.model))
-    try:
-        counts = count_parameters(backbone, len(config.task.labels), config.method)
-    except ValueError as error:
-        raise InputError(f"method.{error}") from None
+    counts = count_parameters(backbone, len(config.task.labels), config.method)
     data, unavailable = _data(config)
     steps = plan_steps(data["train"], config.train).steps if data else None
     return {

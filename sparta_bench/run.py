@@ -93,10 +93,7 @@ def _fill(
     record["data"] = data.summary
 
     classifier = load_classifier(config, tokenizer, precision, device)
-    try:
-        counts = count_parameters(classifier.backbone, len(config.task.labels), config.method)
-    except ValueError as error:
-        raise InputError(f"method.{error}") from None
+    counts = count_parameters(classifier.backbone, len(config.task.labels), config.method)
     trained = prepare(classifier, config, precision)
     record["parameters"] = {
         **counts.as_dict(),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sparta_bench.config import TaskConfig
+from sparta_bench.errors import InputError
 
 
 @dataclass
@@ -45,6 +46,10 @@ class BadRowError(ValueError):
     """What is wrong with a row, for people."""
 
 
+# A row with its number, or what is wrong with it; counted from 1 as an editor counts lines.
+NumberedRow = tuple[int, Mapping[str, Any] | BadRowError]
+
+
 def parse_label(value: Any, names: Sequence[str]) -> int:
     """A label's number from a number (1.0 as well: a column with gaps has them), its digits or
     its name."""
@@ -77,6 +82,33 @@ def parse_row(row: Mapping[str, Any], task: TaskConfig) -> tuple[tuple[str, ...]
         if not _is_unicode(text):
             raise BadRowError(f"{column} holds half a surrogate pair")
     return texts, parse_label(row["label"], task.labels)
+
+
+def add_rows(
+    examples: Examples, rows: Iterable[NumberedRow], task: TaskConfig, source: object
+) -> None:
+    """Parse numbered rows of `source` into `examples`.
+
+    Raises
+    ------
+    InputError
+        At the first bad row, unless `task.on_bad_row=skip`, which counts it instead.
+    """
+    for number, row in rows:
+        try:
+            if isinstance(row, BadRowError):
+                raise row
+            texts, label = parse_row(row, task)
+        except BadRowError as problem:
+            if task.on_bad_row == "error":
+                raise InputError(
+                    f"{source}, row {number}: {problem} "
+                    "(task.on_bad_row=skip leaves such rows out and counts them)"
+                ) from None
+            examples.bad_rows += 1
+            continue
+        examples.texts.append(texts)
+        examples.labels.append(label)
 
 
 def _is_unicode(text: str) -> bool:

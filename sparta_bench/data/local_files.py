@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sparta_bench.config import TaskConfig, Tsv
-from sparta_bench.data.examples import BadRowError, Examples, parse_row
+from sparta_bench.data.examples import BadRowError, Examples, NumberedRow, add_rows
 from sparta_bench.errors import InputError
 
-# A numbered row, or what is wrong with it. Rows are counted from 1 as an editor counts lines.
-Row = tuple[int, Mapping[str, Any] | BadRowError]
 TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
 
 
@@ -30,31 +28,13 @@ def read_split(task: TaskConfig, split: str) -> Examples:
     examples = Examples()
     for path in paths:
         try:
-            _read_into(examples, path, task)
+            add_rows(examples, _rows(path, task.tsv), task, path)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not examples:
         bad = f" ({examples.bad_rows} bad)" if examples.bad_rows else ""
         raise InputError(f"{paths[0]}: split {split} has no usable rows{bad}")
     return examples
-
-
-def _read_into(examples: Examples, path: Path, task: TaskConfig) -> None:
-    for number, row in _rows(path, task.tsv):
-        try:
-            if isinstance(row, BadRowError):
-                raise row
-            texts, label = parse_row(row, task)
-        except BadRowError as problem:
-            if task.on_bad_row == "error":
-                raise InputError(
-                    f"{path}, row {number}: {problem} "
-                    "(task.on_bad_row=skip leaves such rows out and counts them)"
-                ) from None
-            examples.bad_rows += 1
-            continue
-        examples.texts.append(texts)
-        examples.labels.append(label)
 
 
 def _find(task: TaskConfig, split: str) -> list[Path]:
@@ -80,7 +60,7 @@ def _find(task: TaskConfig, split: str) -> list[Path]:
     )
 
 
-def _rows(path: Path, tsv: Tsv | None) -> Iterator[Row]:
+def _rows(path: Path, tsv: Tsv | None) -> Iterator[NumberedRow]:
     readers = {".parquet": _parquet_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}
     if path.suffix in readers:
         return readers[path.suffix](path)
@@ -105,7 +85,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str | BadRowError]]:
                 )
 
 
-def _tsv_rows(path: Path, tsv: Tsv) -> Iterator[Row]:
+def _tsv_rows(path: Path, tsv: Tsv) -> Iterator[NumberedRow]:
     """GLUE's files: tabs, no quoting, so a lone quotation mark is text."""
     places: dict[str, int] | None = None
     width = 0
@@ -145,7 +125,7 @@ def _header_places(fields: list[str], tsv: Tsv) -> dict[str, int] | None:
     return {name: fields.index(header) for name, header in tsv.columns.items()}
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def _jsonl_rows(path: Path) -> Iterator[NumberedRow]:
     for number, line in _lines(path):
         if isinstance(line, BadRowError):
             yield number, line
@@ -163,7 +143,7 @@ def _json_object(line: str) -> dict[str, Any] | BadRowError:
     return row if isinstance(row, dict) else BadRowError("not a JSON object")
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path) -> Iterator[NumberedRow]:
     csv.field_size_limit(2**31 - 1)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -182,7 +162,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         raise InputError(f"{path}: not readable as csv in UTF-8: {error}") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
     import pyarrow
     from pyarrow import parquet
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from sparta_bench.config import Hub, TaskConfig
 from sparta_bench.data import local_files
-from sparta_bench.data.examples import BadRowError, Examples, parse_row
+from sparta_bench.data.examples import Examples, add_rows
 from sparta_bench.data.tiny import generate
-from sparta_bench.errors import InputError, one_of
+from sparta_bench.errors import InputError, one_of, reason_of
 
 
 @dataclass
@@ -80,16 +80,7 @@ def _read(task: TaskConfig, split: str) -> Examples:
 
 def _from_rows(rows: list[dict[str, object]], task: TaskConfig, source: str) -> Examples:
     examples = Examples()
-    for number, row in enumerate(rows, start=1):
-        try:
-            texts, label = parse_row(row, task)
-        except BadRowError as problem:
-            if task.on_bad_row == "error":
-                raise InputError(f"{source}, row {number}: {problem}") from None
-            examples.bad_rows += 1
-            continue
-        examples.texts.append(texts)
-        examples.labels.append(label)
+    add_rows(examples, enumerate(rows, start=1), task, source)
     if not examples:
         raise InputError(f"{source}: no usable rows")
     return examples
@@ -108,10 +99,9 @@ def _hub_rows(hub: Hub, split: str) -> list[dict[str, object]]:
             download_config=datasets.DownloadConfig(max_retries=2),
         )
     except Exception as error:  # the client raises many kinds, all of them about access or content
-        reason = (str(error).splitlines() or ["unknown"])[0]
         raise InputError(
             f"task.hub={hub.path}: cannot be loaded from the hub "
-            f"({type(error).__name__}: {reason}). Ways out: check the network, "
+            f"({type(error).__name__}: {reason_of(error)}). Ways out: check the network, "
             "or download the files and set task.data_dir=DIR"
         ) from None
     return list(rows)

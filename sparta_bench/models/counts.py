@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedConfig
 
 from sparta_bench.config import LoraConfig, MethodConfig, SpartaConfig
+from sparta_bench.errors import InputError
 from sparta_bench.sparta.sample import sampled_tensors
 
 
@@ -60,7 +61,7 @@ def count_parameters(backbone: nn.Module, classes: int, method: MethodConfig) ->
 
     Raises
     ------
-    ValueError
+    InputError
         If the method does not fit the model: unknown modules, a density that cannot be had.
     """
     sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
@@ -70,7 +71,10 @@ def count_parameters(backbone: nn.Module, classes: int, method: MethodConfig) ->
     total = sum(sizes.values()) + head
     sampled = None
     if isinstance(method, SpartaConfig):
-        chances = sampled_tensors(backbone, method.density, method.targets, method.density_of)
+        try:
+            chances = sampled_tensors(backbone, method.density, method.targets, method.density_of)
+        except ValueError as error:
+            raise InputError(f"method.{error}") from None
         expected = sum(sizes[name] * chance for name, chance in chances.items())
         sampled, trainable = round(expected), round(expected + head)
     elif isinstance(method, LoraConfig):
@@ -90,5 +94,7 @@ def _lora_scalars(backbone: nn.Module, method: LoraConfig) -> int:
         if isinstance(module, nn.Linear) and name.rpartition(".")[2] in method.targets
     ]
     if not layers:
-        raise ValueError(f"targets={method.targets}: no linear layer of the model is called so")
+        raise InputError(
+            f"method.targets={method.targets}: no linear layer of the model is called so"
+        )
     return sum(method.r * (layer.in_features + layer.out_features) for layer in layers)

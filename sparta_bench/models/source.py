@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from sparta_bench.config import ModelConfig, TaskConfig
 from sparta_bench.data.prompts import SEP_TOKEN
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, reason_of
 from sparta_bench.files import sha256_of
 
 
@@ -49,7 +49,7 @@ def load_architecture(model: ModelConfig) -> PreTrainedConfig:
         try:
             return AutoConfig.for_model(shape.pop("model_type"), **shape)
         except Exception as error:
-            raise InputError(f"model.shape={model.shape}: {_reason(error)}") from None
+            raise InputError(f"model.shape={model.shape}: {reason_of(error)}") from None
     try:
         found = AutoConfig.from_pretrained(
             source_of(model), revision=revision_of(model), trust_remote_code=False
@@ -84,7 +84,9 @@ def load_tokenizer(model: ModelConfig, task: TaskConfig) -> Any:
     except Exception as error:  # the libraries raise many kinds for a broken tokenizer.json
         if model.tokenizer is None:
             raise unreachable(model, error) from None
-        raise InputError(f"model.tokenizer={source}: cannot be loaded: {_reason(error)}") from None
+        raise InputError(
+            f"model.tokenizer={source}: cannot be loaded: {reason_of(error)}"
+        ) from None
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
             f"model.tokenizer={source}: no tokenizer.json there, and none can be built"
@@ -103,16 +105,9 @@ def _refuse_without_files(model: ModelConfig, source: str) -> None:
         raise InputError(f"{key}={source}: the folder has no tokenizer ({', '.join(names)})")
 
 
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0].endswith(":"):  # a list follows
-        return " ".join(lines[:3])
-    return lines[0] if lines else type(error).__name__
-
-
 def unreachable(model: ModelConfig, error: Exception) -> InputError:
     """One message for a model that cannot be loaded, with what a person can do."""
-    reason = _reason(error)
+    reason = reason_of(error)
     if is_local(model):
         return InputError(f"model.path={source_of(model)}: cannot be loaded: {reason}")
     return InputError(
