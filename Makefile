@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test test-slow lint types check pretrain-tiny clean
+.PHONY: demo test test-slow lint types check bench pretrain-tiny clean
 
 demo: .venv/ready  ## the embedded default: offline, on a CPU, in about a minute
 	$(BIN)/sparta-bench
@@ -23,6 +23,9 @@ types: .venv/ready
 	$(BIN)/mypy
 
 check: lint types test test-slow  ## everything that continuous integration asks
+
+bench: .venv/ready  ## step time, FLOPs and memory of all methods on this machine
+	$(BIN)/sparta-bench bench
 
 pretrain-tiny: .venv/ready  ## make the embedded models anew
 	$(BIN)/python scripts/pretrain_tiny.py

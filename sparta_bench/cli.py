@@ -17,7 +17,7 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 
-from sparta_bench import __version__
+from sparta_bench import __version__, subcommands
 from sparta_bench.compose import (
     HYDRA_ERRORS,
     compose,
@@ -74,7 +74,12 @@ def _quiet_libraries() -> None:
 
 # ---------------------------------------------------------------------------- subcommands
 def _subcommand(name: str, arguments: list[str]) -> int:
-    commands: dict[str, Callable[[list[str]], int]] = {"plan": _plan}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "plan": _plan,
+        "bench": _bench,
+        "predict": _predict,
+        "merge": _merge,
+    }
     if name not in commands:
         near = did_you_mean(name, commands)
         raise InputError(f"{name}: neither a subcommand{near} nor of the form key=value")
@@ -97,6 +102,31 @@ def _plan(arguments: list[str]) -> int:
 
     planned = plan(config)
     print(as_json(planned) if "--json" in arguments else as_text(planned))
+    return DONE
+
+
+def _bench(arguments: list[str]) -> int:
+    _quiet_libraries()
+    from sparta_bench.bench import main
+
+    main(arguments)
+    return DONE
+
+
+def _predict(arguments: list[str]) -> int:
+    return _parsed(subcommands.predict, arguments)
+
+
+def _merge(arguments: list[str]) -> int:
+    return _parsed(subcommands.merge, arguments)
+
+
+def _parsed(command: Callable[[list[str]], None], arguments: list[str]) -> int:
+    _quiet_libraries()
+    try:
+        command(arguments)
+    except SystemExit as end:  # argparse, after --help
+        return int(end.code or DONE)
     return DONE
 
 

@@ -1,11 +1,17 @@
-"""Peak memory of a run, and the paper's formula for it (section 5)."""
+"""Peak memory of a run or of a step, and the paper's formula for it (section 5)."""
 
 from __future__ import annotations
 
+import gc
 import resource
+import weakref
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sparta_bench.models.counts import ParameterCounts
 
@@ -32,6 +38,64 @@ def peak_bytes(device: torch.device) -> int:
     except OSError:
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of all tensors of the process while torch works inside a `with` block.
+
+    Counts each storage once, from the operation that makes it until nobody holds it, and those
+    that were there before the block: weights, optimizer state. What an operation needs inside
+    itself and frees again is not seen, save in this project's own operators.
+
+    Attributes
+    ----------
+    live, peak
+        Bytes now, and the most there were at any time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._held: dict[int, weakref.ref[UntypedStorage]] = {}
+        gc.collect()
+        for thing in gc.get_objects():
+            if issubclass(type(thing), Tensor):  # isinstance would ask, and wake, lazy objects
+                self._hold(thing)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "sparta_bench" and args[0].device.type == "cpu":
+            with self:  # its kernel is made of torch's operations, whose temporaries count
+                made = func._op_dk(torch._C.DispatchKey.CPU, *args, **(kwargs or {}))
+        else:
+            made = func(*args, **(kwargs or {}))
+        for thing in tree_leaves(made):
+            if isinstance(thing, Tensor):
+                self._hold(thing)
+        return made
+
+    def _hold(self, tensor: Tensor) -> None:
+        for part in _parts(tensor):
+            storage = part.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            if key in self._held or part.device.type == "meta":
+                continue
+
+            def let_go(gone: Any, key: int = key, size: int = size) -> None:
+                del self._held[key]
+                self.live -= size
+
+            self._held[key] = weakref.ref(storage, let_go)
+            self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """The tensors with storage that a sparse one is made of; any other is one itself."""
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout == torch.sparse_csr:
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    return [tensor]
 
 
 def paper_formula_bytes(counts: ParameterCounts, method: str) -> dict[str, int]:

@@ -4,26 +4,44 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from sparta_bench.config import Config
-from sparta_bench.data.encode import encode_splits
+from sparta_bench.config import Config, ModelConfig
+from sparta_bench.data.batches import BatchSource, evaluation_batches
+from sparta_bench.data.encode import (
+    EncodedSplits,
+    cache_folder,
+    encode_splits,
+    tokenizer_fingerprint,
+)
 from sparta_bench.data.splits import Splits, load_splits
 from sparta_bench.errors import InputError, TrainingError
-from sparta_bench.files import write_json, write_tensors
+from sparta_bench.files import whole_folder
 from sparta_bench.memory import forget_peak, peak_bytes
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.counts import count_parameters
+from sparta_bench.models.features import (
+    FeatureClassifier,
+    FeatureSet,
+    cached_features,
+    features_key,
+    is_deterministic,
+)
 from sparta_bench.models.load import load_classifier
 from sparta_bench.models.precision import Precision, precision_of
-from sparta_bench.models.source import fingerprint_of, load_architecture, load_tokenizer
+from sparta_bench.models.source import fingerprint_of, is_local, load_architecture, load_tokenizer
 from sparta_bench.results import (
+    PROTOCOL,
     environment,
     error_of,
     new_record,
@@ -33,8 +51,10 @@ from sparta_bench.results import (
     run_id_of,
     write_record,
 )
-from sparta_bench.training.loop import Progress, Training
-from sparta_bench.training.progress import ProgressReporter
+from sparta_bench.saved import Description, write_whole
+from sparta_bench.sparta import store
+from sparta_bench.training.loop import Progress, Training, evaluation_batch_size
+from sparta_bench.training.progress import ProgressReporter, watched
 
 
 def run(config: Config) -> tuple[dict[str, Any], Path, bool]:
@@ -102,15 +122,25 @@ def _fill(
         "sampled": trained.sampled,
     }
 
+    model: Classifier | FeatureClassifier = classifier
+    sets: Sequence[BatchSource] = (data.train, data.dev, data.test)
+    features_seconds = None
+    if trained.only_head and config.train.dropout == 0 and is_deterministic(classifier):
+        started = time.perf_counter()
+        model = FeatureClassifier(classifier.head)
+        sets = _features(record, config, accelerator, classifier, data)
+        features_seconds = round(time.perf_counter() - started, 3)
+    train, dev, test = sets
+
     checkpoint = folder / "checkpoint.safetensors"
     if config.force:
         checkpoint.unlink(missing_ok=True)
     training = Training(
         accelerator,
-        classifier,
+        model,
         trained,
-        data.train,
-        data.dev,
+        train,
+        dev,
         config.train,
         config.seed,
         checkpoint,
@@ -118,14 +148,42 @@ def _fill(
     try:
         with ProgressReporter(training.plan.steps, accelerator.is_main_process) as reporter:
             training.train(reporter)
-        record["dev"] = training.evaluate(data.dev)
-        record["test"] = training.evaluate(data.test)
+        record["dev"] = training.evaluate(dev)
+        record["test"] = training.evaluate(test)
     finally:
-        record["training"] = _training_summary(training, trained, device)
+        record["training"] = _training_summary(training, trained, device, features_seconds)
         record["history"] = training.progress.history
     if accelerator.is_main_process:
-        _save(config, classifier, trained, record, folder)
+        _save(config, classifier, tokenizer, trained, record, folder)
         checkpoint.unlink(missing_ok=True)
+
+
+def _features(
+    record: dict[str, Any],
+    config: Config,
+    accelerator: Accelerator,
+    classifier: Classifier,
+    data: EncodedSplits,
+) -> list[FeatureSet]:
+    """Features of train, dev and test; the backbone runs only for those not in the cache."""
+    size = evaluation_batch_size(config.train)
+    made_by = record["environment"]
+    identity = {
+        "protocol": PROTOCOL,
+        "base": record["base_model"]["fingerprint"],
+        **{key: made_by[key] for key in ("versions", "device", "dtypes")},
+        "batch_size": size,
+        # the separator's own embedding is drawn from the seed, where the task has one
+        "seed": config.seed if config.task.separator == "sep_token" else None,
+    }
+    sets = []
+    for name, encoded in (("train", data.train), ("dev", data.dev), ("test", data.test)):
+        batches = evaluation_batches(encoded.lengths(), size)
+        path = cache_folder(config) / f"features-{features_key(identity, encoded)}.safetensors"
+        speaks = accelerator.is_main_process
+        with closing(watched(batches, f"features of {name}", speaks)) as shown:
+            sets.append(cached_features(accelerator, classifier, encoded, shown, path))
+    return sets
 
 
 def _make_folder(folder: Path) -> None:
@@ -143,7 +201,9 @@ def _accelerator(config: Config) -> Accelerator:
     return Accelerator(cpu=config.device == "cpu")
 
 
-def _training_summary(training: Training, trained: Trained, device: torch.device) -> dict[str, Any]:
+def _training_summary(
+    training: Training, trained: Trained, device: torch.device, features_seconds: float | None
+) -> dict[str, Any]:
     progress: Progress = training.progress
     seconds = progress.train_seconds
     return {
@@ -152,6 +212,7 @@ def _training_summary(training: Training, trained: Trained, device: torch.device
         "epochs": round(progress.step / training.plan.steps_per_epoch, 4),
         "stopped_early": progress.stopped_early,
         "seconds": round(seconds, 3),
+        "features_seconds": features_seconds,
         "evaluation_seconds": round(progress.evaluation_seconds, 3),
         "examples_per_second": round(progress.examples / seconds, 2) if seconds else None,
         "tokens_per_second": round(progress.tokens / seconds, 1) if seconds else None,
@@ -183,40 +244,50 @@ def _explained(error: Exception, config: Config) -> Exception:
 
 
 def _save(
-    config: Config, classifier: Classifier, trained: Trained, record: dict[str, Any], folder: Path
+    config: Config,
+    classifier: Classifier,
+    tokenizer: Any,
+    trained: Trained,
+    record: dict[str, Any],
+    folder: Path,
 ) -> None:
     """What `save` asks for, beside the record."""
     for old in ("adapter", "model"):
         shutil.rmtree(folder / old, ignore_errors=True)
-    small = trained.adapter()
-    if config.save == "adapter" and small is not None:
+    description = _description(config, tokenizer, record)
+    if config.save == "adapter" and (small := trained.adapter()) is not None:
         tensors, about = small
-        write_tensors(folder / "adapter" / "adapter.safetensors", tensors)
-        write_json(folder / "adapter" / "adapter_config.json", _description(config, record) | about)
+        store.write(folder / "adapter", tensors, {**description.as_dict(), **about})
     elif config.save == "full":
         trained.merge_for_good()
-        target = folder / "model"
-        classifier.backbone.save_pretrained(target)  # type: ignore[operator]
-        write_tensors(target / "head.safetensors", {"head.weight": classifier.head_weight.detach()})
-        write_json(target / "head_config.json", _description(config, record))
+        try:
+            with whole_folder(folder / "model") as temporary:
+                write_whole(classifier, tokenizer, description, temporary)
+        except InputError as error:  # the scores are there: they go into the record
+            raise TrainingError(f"save=full: {error}") from None
 
 
-def _description(config: Config, record: dict[str, Any]) -> dict[str, Any]:
-    """What somebody needs to know to use what was trained."""
-    prompt = config.as_dict()["task"]["prompt"] if config.model.kind == "instruct" else None
-    return {
-        "format": 1,
-        "method": record["config"]["method"],
-        "density": record["density"],
-        "seed": config.seed,
-        "base_model": record["base_model"],
-        "task": config.task.name,
-        "labels": config.task.labels,
-        "columns": config.task.columns,
-        "prompt": prompt,
-        "separator": config.task.separator,
-        "undo_spacing": config.task.undo_spacing,
-    }
+def _description(config: Config, tokenizer: Any, record: dict[str, Any]) -> Description:
+    """What somebody needs to know to use what was trained; like the record without paths."""
+    model = ModelConfig(**record["config"]["model"])
+    if not is_local(model):
+        commit = record["base_model"]["fingerprint"].partition("+")[0]
+        model = replace(model, revision=commit)
+    return Description(
+        method=record["config"]["method"],
+        density=record["density"],
+        seed=config.seed,
+        base_model=record["base_model"],
+        task=config.task.name,
+        labels=config.task.labels,
+        columns=config.task.columns,
+        prompt=config.task.prompt if config.model.kind == "instruct" else None,
+        separator=config.task.separator,
+        undo_spacing=config.task.undo_spacing,
+        model=model,
+        dtypes=record["environment"]["dtypes"],
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+    )
 
 
 def summary_line(record: dict[str, Any], path: Path, was_there: bool) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -50,5 +52,34 @@ def tiny_config(tmp_path: Path) -> Callable[..., Any]:
     def make(*overrides: str) -> Any:
         folders = [f"results_dir='{tmp_path}/results'", f"cache_dir='{tmp_path}/cache'"]
         return compose([*folders, *overrides])
+
+    return make
+
+
+QUICK_RUN = ["train.max_steps=4", "train.eval_every=2", "task.max_train_examples=200"]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """`trained("lora", …)`: configuration, record and saved folder of a tiny run, made once."""
+    from sparta_bench.compose import compose
+    from sparta_bench.run import run
+
+    root = tmp_path_factory.mktemp("runs")
+    made: dict[tuple[str, ...], Any] = {}
+
+    def make(method: str, *overrides: str) -> Any:
+        key = (method, *overrides)
+        if key not in made:
+            places = [f"results_dir={root}/{len(made)}", f"cache_dir={root}/cache"]
+            save = "full" if method == "full_ft" else "adapter"
+            settings = [f"method={method}", f"save={save}", *overrides]
+            config = compose([*QUICK_RUN, *places, *settings])
+            with redirect_stderr(io.StringIO()):  # its progress is not the test's output
+                record, path, _ = run(config)
+            assert record["status"] == "completed", record["error"]
+            folders = [path.parent / name for name in ("adapter", "model")]
+            made[key] = config, record, next(folder for folder in folders if folder.exists())
+        return made[key]
 
     return make

@@ -219,6 +219,8 @@ sys.exit(main())
         (["-sc", "install=bash"], "complete"),
         (["-sc", "query=bash"], "method=sparta"),
         (["plan", "--help"], "usage: "),
+        (["predict", "--help"], "usage: "),
+        (["merge"], "bake"),
     ],
 )
 def test_help_and_completion_need_no_torch(

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from sparta_bench.compose import compose
 from sparta_bench.config import Config, Dev, TaskConfig
-from sparta_bench.data.batches import collate, evaluation_batches, training_batches
+from sparta_bench.data.batches import evaluation_batches, training_batches
 from sparta_bench.data.encode import Encoded, cache_folder, encode_splits
 from sparta_bench.data.examples import Examples
 from sparta_bench.data.prompts import render, undo_spacing
@@ -321,13 +321,13 @@ def count_tokenizing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     from sparta_bench.data import encode
 
     calls: list[int] = []
-    original = encode._tokenize
+    original = encode.tokenize
 
     def counted(texts: list[str], tokenizer: Any) -> list[list[int]]:
         calls.append(len(texts))
         return original(texts, tokenizer)
 
-    monkeypatch.setattr(encode, "_tokenize", counted)
+    monkeypatch.setattr(encode, "tokenize", counted)
     return calls
 
 
@@ -454,7 +454,7 @@ def test_evaluation_goes_from_long_to_short() -> None:
 
 def test_a_batch_is_padded_on_the_right_to_its_longest() -> None:
     ids = [np.array(row, dtype=np.int32) for row in ([5, 6], [7], [8, 9, 2], [4] * 9)]
-    batch = collate(Encoded(ids, [1, 0, 2, 1]), [2, 1])
+    batch = Encoded(ids, [1, 0, 2, 1]).collate([2, 1])
     assert batch["input_ids"].tolist() == [[8, 9, 2], [7, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [2, 0]

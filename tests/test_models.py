@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_sparta import SMALL
+from small_models import SMALL
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sparta_bench.compose import compose

@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import copy
+import gc
+import weakref
+from fractions import Fraction
 
 import pytest
 import torch
+from small_models import backbone, batch, classifier, loss_of, same_values, values_of
 from torch import nn
-from transformers import AutoConfig, AutoModel
 
 from sparta_bench.sparta import SpartaAdapter
-from sparta_bench.sparta.sample import sample_indices, sampled_tensors
-
-SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-}
-
-
-def backbone(model_type: str = "mistral", dtype: torch.dtype = torch.float64, **extra: object):
-    torch.manual_seed(0)
-    model = AutoModel.from_config(AutoConfig.for_model(model_type, **SMALL, **extra))
-    return model.to(dtype).eval()
-
-
-def loss_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    return model(input_ids=ids, use_cache=False).last_hidden_state.pow(2).mean()
+from sparta_bench.sparta.merge import rounded_sum
 
 
 @pytest.mark.parametrize(
     ("model_type", "extra"),
     [("mistral", {}), ("gemma", {}), ("llama", {"attention_bias": True, "mlp_bias": True})],
 )
-def test_twenty_steps_equal_a_dense_gradient_with_a_mask(model_type: str, extra: dict) -> None:
+@pytest.mark.parametrize("gradient", ["dense", "sampled"])
+def test_twenty_steps_equal_a_dense_gradient_with_a_mask(
+    model_type: str, extra: dict, gradient: str
+) -> None:
     plain, ours = backbone(model_type, **extra), backbone(model_type, **extra)
-    adapter = SpartaAdapter(ours, density=0.1, seed=3, dtype=torch.float64)
+    adapter = SpartaAdapter(ours, density=0.1, seed=3, dtype=torch.float64, gradient=gradient)
     assert any(name.endswith("norm.weight") for name in adapter.deltas)
     assert any(name.endswith("bias") for name in adapter.deltas) == bool(extra)
     tensors = dict(plain.named_parameters())
@@ -67,32 +52,216 @@ def test_twenty_steps_equal_a_dense_gradient_with_a_mask(model_type: str, extra:
         actual.backward()
         optimizer.step()
         optimizer.zero_grad()
-        adapter.merge()
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+    adapter.bake()
     for name, tensor in ours.named_parameters():
         torch.testing.assert_close(tensor.detach(), tensors[name].detach(), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_detach_gives_back_every_bit_and_weights_hold_the_rounded_sum(dtype: torch.dtype) -> None:
-    model = backbone(dtype=dtype)
-    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    model = classifier(dtype=dtype)
+    before = values_of(model)
     with SpartaAdapter(model, density=0.2, seed=0) as adapter:
+        assert all(value.dtype == torch.float32 for value in adapter.parameters())
         optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-2, fused=True)
         for _ in range(5):
-            loss_of(model, torch.randint(0, 40, (2, 5))).float().backward()
+            model(**batch()).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            adapter.merge()
+        now = dict(model.model.named_parameters())
         for name, places in adapter.indices.items():
-            total = before[name].view(-1)[places].float() + adapter.deltas[name]
-            assert torch.equal(model.get_parameter(name).view(-1)[places], total.to(dtype))
+            start = before[f"model.{name}"].view(-1)[places.long()]
+            assert torch.equal(adapter.originals[name], start)
+            expected = rounded_sum(start, adapter.deltas[name].detach())
+            assert torch.equal(now[name].view(-1)[places.long()], expected)
             if "proj" in name:  # a norm's float16 gradient may vanish at this size
-                assert not torch.equal(model.get_parameter(name), before[name])
-    for name, tensor in model.named_parameters():
-        assert torch.equal(tensor, before[name])
-        assert not tensor.requires_grad
-    assert "forward" not in vars(model.layers[0].mlp.up_proj)
+                assert not torch.equal(now[name], before[f"model.{name}"])
+        assert not torch.equal(model.score.weight.to(dtype), before["score.weight"])
+    assert same_values(model, before)
+    assert all(tensor.requires_grad for tensor in model.parameters())
+    assert type(model.model.layers[0].mlp.up_proj) is nn.Linear
+    adapter.detach()  # twice is once
+    assert same_values(model, before)
+
+
+def test_a_crash_inside_a_step_gives_the_model_back() -> None:
+    model = classifier(dtype=torch.bfloat16)
+    before = values_of(model)
+
+    def crash(*_: object) -> None:
+        raise RuntimeError("in the middle of the backward pass")
+
+    with (
+        pytest.raises(RuntimeError, match="in the middle"),
+        SpartaAdapter(model, 0.3, 0) as adapter,
+    ):
+        optimizer = torch.optim.SGD(adapter.parameters(), lr=1.0)
+        model(**batch()).loss.backward()
+        optimizer.step()
+        model.model.layers[0].mlp.down_proj.register_full_backward_hook(crash)
+        model(**batch()).loss.backward()
+    assert same_values(model, before)
+
+
+def test_another_adapter_waits_until_the_first_is_detached() -> None:
+    model = classifier()
+    before = values_of(model)
+    adapter = SpartaAdapter(model, 0.3, 0)
+    adapter.deltas["layers.0.mlp.up_proj.weight"].data += 1
+    adapter.merge()
+    with pytest.raises(ValueError, match="carries a SpaRTA adapter already; detach that first"):
+        SpartaAdapter(model, 0.3, 1)
+    adapter.detach()
+    assert same_values(model, before)
+    SpartaAdapter(model, 0.3, 1).detach()
+    assert same_values(model, before)
+
+
+def test_bake_leaves_a_plain_model_with_the_trained_values() -> None:
+    model = classifier(dtype=torch.bfloat16)
+    adapter = SpartaAdapter(model, 0.3, 0)
+    torch.nn.init.normal_(adapter.deltas["layers.1.mlp.up_proj.weight"])
+    torch.nn.init.normal_(adapter.head["score.weight"])
+    adapter.merge()
+    trained = dict(model.named_parameters())["model.layers.1.mlp.up_proj.weight"].clone()
+    head = adapter.head["score.weight"].detach().clone()
+    adapter.bake()
+    adapter.detach()
+    assert set(values_of(model)) == set(values_of(classifier()))
+    assert torch.equal(model.model.layers[1].mlp.up_proj.weight, trained)
+    assert torch.equal(model.score.weight, head.to(torch.bfloat16))
+    assert model(**batch()).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("delta_dtype", [torch.float32, torch.float64])
+def test_the_sum_is_rounded_once(dtype: torch.dtype, delta_dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    original = torch.randn(3000, generator=generator).to(dtype)
+    half_step = torch.finfo(dtype).eps / 4 * original.abs().double()
+    # most of these sums lie next to a tie, on either side of it, closer than float32 can see
+    nudge = torch.randn(3000, generator=generator).double() * 1e-9 * half_step
+    delta = (half_step.log2().floor().exp2() * torch.sign(original.double()) + nudge).to(
+        delta_dtype
+    )
+    delta[::3] = torch.randn(1000, generator=generator).to(delta_dtype)
+    delta[1::30] = delta[1::30] * 1e8
+    result = rounded_sum(original, delta)
+    assert result.dtype == dtype
+    up = torch.full_like(result, float("inf"))
+    for value, a, b, over, under in zip(
+        result.double().tolist(),
+        original.double().tolist(),
+        delta.double().tolist(),
+        torch.nextafter(result, up).double().tolist(),
+        torch.nextafter(result, -up).double().tolist(),
+        strict=True,
+    ):
+        if value in (float("inf"), float("-inf")):
+            assert abs(a + b) > torch.finfo(dtype).max
+            continue
+        exact = Fraction(a) + Fraction(b)
+        for neighbour in (over, under):
+            if abs(neighbour) != float("inf"):
+                assert abs(Fraction(value) - exact) <= abs(Fraction(neighbour) - exact)
+
+
+def test_rounding_twice_would_have_gone_wrong() -> None:
+    original = torch.tensor([1.0], dtype=torch.bfloat16)
+    delta = torch.tensor([2.0**-8 + 2.0**-31])  # just over the middle between 1 and 1 + 2^-7
+    assert (original.float() + delta).to(torch.bfloat16).item() == 1.0
+    assert rounded_sum(original, delta).item() == 1.0 + 2.0**-7
+    odd = torch.tensor([float("inf"), float("nan"), 3e38], dtype=torch.bfloat16)
+    total = rounded_sum(odd, torch.tensor([1.0, 1.0, 3e38]))
+    assert total[0] == float("inf") and total[1].isnan() and total[2] == float("inf")
+
+
+def test_tied_weights_are_chosen_from_once_and_get_both_gradients() -> None:
+    def tied() -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Tanh(), nn.Linear(6, 6, bias=False))
+        model[2].weight = model[0].weight
+        return model.double()
+
+    x = torch.randn(5, 6, dtype=torch.float64)
+    plain, ours = tied(), tied()
+    plain(x).pow(2).sum().backward()
+    adapter = SpartaAdapter(ours, 0.5, 0, dtype=torch.float64)
+    ours(x).pow(2).sum().backward()
+    (name,) = adapter.deltas
+    expected = plain[0].weight.grad.view(-1)[adapter.indices[name].long()]
+    torch.testing.assert_close(adapter.deltas[name].grad, expected)
+    adapter.detach()
+    assert ours[0].weight is ours[2].weight
+
+
+def test_a_layer_whose_weight_others_read_trains_as_well() -> None:
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(8, 2, batch_first=True)  # reads out_proj.weight by itself
+    x = torch.randn(2, 3, 8)
+    adapter = SpartaAdapter(model, 0.5, 0)
+    model(x, x, x)[0].pow(2).sum().backward()
+    assert {"in_proj_weight", "out_proj.weight"} <= set(adapter.deltas)
+    assert all(bool((value.grad != 0).any()) for value in adapter.parameters())
+
+
+def test_a_copy_of_the_model_computes_with_its_own_weights() -> None:
+    model = classifier().eval()
+    adapter = SpartaAdapter(model, 0.3, 0)
+    twin = copy.deepcopy(model)
+    logits = twin(**batch()).logits
+    with torch.no_grad():
+        for value in adapter.parameters():
+            value += 0.5
+    adapter.merge()
+    assert torch.equal(twin(**batch()).logits, logits)
+    assert not torch.equal(model(**batch()).logits, logits)
+
+
+def test_the_adapter_lives_as_long_as_the_model_and_no_longer() -> None:
+    model = classifier()
+    optimizer = torch.optim.SGD(SpartaAdapter(model, 0.3, 0).parameters(), lr=1.0)
+    gc.collect()
+    name = "layers.0.mlp.up_proj.weight"
+    before = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+    model(**batch()).loss.backward()
+    optimizer.step()
+    assert not torch.equal(model.model.layers[0].mlp.up_proj.weight, before), name
+    there = weakref.ref(model)
+    del model, optimizer
+    gc.collect()
+    assert there() is None
+
+
+def test_a_density_outside_and_a_way_unknown_are_refused() -> None:
+    for density in (0.0, 1.0, -1.0):
+        with pytest.raises(ValueError, match=r"density=.*: must lie inside \(0, 1\)"):
+            SpartaAdapter(classifier(), density, 0)
+    with pytest.raises(ValueError, match="gradient=fast: must be one of auto, dense, sampled"):
+        SpartaAdapter(classifier(), 0.1, 0, gradient="fast")
+    with pytest.raises(ValueError, match="no quantized ones"):
+        model = classifier()
+        model.model.layers[0].mlp.up_proj.weight = nn.Parameter(
+            torch.zeros(24, 16, dtype=torch.int8), requires_grad=False
+        )
+        SpartaAdapter(model, 0.1, 0)
+
+
+def test_a_vocabulary_head_stays_frozen() -> None:
+    from small_models import SMALL
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model("mistral", **SMALL, tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_config(config)
+    adapter = SpartaAdapter(model, 0.3, 0)
+    assert adapter.head == {}
+    ids = batch()["input_ids"]
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert model.lm_head.weight.grad is None
+    assert all(value.grad is not None for value in adapter.parameters())
+    # the same backbone, the same places, whatever stands on it
+    assert adapter.checksum() == SpartaAdapter(backbone(), 0.3, 0).checksum()
 
 
 def test_gradients_accumulate_over_parts_of_a_batch() -> None:
@@ -113,61 +282,8 @@ def test_only_what_is_chosen_has_a_gradient() -> None:
     loss_of(model, torch.randint(0, 40, (2, 5))).backward()
     assert set(adapter.deltas) == {f"layers.{layer}.self_attn.v_proj.weight" for layer in (0, 1)}
     assert all(delta.grad is not None for delta in adapter.parameters())
-    assert all(tensor.grad is None for tensor in model.parameters())
-
-
-def test_indices_are_a_bernoulli_draw() -> None:
-    count, chance = 2_000_000, 0.01
-    places = sample_indices(count, chance, seed=5, name="layer.weight").long()
-    spread = (count * chance * (1 - chance)) ** 0.5
-    assert abs(len(places) - count * chance) < 4 * spread
-    assert int(places.min()) >= 0 and int(places.max()) < count
-    assert bool((places.diff() > 0).all())
-    bins = torch.histc(places.float(), bins=50, min=0, max=count)
-    chi_square = float(((bins - bins.mean()) ** 2 / bins.mean()).sum())
-    assert 20 < chi_square < 95  # 49 degrees of freedom: 99.99 % lie within
-
-
-@pytest.mark.parametrize("chance", [1e-7, 0.5, 0.999, 1.0])
-def test_extreme_chances(chance: float) -> None:
-    places = sample_indices(1000, chance, seed=0, name="x")
-    assert len(places) == len(set(places.tolist()))
-    assert len(places) in {1e-7: {0}, 0.5: set(range(420, 580)), 0.999: set(range(990, 1001))}.get(
-        chance, {1000}
-    )
-
-
-def test_same_seed_and_name_same_places_in_any_process() -> None:
-    code = (
-        "from sparta_bench.sparta.sample import sample_indices;"
-        "print(sample_indices(100, 0.1, 7, 'a.weight').tolist())"
-    )
-    here = sample_indices(100, 0.1, 7, "a.weight").tolist()
-    there = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
-    assert there.strip() == str(here)
-    # A golden draw: a record's seed must mean the same places in every later version.
-    assert here == GOLDEN_PLACES
-    assert sample_indices(100, 0.1, 7, "b.weight").tolist() != here
-    assert sample_indices(100, 0.1, 8, "a.weight").tolist() != here
-
-
-GOLDEN_PLACES = [25, 27, 36, 39, 55, 70, 83, 95, 98, 99]
-
-
-def test_density_of_the_backbone_needs_enough_scalars() -> None:
-    model = backbone()
-    total = sum(tensor.numel() for tensor in model.parameters())
-    chances = sampled_tensors(model, 0.01, ["v_proj", "o_proj"], "backbone")
-    sizes = {name: model.get_parameter(name).numel() for name in chances}
-    assert sum(sizes[name] * chance for name, chance in chances.items()) == pytest.approx(
-        total / 100
-    )
-    with pytest.raises(ValueError, match=r"density=0\.5: the sampled tensors hold"):
-        sampled_tensors(model, 0.5, ["v_proj", "o_proj"], "backbone")
-    with pytest.raises(ValueError, match="no tensor of the model is called so"):
-        sampled_tensors(model, 0.5, ["nothing"])
+    deltas = {id(delta) for delta in adapter.parameters()}
+    assert all(tensor.grad is None for tensor in model.parameters() if id(tensor) not in deltas)
 
 
 def test_deltas_swallowed_by_rounding_are_counted() -> None:
@@ -181,20 +297,3 @@ def test_deltas_swallowed_by_rounding_are_counted() -> None:
     adapter.merge()
     kept = len(adapter.deltas)
     assert adapter.lost_to_rounding() == pytest.approx(1 - kept / adapter.chosen, abs=0.01)
-
-
-def test_saved_deltas_come_back_and_other_places_are_refused() -> None:
-    first, second = backbone(dtype=torch.float32), backbone(dtype=torch.float32)
-    one = SpartaAdapter(first, density=0.1, seed=0)
-    with torch.no_grad():
-        for delta in one.parameters():
-            delta.normal_()
-    one.merge()
-    two = SpartaAdapter(second, density=0.1, seed=0)
-    two.load_deltas(one.tensors())
-    assert one.checksum() == two.checksum()
-    for (_, a), (_, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
-        assert torch.equal(a, b)
-    other = SpartaAdapter(backbone(dtype=torch.float32), density=0.1, seed=1)
-    with pytest.raises(ValueError, match="do not train the same"):
-        other.load_deltas(one.tensors())

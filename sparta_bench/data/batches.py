@@ -1,14 +1,26 @@
-"""Which examples stand together in a batch, and the padded tensors of one."""
+"""What the training loop reads, and which examples stand together in a batch."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from sparta_bench.data.encode import Encoded
+
+class BatchSource(Protocol):
+    """Labelled examples that can be put together to batches, in any choice and order."""
+
+    labels: list[int]
+
+    def __len__(self) -> int: ...
+
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+
+    def collate(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The classifier's arguments and `labels` (int64, rows), on the CPU."""
 
 
 def training_batches(
@@ -37,21 +49,3 @@ def evaluation_batches(lengths: Sequence[int], batch_size: int) -> list[list[int
     """Every example exactly once, longest first, so that a lack of memory shows at once."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def collate(data: Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
-    """Tensors of a batch, padded on the right to its longest example.
-
-    Returns `input_ids` and `attention_mask` (int64, rows x longest) and `labels` (int64, rows).
-    Padding has id 0, whatever that token is: the mask alone says what is padding, so models
-    without a pad token work, and a real EOS at the end of an input is never taken for padding.
-    """
-    longest = max(len(data.ids[row]) for row in rows)
-    input_ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-    mask = torch.zeros(len(rows), longest, dtype=torch.int64)
-    for place, row in enumerate(rows):
-        ids = data.ids[row]
-        input_ids[place, : len(ids)] = torch.from_numpy(ids)
-        mask[place, : len(ids)] = 1
-    labels = torch.tensor([data.labels[row] for row in rows])
-    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+from torch import Tensor
 
 from sparta_bench.config import Config
 from sparta_bench.data.examples import Examples
@@ -33,6 +36,24 @@ class Encoded:
     def lengths(self) -> list[int]:
         """Tokens of each example."""
         return [len(ids) for ids in self.ids]
+
+    def collate(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Tensors of a batch, padded on the right to its longest example.
+
+        Returns `input_ids` and `attention_mask` (int64, rows x longest) and `labels` (int64,
+        rows). Padding has id 0, whatever that token is: the mask alone says what is padding, so
+        models without a pad token work, and a real EOS at the end of an input is never taken for
+        padding.
+        """
+        longest = max(len(self.ids[row]) for row in rows)
+        input_ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+        mask = torch.zeros(len(rows), longest, dtype=torch.int64)
+        for place, row in enumerate(rows):
+            ids = self.ids[row]
+            input_ids[place, : len(ids)] = torch.from_numpy(ids)
+            mask[place, : len(ids)] = 1
+        labels = torch.tensor([self.labels[row] for row in rows])
+        return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
 
 @dataclass
@@ -90,7 +111,7 @@ def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSpli
 
 
 def cache_folder(config: Config) -> Path:
-    """Where encoded sets are kept between runs."""
+    """Where encoded sets and their features are kept between runs."""
     if config.cache_dir is not None:
         return Path(config.cache_dir)
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
@@ -104,7 +125,7 @@ def _encode(
     path = folder / f"{_cache_key(texts, tokenizer)}.safetensors"
     ids = _read_cache(path, len(texts))
     if ids is None:
-        ids = [np.asarray(row, dtype=np.int32) for row in _tokenize(texts, tokenizer)]
+        ids = [np.asarray(row, dtype=np.int32) for row in tokenize(texts, tokenizer)]
         _write_cache(path, ids)
     for row, tokens in enumerate(ids, start=1):
         if len(tokens) == 0:
@@ -115,7 +136,8 @@ def _encode(
     return Encoded(ids, examples.labels)
 
 
-def _tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
+def tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    """Token ids of each text, with what the tokenizer adds (BOS), never cut off."""
     # verbose off: the tokenizer warns of inputs over its nominal length, which are dropped here
     # (train) or read as they are (dev, test)
     return list(tokenizer(texts, add_special_tokens=True, verbose=False)["input_ids"])
@@ -147,10 +169,8 @@ def _read_cache(path: Path, rows: int) -> list[np.ndarray[Any, np.dtype[np.int32
 
 
 def _write_cache(path: Path, ids: list[np.ndarray[Any, np.dtype[np.int32]]]) -> None:
-    import torch
-
     lengths = torch.tensor([len(row) for row in ids], dtype=torch.int32)
     try:
         write_tensors(path, {"ids": torch.from_numpy(np.concatenate(ids)), "lengths": lengths})
-    except OSError:
+    except (OSError, SafetensorError):
         pass  # a cache that cannot be written costs time, not correctness

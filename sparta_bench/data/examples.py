@@ -72,16 +72,28 @@ def parse_row(row: Mapping[str, Any], task: TaskConfig) -> tuple[tuple[str, ...]
     BadRowError
         If a column is missing, a text is no text, or the label is outside the task's set.
     """
-    for column in (*task.columns, "label"):
+    texts = parse_texts(row, task.columns, "label")
+    return texts, parse_label(row["label"], task.labels)
+
+
+def parse_texts(row: Mapping[str, Any], columns: Sequence[str], *others: str) -> tuple[str, ...]:
+    """The texts in these columns of a row; `others` only have to be there.
+
+    Raises
+    ------
+    BadRowError
+        If a column is missing, or a text is no text.
+    """
+    for column in (*columns, *others):
         if column not in row:
             raise BadRowError(f"column {column} is missing (there are: {', '.join(row)})")
-    texts = tuple(row[column] for column in task.columns)
-    for column, text in zip(task.columns, texts, strict=True):
+    texts = tuple(row[column] for column in columns)
+    for column, text in zip(columns, texts, strict=True):
         if not isinstance(text, str):
             raise BadRowError(f"{column} is {text!r}, not a text")
-        if not _is_unicode(text):
+        if not is_unicode(text):
             raise BadRowError(f"{column} holds half a surrogate pair")
-    return texts, parse_label(row["label"], task.labels)
+    return texts
 
 
 def add_rows(
@@ -111,7 +123,8 @@ def add_rows(
         examples.labels.append(label)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a tokenizer can read it."""
     # JSON can spell "\\ud800", which no tokenizer takes
     try:
         text.encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +69,25 @@ def _rows(path: Path, tsv: Tsv | None) -> Iterator[NumberedRow]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str | BadRowError]]:
-    # Split at the newline byte only: str.splitlines would also cut at U+2028 and its kind.
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            raw = raw.removesuffix(b"\n").removesuffix(b"\r")
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")  # a byte-order mark, as MRPC has
-            try:
-                yield number, raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                wrong = raw[error.start]
-                yield (
-                    number,
-                    BadRowError(f"byte {error.start + 1} of the line (0x{wrong:02x}) is no UTF-8"),
-                )
+        yield from numbered_lines(file)
+
+
+def numbered_lines(file: Iterable[bytes]) -> Iterator[tuple[int, str | BadRowError]]:
+    """Lines of a file opened as bytes, from 1, without their ends and a byte-order mark."""
+    # Split at the newline byte only: str.splitlines would also cut at U+2028 and its kind.
+    for number, raw in enumerate(file, start=1):
+        raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+        if number == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")  # as MRPC has
+        try:
+            yield number, raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            wrong = raw[error.start]
+            yield (
+                number,
+                BadRowError(f"byte {error.start + 1} of the line (0x{wrong:02x}) is no UTF-8"),
+            )
 
 
 def _tsv_rows(path: Path, tsv: Tsv) -> Iterator[NumberedRow]:
@@ -130,10 +135,11 @@ def _jsonl_rows(path: Path) -> Iterator[NumberedRow]:
         if isinstance(line, BadRowError):
             yield number, line
         elif line.strip():
-            yield number, _json_object(line)
+            yield number, json_object(line)
 
 
-def _json_object(line: str) -> dict[str, Any] | BadRowError:
+def json_object(line: str) -> dict[str, Any] | BadRowError:
+    """A line of a jsonl file."""
     try:
         row = json.loads(line)
     except ValueError as error:

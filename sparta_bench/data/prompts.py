@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
-from sparta_bench.config import TaskConfig
+from sparta_bench.config import Prompt
 
 SEP_TOKEN = "<sep>"
 
 
-def render(texts: tuple[str, ...], task: TaskConfig, kind: str) -> str:
+class Reading(Protocol):
+    """What of a task decides how its texts are read: a `TaskConfig`, or what an adapter says of
+    the task that it was trained on."""
+
+    @property
+    def columns(self) -> list[str]: ...
+    @property
+    def separator(self) -> str: ...
+    @property
+    def undo_spacing(self) -> bool: ...
+    @property
+    def prompt(self) -> Prompt | None: ...
+
+
+def render(texts: tuple[str, ...], task: Reading, kind: str) -> str:
     """The input of one example.
 
     Base models get a single text untouched, and a pair stripped and joined by one separator.
@@ -20,6 +35,7 @@ def render(texts: tuple[str, ...], task: TaskConfig, kind: str) -> str:
         texts = tuple(undo_spacing(text) for text in texts)
     if kind == "instruct":
         prompt = task.prompt
+        assert prompt is not None
         lines = [f"{prompt.instruction} Respond {prompt.answers_text}."]
         lines += [
             f"{name}: {text.strip()}" for name, text in zip(prompt.fields, texts, strict=True)
@@ -30,7 +46,7 @@ def render(texts: tuple[str, ...], task: TaskConfig, kind: str) -> str:
     return separator(task).join(text.strip() for text in texts)
 
 
-def separator(task: TaskConfig) -> str:
+def separator(task: Reading) -> str:
     """What stands between the two sentences of a pair for a base model."""
     return SEP_TOKEN if task.separator == "sep_token" else "\n"
 

@@ -14,6 +14,7 @@ from sparta_bench.methods.trained import HEAD, Trained
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.precision import Precision
 from sparta_bench.sparta import SpartaAdapter
+from sparta_bench.sparta.store import fingerprint_of
 
 
 def prepare(classifier: Classifier, config: Config, precision: Precision) -> Trained:
@@ -37,7 +38,8 @@ def prepare(classifier: Classifier, config: Config, precision: Precision) -> Tra
 
 def head(classifier: Classifier) -> Trained:
     """Only the classification head trains."""
-    return Trained({HEAD: classifier.head_weight})
+    base = fingerprint_of(classifier.backbone)
+    return Trained({HEAD: classifier.head_weight}, base_fingerprint=base)
 
 
 def full_ft(classifier: Classifier, precision: Precision) -> Trained:
@@ -98,6 +100,7 @@ def lora(classifier: Classifier, method: LoraConfig, precision: Precision, seed:
         target_modules=list(method.targets),
         bias="none",
     )
+    base = fingerprint_of(classifier.backbone)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns that nobody named a task type
@@ -112,14 +115,16 @@ def lora(classifier: Classifier, method: LoraConfig, precision: Precision, seed:
     }
     for value in values.values():
         value.data = value.data.to(precision.trained_dtype)
-    return LoraTrained(classifier, {**values, HEAD: classifier.head_weight})
+    return LoraTrained(classifier, {**values, HEAD: classifier.head_weight}, base)
 
 
 class LoraTrained(Trained):
     """peft's matrices, and the head."""
 
-    def __init__(self, classifier: Classifier, values: dict[str, nn.Parameter]) -> None:
-        super().__init__(values)
+    def __init__(
+        self, classifier: Classifier, values: dict[str, nn.Parameter], base_fingerprint: str
+    ) -> None:
+        super().__init__(values, base_fingerprint=base_fingerprint)
         self.classifier = classifier
 
     def merge_for_good(self) -> None:
@@ -138,6 +143,7 @@ def sparta(
             method.targets,
             method.density_of,
             precision.trained_dtype,
+            merge_after_step=False,  # the loop calls `write`
         )
     except ValueError as error:
         raise InputError(f"method.{error}") from None
@@ -158,5 +164,8 @@ class SpartaTrained(Trained):
         return self.sparta.lost_to_rounding()
 
     def adapter(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {**self.sparta.tensors(), HEAD: self.values[HEAD].detach().cpu()}
-        return tensors, {"indices_checksum": self.sparta.checksum()}
+        tensors, about = self.sparta.saved()
+        return {**tensors, HEAD: self.values[HEAD].detach().cpu()}, about
+
+    def merge_for_good(self) -> None:
+        self.sparta.bake()

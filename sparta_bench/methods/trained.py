@@ -15,12 +15,19 @@ class Trained:
     """The values that an optimizer changes, by name; the head is `head.weight`.
 
     This class serves methods whose values are the model's own parameters. A method that keeps
-    them beside the model overrides `write`.
+    them beside the model overrides `write`. `base_fingerprint` tells on which backbone they belong
+    (`sparta.store.fingerprint_of`).
     """
 
-    def __init__(self, values: dict[str, nn.Parameter], sampled: int | None = None) -> None:
+    def __init__(
+        self,
+        values: dict[str, nn.Parameter],
+        sampled: int | None = None,
+        base_fingerprint: str | None = None,
+    ) -> None:
         self.values = values
         self.sampled = sampled
+        self.base_fingerprint = base_fingerprint
         for value in values.values():
             value.requires_grad_(True)
 
@@ -37,6 +44,11 @@ class Trained:
     def trainable(self) -> int:
         """How many scalars train, head included."""
         return sum(value.numel() for value in self.values.values())
+
+    @property
+    def only_head(self) -> bool:
+        """Whether nothing but the head trains, so that the backbone stays as it was loaded."""
+        return self.values.keys() == {HEAD}
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of all values, on the CPU."""
@@ -55,7 +67,7 @@ class Trained:
 
     def adapter(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and description of what is saved beside the result; null: nothing small is."""
-        return self.snapshot(), {}
+        return self.snapshot(), {"base_fingerprint": self.base_fingerprint}
 
     def merge_for_good(self) -> None:
         """Make the backbone plain, with all changes in its own weights."""

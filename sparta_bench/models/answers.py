@@ -64,7 +64,7 @@ def vocabulary_rows(
     embedding: Tensor = backbone.get_input_embeddings().weight  # type: ignore[operator, union-attr, assignment]
     if backbone.config.tie_word_embeddings:  # type: ignore[union-attr]
         return embedding.detach()[ids].float().clone()
-    with safe_open(_file_of("lm_head.weight", source, revision), framework="pt") as file:
+    with safe_open(file_of("lm_head.weight", source, revision), framework="pt") as file:
         if "lm_head.weight" not in file.keys():
             raise InputError(
                 f"model.path={source}: the checkpoint has no lm_head.weight, and an instruction "
@@ -74,7 +74,8 @@ def vocabulary_rows(
         return torch.cat([rows[i : i + 1] for i in ids]).float()
 
 
-def _file_of(tensor: str, source: str, revision: str | None) -> str:
+def file_of(tensor: str, source: str, revision: str | None) -> str:
+    """The path of the checkpoint's file that holds a tensor."""
     index = _checkpoint_file(source, "model.safetensors.index.json", revision)
     if index is None:
         name = "model.safetensors"

@@ -31,14 +31,32 @@ class Classifier(nn.Module):
         assert isinstance(weight, nn.Parameter)
         return weight
 
+    @property
+    def base_model(self) -> nn.Module:
+        """The backbone, by the name that transformers' models have for it."""
+        return self.backbone
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits (rows x classes, at least float32) of token ids and mask (rows x longest)."""
-        states = self.backbone(
+        logits: Tensor = self.head(self.features(input_ids, attention_mask))
+        return logits.float()
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What the head reads: the last real token's final hidden state (rows x hidden, in the
+        head's dtype)."""
+        states: Tensor = self.backbone(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False
         ).last_hidden_state
         pooled = states[torch.arange(len(states), device=states.device), last_token(attention_mask)]
-        logits: Tensor = self.head(pooled.to(self.head.weight.dtype))
-        return logits.float()
+        return pooled.to(self.head.weight.dtype)
+
+
+def why_not_finite(model: nn.Module) -> str:
+    """The probable cause, in words, where a model's output is not finite before any training."""
+    for name, tensor in model.named_parameters():
+        if not tensor.isfinite().all():
+            return f"the base model holds values that are no numbers, in {name}"
+    return "the forward pass overflows; try model.dtype=float32"
 
 
 def last_token(attention_mask: Tensor) -> Tensor:

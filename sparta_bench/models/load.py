@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
-from sparta_bench.config import Config
+from sparta_bench.config import Config, ModelConfig
 from sparta_bench.errors import InputError
 from sparta_bench.models.answers import answer_tokens, vocabulary_rows
 from sparta_bench.models.classifier import Classifier, random_head
@@ -27,8 +27,9 @@ def load_classifier(
     InputError
         If the model cannot be had, lacks weights, or has no attention dropout to set.
     """
-    backbone = _load_backbone(config, precision)
-    _fit_embeddings(backbone, len(tokenizer), config)
+    backbone = load_backbone(config.model, precision.model_dtype, config.train.dropout)
+    added = 1 if config.task.separator == "sep_token" else 0
+    fit_embeddings(backbone, tokenizer, added, config.seed)
     classes = len(config.task.labels)
     if config.model.kind == "instruct":
         ids = answer_tokens(tokenizer, config.task.prompt.answers)
@@ -42,15 +43,21 @@ def load_classifier(
     return classifier.to(device)
 
 
-def _load_backbone(config: Config, precision: Precision) -> Any:
+def load_backbone(model: ModelConfig, dtype: torch.dtype, dropout: float) -> Any:
+    """The pretrained decoder without its head, on the CPU, in `dtype`, with this attention dropout.
+
+    Raises
+    ------
+    InputError
+        If the model cannot be had, lacks weights, or has no attention dropout to set.
+    """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    model, dropout = config.model, config.train.dropout
     try:
         backbone, report = AutoModel.from_pretrained(
             source_of(model),
             revision=revision_of(model) or "main",
-            dtype=precision.model_dtype,
+            dtype=dtype,
             attn_implementation="sdpa",
             use_safetensors=True,  # never a pickle
             trust_remote_code=False,
@@ -68,7 +75,13 @@ def _load_backbone(config: Config, precision: Precision) -> Any:
             f"model.path={source_of(model)}: {len(missing)} tensors are missing in the checkpoint, "
             f"the first is {missing[0]}"
         )
-    unknown = [name for name in sorted(report["unexpected_keys"]) if "lm_head" not in name]
+    # a head of the vocabulary, or of a classifier that was saved whole, is left out
+    heads = ("lm_head", "score")
+    unknown = [
+        name
+        for name in sorted(report["unexpected_keys"])
+        if not any(head in name.split(".") for head in heads)
+    ]
     if unknown:
         raise InputError(
             f"model.path={source_of(model)}: {len(unknown)} tensors of the checkpoint have no "
@@ -97,16 +110,23 @@ def set_attention_dropout(backbone: nn.Module, dropout: float) -> None:
         )
 
 
-def _fit_embeddings(backbone: Any, tokens: int, config: Config) -> None:
-    """Make room for the authors' `<sep>` token; any other lack of rows is a wrong tokenizer."""
-    rows = backbone.get_input_embeddings().num_embeddings
+def fit_embeddings(backbone: Any, tokenizer: Any, added: int, seed: int) -> None:
+    """Make room for `added` tokens of the tokenizer, such as the authors' `<sep>`.
+
+    The new rows are random, drawn from `seed`, and frozen in every method but full_ft.
+
+    Raises
+    ------
+    InputError
+        If the tokenizer has still more tokens than the model has rows: it is another model's.
+    """
+    rows, tokens = backbone.get_input_embeddings().num_embeddings, len(tokenizer)
     if tokens <= rows:
         return
-    if config.task.separator != "sep_token" or tokens > rows + 1:
+    if tokens > rows + added:
         raise InputError(
-            f"model.tokenizer={config.model.tokenizer}: it has {tokens} tokens, and the model "
+            f"model.tokenizer={tokenizer.name_or_path}: it has {tokens} tokens, and the model "
             f"only {rows} embeddings"
         )
-    # the token's embedding is random, and frozen in every method but full_ft
-    torch.manual_seed(config.seed)
+    torch.manual_seed(seed)
     backbone.resize_token_embeddings(tokens, mean_resizing=False)

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
-from sparta_bench.config import ModelConfig, TaskConfig
-from sparta_bench.data.prompts import SEP_TOKEN
+from sparta_bench.config import ModelConfig
+from sparta_bench.data.prompts import SEP_TOKEN, Reading
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.files import sha256_of
 
@@ -66,7 +66,7 @@ def load_architecture(model: ModelConfig) -> PreTrainedConfig:
     return found
 
 
-def load_tokenizer(model: ModelConfig, task: TaskConfig) -> Any:
+def load_tokenizer(model: ModelConfig, task: Reading) -> Any:
     """The model's tokenizer (a fast one), with the authors' separator token if it is asked for.
 
     Raises

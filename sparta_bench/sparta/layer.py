@@ -1,77 +1,175 @@
-"""How gradients of single scalars are taken: dense for one tensor at a time, gathered, freed."""
+"""Layers some of whose scalars train: the plain layer, with a gradient that goes to the deltas.
+
+A touched module gets a subclass of its own class and keeps its weights, names and hooks. The
+deltas are parameters of the module, so that an optimizer, DDP, `state_dict` and `Trainer` find
+them; indices and originals are no buffers, since DDP would send buffers around at every step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.autograd.function import once_differentiable
+
+from sparta_bench.sparta.gradient import is_sampled, weight_gradient_at
+
+DELTAS = "{}_deltas"  # name of the deltas of a tensor, in the module that holds both
+
+
+@dataclass
+class Places:
+    """Where a tensor trains: flat indices (int32, sorted), and what stood there before, in the
+    tensor's dtype."""
+
+    indices: Tensor
+    originals: Tensor
+
+
+class _Touched:
+    """What every touched module has beside its own class."""
+
+    sparta_places: dict[str, Places]
+    sparta_gradient: str
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        for name, places in self.sparta_places.items():
+            self.sparta_places[name] = Places(fn(places.indices), fn(places.originals))
+        return super()._apply(fn, recurse)  # type: ignore[misc]
+
+
+class _TouchedLinear(_Touched, nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        deltas = self._parameters["weight_deltas"]
+        if not torch.is_grad_enabled():
+            return F.linear(x, self.weight, self.bias)
+        casts = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+        if casts:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        indices = self.sparta_places["weight"].indices
+        sampled = is_sampled(
+            self.sparta_gradient, indices.numel() / self.weight.numel(), self.weight.device
+        )
+        return _SparseLinear.apply(x, self.weight, self.bias, deltas, indices, casts, sampled)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _SparseLinear(torch.autograd.Function):
     """`F.linear` whose weight has a gradient at the chosen places only.
 
     Keeps what the plain layer keeps for the backward pass: the input and a reference to the
-    weight. `deltas` takes no part in the computation (the weight already holds original + delta);
-    it is an argument so that its gradient has somewhere to go.
+    weight; under autocast less, since the weight's cast is made anew. `deltas` takes no part in
+    the computation (the weight already holds original + delta); it is an argument so that its
+    gradient has somewhere to go.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, deltas: Tensor, indices: Tensor
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        deltas: Tensor,
+        indices: Tensor,
+        casts: bool,
+        sampled: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, indices)
         ctx.deltas_dtype = deltas.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.casts, ctx.sampled = casts, sampled
+        if casts:
+            weight = weight.to(x.dtype)
+            bias = None if bias is None else bias.to(x.dtype)
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (grad,) = grads
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, indices = ctx.saved_tensors
-        grad_x = grad_bias = grad_deltas = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad @ weight
         rows = grad.reshape(-1, grad.shape[-1])
-        if ctx.needs_input_grad[2]:
-            grad_bias = rows.sum(dim=0)
+        grad_x = grad_bias = grad_deltas = None
         if ctx.needs_input_grad[3]:
-            dense = rows.t() @ x.reshape(-1, x.shape[-1])
-            grad_deltas = dense.view(-1)[indices].to(ctx.deltas_dtype)
-        return grad_x, None, grad_bias, grad_deltas, None
+            grad_deltas = weight_gradient_at(
+                rows, x.reshape(-1, x.shape[-1]), indices, ctx.sampled
+            ).to(ctx.deltas_dtype)
+        if ctx.needs_input_grad[2]:
+            grad_bias = rows.sum(dim=0).to(ctx.bias_dtype)
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ (weight.to(grad.dtype) if ctx.casts else weight)
+        return grad_x, None, grad_bias, grad_deltas, None, None, None
 
 
-def train_linear(layer: nn.Linear, deltas: nn.Parameter, indices: Tensor) -> Callable[[], None]:
-    """Let `deltas` receive the gradient of `layer.weight` at `indices`; returns how to undo it."""
+class _Gathered(torch.autograd.Function):
+    """A tensor as it is, whose dense gradient is gathered into the deltas' and freed."""
 
-    def forward(x: Tensor) -> Tensor:
-        return _SparseLinear.apply(x, layer.weight, layer.bias, deltas, indices)  # type: ignore[no-untyped-call, no-any-return]
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, deltas: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.deltas_dtype = deltas.dtype
+        return tensor.view_as(tensor)
 
-    layer.forward = forward  # type: ignore[method-assign, assignment]
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (indices,) = ctx.saved_tensors
+        chosen = grad.reshape(-1).index_select(0, indices)
+        return None, chosen.to(ctx.deltas_dtype), None
+
+
+def _gathering(name: str) -> property:
+    def tensor(module: Any) -> Tensor:
+        own: Tensor = module._parameters[name]
+        if not torch.is_grad_enabled():
+            return own
+        deltas = module._parameters[DELTAS.format(name)]
+        return _Gathered.apply(own, deltas, module.sparta_places[name].indices)  # type: ignore[no-untyped-call, no-any-return]
+
+    return property(tensor)
+
+
+@cache
+def _touched_class(plain: type, names: tuple[str, ...]) -> type:
+    """`plain` with the tensors `names` trained at places.
+
+    The weight of a linear layer has a forward pass of its own. Any other tensor, such as a norm's
+    vector, is a property: whoever reads it, the layer's own code for one, gets it with its
+    gradient going to the deltas.
+    """
+    own_forward = plain is nn.Linear and "weight" in names
+    bases = (_TouchedLinear,) if own_forward else (_Touched, plain)
+    read = [name for name in names if not (own_forward and name == "weight")]
+    return type(f"Sparta{plain.__name__}", bases, {name: _gathering(name) for name in read})
+
+
+def touch(
+    module: nn.Module, deltas: dict[str, nn.Parameter], places: dict[str, Places], way: str
+) -> Callable[[], None]:
+    """Let `deltas` receive the gradients of the module's tensors of these names at `places`.
+
+    `way` is `auto`, `dense` or `sampled` (see `gradient.weight_gradient_at`). Returns how to undo
+    it; values are not touched by either.
+    """
+    plain = type(module)
+    for name, values in deltas.items():
+        module.register_parameter(DELTAS.format(name), values)
+    module.sparta_places = dict(places)  # type: ignore[assignment]
+    module.sparta_gradient = way  # type: ignore[assignment]
+    module.__class__ = _touched_class(plain, tuple(sorted(deltas)))  # type: ignore[arg-type]
 
     def undo() -> None:
-        del layer.forward
+        module.__class__ = plain
+        del module.sparta_places, module.sparta_gradient
+        for name in deltas:
+            delattr(module, DELTAS.format(name))
 
     return undo
 
 
-def train_tensor(tensor: nn.Parameter, deltas: nn.Parameter, indices: Tensor) -> Callable[[], None]:
-    """The same for a tensor of any other layer, such as a norm's vector: its dense gradient is
-    gathered and freed as soon as it is complete."""
-    tensor.requires_grad_(True)
-
-    def gather(complete: Tensor) -> None:
-        assert complete.grad is not None
-        chosen = complete.grad.view(-1)[indices].to(deltas.dtype)
-        deltas.grad = chosen if deltas.grad is None else deltas.grad.add_(chosen)
-        complete.grad = None
-
-    handle: RemovableHandle = tensor.register_post_accumulate_grad_hook(gather)  # type: ignore[no-untyped-call]
-
-    def undo() -> None:
-        handle.remove()
-        tensor.requires_grad_(False)
-
-    return undo
+def is_touched(module: nn.Module) -> bool:
+    """Whether an adapter trains some of the module's scalars."""
+    return isinstance(module, _Touched)

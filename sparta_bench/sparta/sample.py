@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+_BLOCK = 1 << 16  # draws at a time
 
 
 def sampled_tensors(
@@ -38,14 +42,22 @@ def sampled_tensors(
         If no tensor fits, or the tensors hold too few scalars for the density.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    names = {
-        name: tensor.numel()
+    tensors = {
+        name: tensor
         for name, tensor in model.named_parameters()
         if id(tensor) not in embeddings
         and (targets == "all" or (name.endswith(".weight") and name.split(".")[-2] in targets))
     }
-    if not names:
+    if not tensors:
         raise ValueError(f"targets={targets}: no tensor of the model is called so")
+    for name, tensor in tensors.items():
+        if not (tensor.is_floating_point() and tensor.is_contiguous()):
+            raise ValueError(
+                f"targets={targets}: {name} is {tensor.dtype} and "
+                f"{'' if tensor.is_contiguous() else 'not '}contiguous; only contiguous "
+                "floating-point tensors can be chosen from (no quantized ones)"
+            )
+    names = {name: tensor.numel() for name, tensor in tensors.items()}
     chance = density
     if density_of == "backbone":
         backbone = sum(tensor.numel() for tensor in model.parameters())
@@ -79,17 +91,34 @@ def sample_indices(count: int, chance: float, seed: int, name: str) -> Tensor:
         return torch.arange(count, dtype=torch.int32)
     key = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:16], "little")
     bits = np.random.PCG64(key)
-    # Four standard deviations over the mean: a second draw is hardly ever needed.
-    block = int(count * chance + 4 * math.sqrt(count * chance)) + 16
+    scale = math.log1p(-chance)
     last, parts = -1, []
     while last < count:
+        # about what is left, and in pieces that stay in the processor's cache
+        block = min(int((count - last) * chance) + 64, _BLOCK)
         # 53 random bits as a number in [0, 1); only the raw stream is promised to stay the same
         uniform = (bits.random_raw(block) >> np.uint64(11)) * 2.0**-53
-        gaps = np.log1p(-uniform, out=uniform)
-        gaps /= math.log1p(-chance)
+        gaps = np.log1p(np.negative(uniform, out=uniform), out=uniform)
+        gaps /= scale
         np.minimum(gaps, count, out=gaps)  # so that the sum below cannot overflow
-        places = np.cumsum(gaps.astype(np.int64) + 1) + last
-        parts.append(places)
+        places = gaps.astype(np.int64)
+        places += 1
+        np.cumsum(places, out=places)
+        places += last
         last = int(places[-1])
-    places = np.concatenate(parts)
-    return torch.from_numpy(places[: np.searchsorted(places, count)].astype(np.int32))
+        if last >= count:
+            places = places[: np.searchsorted(places, count)]
+        parts.append(places.astype(np.int32))
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def sample_all(
+    sizes: Mapping[str, int], chances: Mapping[str, float], seed: int
+) -> dict[str, Tensor]:
+    """`sample_indices` for each tensor of `chances`, on all processors; the number of threads
+    changes nothing of the outcome."""
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        draws = pool.map(
+            lambda name: sample_indices(sizes[name], chances[name], seed, name), chances
+        )
+        return dict(zip(chances, draws, strict=True))

@@ -26,11 +26,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from sparta_bench.config import TrainConfig
-from sparta_bench.data.batches import collate, evaluation_batches, training_batches
-from sparta_bench.data.encode import Encoded
+from sparta_bench.data.batches import BatchSource, evaluation_batches, training_batches
 from sparta_bench.errors import TrainingError
 from sparta_bench.methods.trained import Trained
-from sparta_bench.models.classifier import Classifier
+from sparta_bench.models.classifier import Classifier, why_not_finite
+from sparta_bench.models.features import FeatureClassifier
 from sparta_bench.training import checkpoint as ckpt
 from sparta_bench.training.metrics import score
 from sparta_bench.training.optim import build_optimizer, learning_rate_at
@@ -77,16 +77,21 @@ def plan_steps(train_examples: int, train: TrainConfig) -> Plan:
     return Plan(per_epoch, steps, train.eval_every or math.ceil(per_epoch / 4))
 
 
+def evaluation_batch_size(train: TrainConfig) -> int:
+    """Examples that go through the model at once where no gradient is kept."""
+    return train.eval_batch_size or 2 * math.ceil(train.batch_size / train.accumulation_steps)
+
+
 class Training:
     """The training of one classifier with one method."""
 
     def __init__(
         self,
         accelerator: Accelerator,
-        classifier: Classifier,
+        classifier: Classifier | FeatureClassifier,
         trained: Trained,
-        train_set: Encoded,
-        dev_set: Encoded,
+        train_set: BatchSource,
+        dev_set: BatchSource,
         settings: TrainConfig,
         seed: int,
         checkpoint_path: Path | None = None,
@@ -96,6 +101,7 @@ class Training:
         self.classifier = classifier
         self.trained = trained
         self.train_set = train_set
+        self.train_lengths = train_set.lengths()
         self.dev_set = dev_set
         self.settings = settings
         self.seed = seed
@@ -148,18 +154,17 @@ class Training:
             self.trained.restore(self.best)
         return progress
 
-    def evaluate(self, data: Encoded) -> dict[str, float]:
+    def evaluate(self, data: BatchSource) -> dict[str, float]:
         """Loss (nats per example), accuracy and mcc of the present state."""
         logits = self._logits(data)
         return score(logits, np.asarray(data.labels))
 
     # ------------------------------------------------------------------------- steps
     def _batches_to_go(self) -> Iterator[list[int]]:
-        lengths = self.train_set.lengths()
         while self.progress.step < self.plan.steps and not self.progress.stopped_early:
             epoch, done = divmod(self.progress.step, self.plan.steps_per_epoch)
             batches = training_batches(
-                lengths,
+                self.train_lengths,
                 self.settings.batch_size,
                 self.settings.bucket_batches,
                 f"{self.seed}:{epoch}",
@@ -189,7 +194,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         self.trained.write()
         self.progress.examples += len(rows)
-        self.progress.tokens += sum(len(self.train_set.ids[row]) for row in rows)
+        self.progress.tokens += sum(self.train_lengths[row] for row in rows)
         return total
 
     def _seed_step(self) -> None:
@@ -204,7 +209,7 @@ class Training:
         rows = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         if not rows:
             return torch.zeros((), device=self.device)
-        batch = self._to_device(collate(self.train_set, rows))
+        batch = self._to_device(self.train_set.collate(rows))
         labels = batch.pop("labels")
         loss = F.cross_entropy(self.classifier(**batch), labels, reduction="sum") / batch_examples
         self.accelerator.backward(loss)
@@ -240,10 +245,7 @@ class Training:
                 f"the learning rate of {rate:.1e} is probably too high; try a third of it, or "
                 f"clip with train.max_grad_norm (now {self.settings.max_grad_norm:g}; 0 is off)"
             )
-        for name, tensor in self.classifier.named_parameters():
-            if not tensor.isfinite().all():
-                return f"the base model holds values that are no numbers, in {name}"
-        return "the forward pass overflows; try model.dtype=float32"
+        return why_not_finite(self.classifier)
 
     # -------------------------------------------------------------------- evaluation
     def _evaluate_dev(self, reporter: Reporter) -> None:
@@ -292,17 +294,15 @@ class Training:
         progress.loss_sum, progress.loss_examples = 0.0, 0
 
     @torch.no_grad()
-    def _logits(self, data: Encoded) -> np.ndarray[Any, Any]:
+    def _logits(self, data: BatchSource) -> np.ndarray[Any, Any]:
         """Logits of all examples (float32, examples x classes), in the order of `data`."""
         self.classifier.eval()
-        size = self.settings.eval_batch_size or 2 * math.ceil(
-            self.settings.batch_size / self.settings.accumulation_steps
-        )
+        size = evaluation_batch_size(self.settings)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         classes = self.classifier.head.out_features
         logits = torch.zeros(len(data), classes, device=self.device)
         for rows in evaluation_batches(data.lengths(), size)[rank::world]:
-            batch = self._to_device(collate(data, rows))
+            batch = self._to_device(data.collate(rows))
             batch.pop("labels")
             logits[torch.tensor(rows, device=self.device)] = self.classifier(**batch)
         if world > 1:

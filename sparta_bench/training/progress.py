@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
 
 
 class Reporter(Protocol):
@@ -17,6 +24,22 @@ class Reporter(Protocol):
     def step(self, step: int, loss: float, rate: float) -> None: ...
 
     def evaluated(self, step: int, scores: Mapping[str, float], best: bool) -> None: ...
+
+
+def watched(
+    batches: Sequence[list[int]], what: str, speaks: bool
+) -> Generator[list[int], None, None]:
+    """The batches, with a bar when someone is watching and a line at the start when not.
+
+    Nothing is shown before the first batch is asked for. To be closed, so that the bar goes.
+    """
+    console = Console(stderr=True, quiet=not speaks)
+    if not console.is_terminal:
+        examples = sum(len(rows) for rows in batches)
+        console.print(f"{what}: {examples} examples, once for all epochs", highlight=False)
+    yield from track(
+        batches, what, console=console, disable=not console.is_terminal, transient=True
+    )
 
 
 class ProgressReporter:

@@ -1,0 +1,400 @@
+"""From what a run or `merge` left in a folder to a classifier, checked and ready.
+
+Three kinds of folder: an adapter of a run (`adapter_config.json`), a whole model (transformers'
+files and `classifier_config.json`), and an adapter in the layout of the authors' package.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from sparta_bench.config import LoraConfig, ModelConfig, Prompt
+from sparta_bench.data.encode import tokenizer_fingerprint
+from sparta_bench.errors import InputError, reason_of
+from sparta_bench.files import write_json
+from sparta_bench.methods.prepare import head as train_head
+from sparta_bench.methods.prepare import lora as train_lora
+from sparta_bench.models.answers import file_of
+from sparta_bench.models.classifier import Classifier
+from sparta_bench.models.load import fit_embeddings, load_backbone
+from sparta_bench.models.precision import DTYPES, Precision
+from sparta_bench.models.source import is_local, load_tokenizer, source_of
+from sparta_bench.sparta import SpartaAdapter, authors_layout, store
+
+WHOLE = "classifier_config.json"  # peft would take a folder with adapter_config.json for its own
+SCORE = "score.weight"  # transformers' name of the head
+
+
+@dataclass(frozen=True)
+class Description:
+    """What one must know to use what was trained; the part of `adapter_config.json` and
+    `classifier_config.json` that all methods share.
+
+    `dtypes` are those of model and trained values in training. A `model.path` is the folder's own
+    name, since other machines have other paths; a `model.revision` is the hub's commit.
+    """
+
+    method: dict[str, Any]
+    density: float | None
+    seed: int | None
+    base_model: dict[str, Any]
+    task: str | None
+    labels: list[str]
+    columns: list[str]
+    prompt: Prompt | None
+    separator: str
+    undo_spacing: bool
+    model: ModelConfig
+    dtypes: dict[str, str]
+    tokenizer_fingerprint: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the file."""
+        values = asdict(self)
+        del values["model"]["shape"], values["model"]["dtype"]  # not needed, or in `dtypes`
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: Path) -> Description:
+        """Read from `source`; other keys are left alone.
+
+        Raises
+        ------
+        InputError
+            If a key is missing or of another kind.
+        """
+        try:
+            found = {name: values[name] for name in cls.__dataclass_fields__}
+            model = {**found["model"], "shape": None, "dtype": found["dtypes"]["model"]}
+            found["model"] = ModelConfig(**model)
+            found["prompt"] = None if found["prompt"] is None else Prompt(**found["prompt"])
+            read = cls(**found)
+            DTYPES[read.dtypes["model"]], DTYPES[read.dtypes["trained"]]
+            read.method["name"], read.base_model["name"]
+            lists_of_text = (read.labels, read.columns)
+            if not all(isinstance(part, list) and part for part in lists_of_text):
+                raise TypeError("labels or columns")
+            if (read.model.kind == "instruct") != (read.prompt is not None):
+                raise TypeError("prompt")
+        except (KeyError, TypeError) as error:
+            what = error.args[0] if error.args else type(error).__name__
+            raise InputError(f"{source}: {what} is missing or of another kind") from None
+        return read
+
+
+@dataclass
+class Loaded:
+    """A classifier from disk, on the CPU, frozen, in evaluation mode, in the dtypes of training.
+
+    `sparta` is the attached adapter, where it is one; `merge_for_good` makes the backbone plain.
+    """
+
+    classifier: Classifier
+    tokenizer: Any
+    about: Description
+    sparta: SpartaAdapter | None
+    merge_for_good: Callable[[], None]
+
+
+def load(
+    folder: Path, base: str | None, tokenizer: str | None, allow_pickle: bool = False
+) -> Loaded:
+    """Whatever lies in `folder`.
+
+    Parameters
+    ----------
+    base, tokenizer
+        A folder, or a name on the hub: where the base model and its tokenizer are, if not where
+        the adapter says.
+    allow_pickle
+        Whether to read the `.pt` files of the authors' trainer (tensors only).
+
+    Raises
+    ------
+    InputError
+        If there is nothing to load, a file is broken, or the base is not the one trained on.
+    """
+    try:
+        if (folder / store.CONFIG).is_file():
+            return _load_adapter(folder, base, tokenizer)
+        if (folder / WHOLE).is_file():
+            for option, name in (("--base", base), ("--tokenizer", tokenizer)):
+                if name is not None:
+                    raise InputError(f"{option} {name}: {folder} is whole and needs none")
+            return _load_whole(folder)
+        if authors_layout.is_in(folder):
+            return _load_authors(folder, base, tokenizer, allow_pickle)
+    except ValueError as error:
+        raise InputError(reason_of(error)) from None
+    raise InputError(f"{folder}: {_why_nothing(folder)}")
+
+
+def _why_nothing(folder: Path) -> str:
+    if not folder.is_dir():
+        return "there is no such folder"
+    for inner in (folder / "adapter", folder / "model"):
+        if (inner / store.CONFIG).is_file() or (inner / WHOLE).is_file():
+            return f"a run's folder; what it trained is in {inner}"
+    return f"neither an adapter ({store.CONFIG}) nor a whole classifier ({WHOLE}) is there"
+
+
+# ------------------------------------------------------------------------ adapters of runs
+def _load_adapter(folder: Path, base: str | None, tokenizer: str | None) -> Loaded:
+    config = store.read_config(folder)
+    about = Description.from_dict(config, folder / store.CONFIG)
+    classifier, words = _base(about, _where(about, base, tokenizer, folder))
+    expected = config.get("base_fingerprint")
+    found = store.fingerprint_of(classifier.backbone)
+    if found != expected:
+        raise InputError(
+            f"{folder}: was trained on another base model: the fingerprint of its weights is "
+            f"{expected}, and {_shown(about, base)} has {found}"
+        )
+    if about.tokenizer_fingerprint != tokenizer_fingerprint(words):
+        raise InputError(
+            f"{folder}: was trained with another tokenizer (fingerprint "
+            f"{about.tokenizer_fingerprint}, this one has {tokenizer_fingerprint(words)}; "
+            "--tokenizer says where it is)"
+        )
+    if about.method["name"] == "sparta":
+        return _with_sparta(classifier, words, about, folder, allow_pickle=False)
+    precision = Precision(DTYPES[about.dtypes["model"]], DTYPES[about.dtypes["trained"]])
+    if about.method["name"] == "lora":
+        try:
+            settings = LoraConfig(**about.method)
+        except TypeError as error:
+            raise InputError(f"{folder / store.CONFIG}: method: {reason_of(error)}") from None
+        trained = train_lora(classifier, settings, precision, seed=0)
+    else:
+        trained = train_head(classifier)
+    tensors = store.read_tensors(folder, config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wanted = {name: tuple(value.shape) for name, value in trained.values.items()}
+    for name in sorted(shapes.keys() | wanted.keys()):
+        if shapes.get(name) != wanted.get(name):
+            raise InputError(
+                f"{folder / store.TENSORS}: {name} has the shape {shapes.get(name)}, where "
+                f"{wanted.get(name)} belongs"
+            )
+    trained.restore(tensors)
+    classifier.requires_grad_(False).eval()
+    return Loaded(classifier, words, about, None, trained.merge_for_good)
+
+
+def _with_sparta(
+    classifier: Classifier, tokenizer: Any, about: Description, folder: Path, allow_pickle: bool
+) -> Loaded:
+    adapter = SpartaAdapter.load(
+        classifier, folder, merge_after_step=False, allow_pickle=allow_pickle
+    )
+    classifier.requires_grad_(False).eval()
+    return Loaded(classifier, tokenizer, about, adapter, adapter.bake)
+
+
+def _base(about: Description, model: ModelConfig) -> tuple[Classifier, Any]:
+    """The base with a head of zeros, and its tokenizer."""
+    try:
+        tokenizer = load_tokenizer(model, about)
+        backbone = load_backbone(model, DTYPES[about.dtypes["model"]], dropout=0.0)
+        added = 1 if about.separator == "sep_token" else 0
+        fit_embeddings(backbone, tokenizer, added, about.seed or 0)
+    except InputError as error:  # told of in the words of a run's settings
+        lines = (line.replace("model.path=", "--base ") for line in error.lines)
+        lines = (line.replace("model.tokenizer=", "--tokenizer ") for line in lines)
+        raise InputError(*lines) from None
+    shape = len(about.labels), backbone.config.hidden_size
+    head = torch.zeros(shape, dtype=DTYPES[about.dtypes["trained"]])
+    classifier = Classifier(backbone, head)
+    classifier.requires_grad_(False).eval()
+    return classifier, tokenizer
+
+
+def _where(
+    about: Description, base: str | None, tokenizer: str | None, folder: Path
+) -> ModelConfig:
+    """The base as it is to be loaded."""
+    model = about.model
+    if base is not None:
+        model = _named(base, "--base", model)
+    elif model.path is not None:
+        raise InputError(
+            f"{folder}: was trained on a base model in a folder, called {model.path} then; say "
+            "with --base DIR where it is"
+        )
+    elif model.embedded and ("/" in model.name or not Path(source_of(model)).is_dir()):
+        raise InputError(f"{folder}: this version has no embedded model {model.name}")
+    if tokenizer is not None:
+        _named(tokenizer, "--tokenizer", model)
+        return _changed(model, tokenizer=tokenizer)
+    if about.model.tokenizer is not None:
+        raise InputError(
+            f"{folder}: was trained with a tokenizer in a folder of its own, called "
+            f"{about.model.tokenizer} then; say with --tokenizer DIR where it is"
+        )
+    return _changed(model, tokenizer=None)
+
+
+def _named(name: str, option: str, model: ModelConfig) -> ModelConfig:
+    """A folder, or a name on the hub."""
+    if Path(name).is_dir():
+        return _changed(model, path=name, embedded=False)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"{option} {name}: there is no such folder")
+    revision = model.revision if name == model.hub_id else "main"
+    return _changed(model, name=name, hub_id=name, revision=revision, path=None, embedded=False)
+
+
+def _changed(model: ModelConfig, **values: Any) -> ModelConfig:
+    return ModelConfig(**{**asdict(model), **values})
+
+
+def _shown(about: Description, base: str | None) -> str:
+    return f"--base {base}" if base is not None else about.model.name
+
+
+# ------------------------------------------------------------------ the authors' adapters
+def _load_authors(
+    folder: Path, base: str | None, tokenizer: str | None, allow_pickle: bool
+) -> Loaded:
+    config = authors_layout.read_config(folder)
+    labels = config.get("id2label")
+    if not isinstance(labels, dict) or sorted(labels) != sorted(map(str, range(len(labels)))):
+        raise InputError(f"{folder / authors_layout.CONFIG}: no id2label in it")
+    name = base or str(config["sparta_pretrained_model"])
+    dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+    any_model = ModelConfig(
+        name="", hub_id=None, revision="main", path=None, tokenizer=None, kind="base",
+        dtype=dtype, embedded=False, shape=None,
+    )  # fmt: skip
+    try:
+        model = _named(name, "--base", any_model)
+    except InputError:
+        if base is not None:
+            raise
+        raise InputError(
+            f"{folder}: was trained on the base model in {name}, which is not here; say with "
+            "--base DIR where it is"
+        ) from None
+    if tokenizer is not None:
+        model = _changed(model, tokenizer=tokenizer)
+    elif (folder / "tokenizer_config.json").is_file():
+        model = _changed(model, tokenizer=str(folder))
+    about = Description(
+        method={"name": "sparta"},
+        density=None,
+        seed=None,
+        base_model={"name": Path(name).name if is_local(model) else name, "fingerprint": None},
+        task=None,
+        labels=[str(labels[str(number)]) for number in range(len(labels))],
+        columns=["text"],
+        prompt=None,
+        separator="newline",
+        undo_spacing=False,
+        model=model,
+        # their head is float32 wherever it is used
+        dtypes={"model": dtype if dtype in DTYPES else "bfloat16", "trained": "float32"},
+        tokenizer_fingerprint=None,
+    )
+    classifier, words = _base(about, model)
+    return _with_sparta(classifier, words, about, folder, allow_pickle)
+
+
+# ---------------------------------------------------------------------------- whole models
+def write_whole(classifier: Classifier, tokenizer: Any, about: Description, folder: Path) -> str:
+    """Write a classifier whose backbone is plain as a folder that transformers alone can use.
+
+    The head stays in its own dtype in the file. transformers loads everything in the dtype of
+    `config.json`, the backbone's, unless it is told otherwise.
+
+    Returns
+    -------
+    The padding token: inputs are padded with it on the right, and transformers takes a row's last
+    token that is not it for the row's last.
+
+    Raises
+    ------
+    InputError
+        If transformers has no classifier of this architecture, or no token can pad.
+    """
+    words = copy.deepcopy(tokenizer)
+    words.pad_token = padding_token(words)
+    words.padding_side = "right"
+    model = _transformers_classifier(classifier, about.labels, words.pad_token_id)
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    known = about.as_dict()
+    known["model"] |= {"path": about.model.path and Path(about.model.path).name, "tokenizer": None}
+    write_json(folder / WHOLE, {"format": store.FORMAT, **known})
+    return str(words.pad_token)
+
+
+def padding_token(tokenizer: Any) -> str:
+    """A token that never ends an input, so that "the last that is not padding" is the last token.
+
+    The tokenizer's own, unless that is its end or unknown token as well; else BOS, which ends only
+    an input without any text, and then stands at place 0, where transformers looks if all is
+    padding. (A text that spells BOS out at its end is the exception.)
+
+    Raises
+    ------
+    InputError
+        If there is neither.
+    """
+    own = tokenizer.pad_token
+    if own is not None and own not in (tokenizer.eos_token, tokenizer.unk_token):
+        return str(own)
+    if tokenizer.bos_token is None:
+        raise InputError("the tokenizer has neither a padding token of its own nor BOS to pad with")
+    return str(tokenizer.bos_token)
+
+
+def _transformers_classifier(classifier: Classifier, labels: list[str], pad: int) -> Any:
+    """transformers' classifier around the very tensors of ours."""
+    config = copy.deepcopy(classifier.backbone.config)
+    config.id2label = dict(enumerate(labels))  # type: ignore[union-attr]
+    config.label2id = {label: number for number, label in enumerate(labels)}  # type: ignore[union-attr]
+    config.problem_type = "single_label_classification"  # type: ignore[union-attr]
+    config.pad_token_id = pad  # type: ignore[union-attr]
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except ValueError as error:
+        raise InputError(f"transformers has no such classifier: {reason_of(error)}") from None
+    if not isinstance(getattr(model, "score", None), nn.Linear) or model.score.bias is not None:
+        raise InputError(
+            f"{type(model).__name__}: its head is not one linear layer without bias, named score"
+        )
+    setattr(model, model.base_model_prefix, classifier.backbone)
+    model.score.weight = classifier.head_weight
+    return model
+
+
+def _load_whole(folder: Path) -> Loaded:
+    path = folder / WHOLE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{path}: cannot be read, is not JSON, or cut short") from None
+    if not isinstance(values, dict) or values.get("format") != store.FORMAT:
+        raise InputError(f"{path}: not of the format {store.FORMAT}, which this version reads")
+    about = Description.from_dict(values, path)
+    model = _changed(about.model, path=str(folder), embedded=False, tokenizer=None)
+    classifier, tokenizer = _base(about, model)
+    with safe_open(file_of(SCORE, str(folder), None), framework="pt") as file:
+        if SCORE not in file.keys():
+            raise InputError(f"{folder}: the checkpoint has no {SCORE}")
+        head = file.get_tensor(SCORE)
+    if head.shape != classifier.head_weight.shape:
+        raise InputError(f"{folder}: {SCORE} has the shape {tuple(head.shape)}")
+    classifier.head.weight = nn.Parameter(head, requires_grad=False)
+    return Loaded(classifier, tokenizer, about, None, lambda: None)

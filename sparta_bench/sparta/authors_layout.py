@@ -1,0 +1,189 @@
+"""The layout of the authors' package peft-sparta (0.0.3), read and written.
+
+`sparse_deltas.safetensors` has `indices.<name>` (int32, one row of coordinates per place) and
+`deltas.<name>` for every parameter, untouched ones included, named as in the model with a head;
+`head_init.safetensors` has the head before training, whose deltas are dense; `config.json` is the
+model's with the base's name in `sparta_pretrained_model`. Their trainer writes the head's start
+as a pickle, `head_init.pt`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sparta_bench.files import write_json, write_tensors
+from sparta_bench.sparta import store
+
+if TYPE_CHECKING:
+    from sparta_bench.sparta.adapter import SpartaAdapter
+
+TENSORS, HEAD, CONFIG = "sparse_deltas", "head_init", "config.json"
+SCORE = "score.weight"
+
+
+def is_in(folder: Path) -> bool:
+    """Whether the folder is in this layout."""
+    return any((folder / f"{TENSORS}{end}").is_file() for end in (".safetensors", ".pt"))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json`.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read, or names no base model.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG}: cannot be read: {error}") from None
+    if not isinstance(config, dict) or "sparta_pretrained_model" not in config:
+        raise ValueError(f"{folder / CONFIG}: no sparta_pretrained_model in it")
+    return config
+
+
+def read(folder: Path, backbone: nn.Module, allow_pickle: bool) -> store.Saved:
+    """An adapter in this layout, for a backbone of the architecture that it was trained on.
+
+    Raises
+    ------
+    ValueError
+        If a file is missing, broken, a pickle that is not allowed, or of other tensors.
+    """
+    read_config(folder)
+    if any(path.name.startswith("new_embeddings_init.") for path in folder.iterdir()):
+        raise ValueError(f"{folder}: trained embeddings of added tokens are not supported")
+    raw = _load(folder, TENSORS, allow_pickle)
+    tensors = dict(backbone.named_parameters())
+    prefix = f"{getattr(backbone, 'base_model_prefix', 'model')}."
+    places: dict[str, Tensor] = {}
+    deltas: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
+    for key, coordinates in sorted(raw.items()):
+        if not key.startswith("indices.") or len(coordinates) == 0:
+            continue
+        name = key.removeprefix("indices.")
+        values = raw.get(f"deltas.{name}")
+        if values is None or len(values) != len(coordinates):
+            raise ValueError(f"{folder}: {name} has not one delta for each place")
+        if name == SCORE:
+            start = _load(folder, HEAD, allow_pickle).get("head")
+            if start is None:
+                raise ValueError(f"{folder}: no head in {HEAD}")
+            flat = _flat(coordinates, start.shape, f"{folder}: {name}")
+            head["head.weight"] = start.float()
+            head["head.weight"].view(-1)[flat] += values.float()
+            continue
+        own_name = name.removeprefix(prefix)
+        if own_name not in tensors:
+            raise ValueError(f"{folder}: the adapter trains {name}, which this model has not")
+        flat = _flat(coordinates, tensors[own_name].shape, f"{folder}: {name}")
+        order = flat.argsort()
+        places[own_name] = flat[order].to(torch.int32)
+        deltas[own_name] = values[order].float()
+    return store.Saved(None, torch.float32, places, deltas, head, None, None, None)
+
+
+def _load(folder: Path, name: str, allow_pickle: bool) -> dict[str, Tensor]:
+    path = folder / f"{name}.safetensors"
+    if not path.is_file():
+        path = folder / f"{name}.pt"
+    try:
+        if path.suffix == ".safetensors":
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors
+        if not allow_pickle and path.is_file():
+            raise ValueError(
+                f"{path}: a pickle, which is read only where that is allowed "
+                "(allow_pickle=True, --allow-pickle)"
+            )
+        return _flattened(torch.load(path, map_location="cpu", weights_only=True), path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: cannot be read: {first}") from None
+
+
+def _flattened(found: Any, path: Path) -> dict[str, Tensor]:
+    """Their pickles as their safetensors files: a bare tensor gets its name, nested ones a path."""
+    if isinstance(found, Tensor):
+        return {path.stem.removesuffix("_init"): found}
+    if isinstance(found, dict) and all(isinstance(part, dict) for part in found.values()):
+        flat = {f"{kind}.{name}": t for kind, part in found.items() for name, t in part.items()}
+        if all(isinstance(tensor, Tensor) for tensor in flat.values()):
+            return flat
+    raise ValueError(f"{path}: holds something else than tensors by name")
+
+
+def _flat(coordinates: Tensor, shape: Sequence[int], what: str) -> Tensor:
+    """Flat places (int64) of rows of coordinates in a tensor of this shape."""
+    sizes = torch.tensor(shape)
+    places = coordinates.long()
+    if (
+        places.dim() != 2
+        or places.shape[1] != len(shape)
+        or not ((places >= 0) & (places < sizes)).all()
+    ):
+        raise ValueError(f"{what}: its places do not lie in its shape {tuple(shape)}")
+    flat = torch.zeros(len(places), dtype=torch.int64)
+    for axis, size in enumerate(shape):
+        flat = flat * size + places[:, axis]
+    return flat
+
+
+def write(
+    adapter: SpartaAdapter,
+    head: Tensor,
+    folder: Path,
+    base_model: str,
+    labels: Sequence[str],
+) -> None:
+    """Write an attached adapter so that `peft_sparta.SpaRTAforSequenceClassification` loads it.
+
+    Parameters
+    ----------
+    head
+        The trained head, classes x hidden. It is written as the head's start, with deltas of
+        zero, so that their sum is exact.
+    base_model
+        What their loader gives to `from_pretrained`: a hub name or a folder.
+    labels
+        Names of the classes, in order.
+    """
+    prefix = f"{getattr(adapter.backbone, 'base_model_prefix', 'model')}."
+    tensors: dict[str, Tensor] = {}
+    all_indices = adapter.indices
+    ours = {id(deltas) for deltas in adapter.deltas.values()}  # parameters of the touched modules
+    for name, tensor in adapter.backbone.named_parameters():
+        if id(tensor) in ours:
+            continue
+        indices = all_indices.get(name, torch.empty(0, dtype=torch.int32)).cpu()
+        deltas = adapter.deltas.get(name, torch.empty(0)).detach().cpu().float()
+        coordinates = torch.unravel_index(indices.long(), tensor.shape)
+        tensors[f"indices.{prefix}{name}"] = torch.stack(coordinates, dim=1).to(torch.int32)
+        tensors[f"deltas.{prefix}{name}"] = deltas
+    tensors[f"indices.{SCORE}"] = torch.ones(head.shape).nonzero().to(torch.int32).contiguous()
+    tensors[f"deltas.{SCORE}"] = torch.zeros(head.numel())
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / f"{TENSORS}.safetensors", tensors)
+    write_tensors(folder / f"{HEAD}.safetensors", {"head": head.detach().cpu().float()})
+    config: dict[str, Any] = adapter.backbone.config.to_dict()  # type: ignore[operator, union-attr]
+    config |= {
+        "sparta_pretrained_model": base_model,
+        "problem_type": "single_label_classification",
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+    config.pop("_name_or_path", None)
+    write_json(folder / CONFIG, config)

@@ -1,0 +1,119 @@
+"""Triton kernels for CUDA: chosen entries of a weight's gradient, and the merge in one pass.
+
+On a CPU they run in Triton's interpreter (`TRITON_INTERPRET=1`), which is how they are tested
+where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_ENTRIES_PER_PROGRAM = 16
+_TOKENS_PER_STEP = 128
+_MERGED_PER_PROGRAM = 1024
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _sampled_gradient_kernel(  # type: ignore[no-untyped-def]
+    grad_t,  # out_features x tokens
+    x_t,  # in_features x tokens
+    indices,
+    result,
+    entries,
+    tokens,
+    in_features,
+    ENTRIES: tl.constexpr,  # noqa: N803
+    TOKENS: tl.constexpr,  # noqa: N803
+):
+    entry = tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)
+    inside = entry < entries
+    place = tl.load(indices + entry, mask=inside, other=0)
+    row = (place // in_features).to(tl.int64)
+    column = (place % in_features).to(tl.int64)
+    total = tl.zeros((ENTRIES, TOKENS), dtype=tl.float32)
+    for start in range(0, tokens, TOKENS):
+        token = start + tl.arange(0, TOKENS)
+        mask = inside[:, None] & (token < tokens)[None, :]
+        g = tl.load(grad_t + row[:, None] * tokens + token[None, :], mask=mask, other=0.0)
+        v = tl.load(x_t + column[:, None] * tokens + token[None, :], mask=mask, other=0.0)
+        total += g.to(tl.float32) * v.to(tl.float32)
+    tl.store(result + entry, tl.sum(total, axis=1), mask=inside)
+
+
+def sampled_gradient(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
+    """Entries of `grad.t() @ x` at flat `indices`, summed in float32.
+
+    `grad` is tokens x out_features, `x` tokens x in_features, both of one 16-bit dtype or float32;
+    returns float32, one value per index.
+    """
+    # one transposed copy each, so that the sum over tokens reads memory in its order
+    grad_t, x_t = grad.t().contiguous(), x.t().contiguous()
+    result = torch.empty(len(indices), dtype=torch.float32, device=grad.device)
+    if len(indices) > 0:
+        _sampled_gradient_kernel[(triton.cdiv(len(indices), _ENTRIES_PER_PROGRAM),)](
+            grad_t,
+            x_t,
+            indices,
+            result,
+            len(indices),
+            grad.shape[0],
+            x.shape[1],
+            ENTRIES=_ENTRIES_PER_PROGRAM,
+            TOKENS=_TOKENS_PER_STEP,
+        )
+    return result
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _merge_kernel(  # type: ignore[no-untyped-def]
+    weight,
+    indices,
+    originals,
+    deltas,
+    entries,
+    ROUNDS: tl.constexpr,  # noqa: N803
+    ENTRIES: tl.constexpr,  # noqa: N803
+):
+    entry = tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)
+    inside = entry < entries
+    place = tl.load(indices + entry, mask=inside, other=0)
+    a = tl.load(originals + entry, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(deltas + entry, mask=inside, other=0.0).to(tl.float32)
+    total = a + b
+    if ROUNDS:
+        # as in merge.rounded_sum: to odd first, so that the rounding that follows is the only one
+        part_of_b = total - a
+        lost = (a - (total - part_of_b)) + (b - part_of_b)
+        bits = total.to(tl.int32, bitcast=True)
+        towards_lost = tl.where((lost > 0) == (total > 0), 1, -1)
+        step = tl.where(((bits & 1) == 0) & (tl.abs(lost) > 0), towards_lost, 0)
+        bits += step
+        if weight.dtype.element_ty == tl.bfloat16:
+            # to nearest, ties to even, here: Triton's interpreter would cut the bits off
+            nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+            bits = tl.where(total == total, nearest, bits)
+        total = bits.to(tl.float32, bitcast=True)
+    tl.store(weight + place, total.to(weight.dtype.element_ty), mask=inside)
+
+
+def can_merge(weight: Tensor, deltas: Tensor) -> bool:
+    """Whether `merge` knows these dtypes: all but float64."""
+    return torch.float64 not in (weight.dtype, deltas.dtype)
+
+
+def merge(weight: Tensor, indices: Tensor, originals: Tensor, deltas: Tensor) -> None:
+    """`merge.write_merged` in one pass: reads index, original and delta, writes the weight."""
+    if len(indices) == 0:
+        return
+    _merge_kernel[(triton.cdiv(len(indices), _MERGED_PER_PROGRAM),)](
+        weight,
+        indices,
+        originals,
+        deltas,
+        len(indices),
+        ROUNDS=weight.dtype != torch.float32,
+        ENTRIES=_MERGED_PER_PROGRAM,
+    )

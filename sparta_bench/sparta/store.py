@@ -1,0 +1,258 @@
+"""An adapter on disk: written whole, and believed only after every check.
+
+A folder with `adapter.safetensors` (per tensor of the backbone: `<name>.indices`, flat, int32,
+sorted, and `<name>.deltas`; `head...` tensors) and `adapter_config.json`. No pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sparta_bench.files import sha256_of, write_json, write_tensors
+
+TENSORS, CONFIG = "adapter.safetensors", "adapter_config.json"
+FORMAT = 2  # counted up when a reader of the last one would read wrongly
+SAMPLING = 1  # the same for how places follow from a seed
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_PROBES = 4096  # values per tensor that the base's fingerprint looks at
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How the places were chosen (see `sample.sampled_tensors`)."""
+
+    density: float
+    seed: int
+    targets: str | Sequence[str]
+    density_of: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a folder holds. `places` is null in a compact one, and a checksum or fingerprint where
+    the layout has none."""
+
+    draw: Draw | None
+    dtype: torch.dtype
+    places: dict[str, Tensor] | None
+    deltas: dict[str, Tensor]
+    head: dict[str, Tensor]
+    base_fingerprint: str | None
+    indices_checksum: str | None
+    originals_checksum: str | None
+
+
+# -------------------------------------------------------------------------------- identity
+def checksum_of(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names and values; of floating-point values as float32, so that a model loaded in
+    a wider dtype counts as the same."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu()
+        kind = plain.float().numpy().astype("<f4") if plain.is_floating_point() else plain.numpy()
+        digest.update(name.encode() + kind.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_of(backbone: nn.Module) -> str:
+    """What tells one base from another, whatever file it came from: names, shapes and up to
+    4,096 evenly spaced values of every tensor, as float32."""
+    probes = {}
+    for name, tensor in backbone.named_parameters():
+        every = max(tensor.numel() // _PROBES, 1)
+        shape = "x".join(map(str, tensor.shape))
+        probes[f"{name} {shape} "] = tensor.detach().reshape(-1)[::every][:_PROBES]
+    return checksum_of(probes)
+
+
+# --------------------------------------------------------------------------------- writing
+def describe(draw: Draw | None, dtype: torch.dtype, compact: bool) -> dict[str, Any]:
+    """The part of the configuration that says how to read the tensors."""
+    method: dict[str, Any] = {"name": "sparta"}
+    if draw is not None:
+        targets = draw.targets if isinstance(draw.targets, str) else list(draw.targets)
+        method |= {"density": draw.density, "targets": targets, "density_of": draw.density_of}
+    return {
+        "method": method,
+        "density": None if draw is None else draw.density,
+        "seed": None if draw is None else draw.seed,
+        "sampling": SAMPLING,
+        "dtype": str(dtype).removeprefix("torch."),
+        "compact": compact,
+    }
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write an adapter's two files. Each is whole or not there; the configuration comes last and
+    holds the hash of the other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / TENSORS, {name: t.contiguous() for name, t in tensors.items()})
+    config = {"format": FORMAT, **about, "tensors_sha256": sha256_of(folder / TENSORS)}
+    write_json(folder / CONFIG, config)
+
+
+# --------------------------------------------------------------------------------- reading
+def read_config(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json`.
+
+    Raises
+    ------
+    ValueError
+        If it is not there, not JSON, or of another format.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ValueError(f"{path}: is not JSON, or cut short") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else None
+        raise ValueError(f"{path}: format is {found}, and this version reads {FORMAT}")
+    return config
+
+
+def read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors, if the file is the one that was written with the configuration.
+
+    Raises
+    ------
+    ValueError
+        If it is not there, cut short or changed.
+    """
+    path = folder / TENSORS
+    try:
+        if sha256_of(path) != config.get("tensors_sha256"):
+            raise ValueError(f"{path}: cut short or changed since {CONFIG} was written")
+        tensors: dict[str, Tensor] = load_file(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return tensors
+
+
+def read(folder: Path, backbone: nn.Module, allow_pickle: bool = False) -> Saved:
+    """What a folder holds, in this project's layout or peft-sparta's.
+
+    Raises
+    ------
+    ValueError
+        With one line that names the file and what is wrong.
+    """
+    from sparta_bench.sparta import authors_layout
+
+    if authors_layout.is_in(folder):
+        return authors_layout.read(folder, backbone, allow_pickle)
+    config = read_config(folder)
+    tensors = read_tensors(folder, config)
+    try:
+        method = config["method"]
+        if method["name"] != "sparta":
+            raise ValueError(f"{folder}: an adapter of {method['name']}, not of SpaRTA")
+        draw = None
+        if config["density"] is not None:
+            draw = Draw(
+                float(method["density"]),
+                int(config["seed"]),
+                method["targets"],
+                method["density_of"],
+            )
+        if config["compact"] and config["sampling"] != SAMPLING:
+            raise ValueError(
+                f"{folder / CONFIG}: sampling is {config['sampling']}, and this version draws "
+                f"places in way {SAMPLING}"
+            )
+        return Saved(
+            draw=draw,
+            dtype=DTYPES[config["dtype"]],
+            places=None if config["compact"] else _ending(tensors, ".indices"),
+            deltas=_ending(tensors, ".deltas"),
+            head={name: tensor for name, tensor in tensors.items() if name.startswith("head.")},
+            base_fingerprint=config["base_fingerprint"],
+            indices_checksum=config["indices_checksum"],
+            originals_checksum=config["originals_checksum"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / CONFIG}: {error} is missing or of another kind") from None
+
+
+def _ending(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:
+    return {
+        name.removesuffix(end): tensor for name, tensor in tensors.items() if name.endswith(end)
+    }
+
+
+# -------------------------------------------------------------------------------- checking
+def check(saved: Saved, places: Mapping[str, Tensor], backbone: nn.Module, folder: Path) -> None:
+    """Whether the adapter belongs on this backbone.
+
+    Raises
+    ------
+    ValueError
+        At the first thing that does not fit.
+    """
+    tensors = dict(backbone.named_parameters())
+    for name, indices in sorted(places.items()):
+        if name not in tensors:
+            raise ValueError(f"{folder}: the adapter trains {name}, which this model has not")
+        if name not in saved.deltas or len(saved.deltas[name]) != len(indices):
+            raise ValueError(f"{folder}: {name} has not one delta for each place")
+        sorted_inside = len(indices) == 0 or (
+            int(indices[0]) >= 0
+            and int(indices[-1]) < tensors[name].numel()
+            and bool((indices.diff() > 0).all())
+        )
+        if indices.dtype != torch.int32 or indices.dim() != 1 or not sorted_inside:
+            shape = tuple(tensors[name].shape)
+            raise ValueError(f"{folder}: the places of {name} do not lie in its shape {shape}")
+    stray = sorted(set(saved.deltas) - set(places))
+    if stray:
+        raise ValueError(f"{folder}: {stray[0]} has deltas and no places")
+    if saved.indices_checksum not in (None, checksum_of(places)):
+        raise ValueError(
+            f"{folder}: these are not the places that the adapter was trained at (checksum "
+            f"{checksum_of(places)}, not {saved.indices_checksum})"
+        )
+    if saved.base_fingerprint not in (None, fingerprint_of(backbone)):
+        raise ValueError(
+            f"{folder}: the adapter was trained on another base model (fingerprint "
+            f"{saved.base_fingerprint}, this one has {fingerprint_of(backbone)})"
+        )
+    if saved.originals_checksum is not None:
+        originals = {
+            name: tensors[name].detach().view(-1).index_select(0, indices.to(tensors[name].device))
+            for name, indices in places.items()
+        }
+        if checksum_of(originals) != saved.originals_checksum:
+            raise ValueError(f"{folder}: the base model's values at the adapter's places differ")
+
+
+def check_head(
+    saved: Mapping[str, Tensor], heads: Mapping[str, nn.Parameter], folder: Path
+) -> None:
+    """Whether the saved head fits the model's.
+
+    Raises
+    ------
+    ValueError
+        If one has tensors that the other lacks, or of another shape.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in heads.items()}
+    if shapes != wanted:
+        raise ValueError(
+            f"{folder}: the adapter's head is {shapes or 'none'}, the model's {wanted or 'none'} "
+            "(head=False leaves the model's alone)"
+        )
