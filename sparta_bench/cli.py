@@ -107,7 +107,7 @@ def _plan(arguments: list[str]) -> int:
 
 def _bench(arguments: list[str]) -> int:
     _quiet_libraries()
-    from sparta_bench.bench import main
+    from sparta_bench.bench.command import main
 
     main(arguments)
     return DONE

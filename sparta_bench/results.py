@@ -23,7 +23,7 @@ from sparta_bench.files import write_json
 from sparta_bench.models.precision import Precision
 
 SCHEMA = 1
-PROTOCOL = 1  # counted up when the code changes in a way that changes outcomes
+PROTOCOL = 2  # counted up when the code changes in a way that changes outcomes
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
 # Where things are and what is kept, not what comes out. What the data and the base model are is in

@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from sparta_bench import bench
+from sparta_bench.bench import command, contenders, measure
+from sparta_bench.bench.contenders import build
+from sparta_bench.bench.flops import flops_of
+from sparta_bench.bench.gradient import CROSSOVER_DENSITIES
+from sparta_bench.bench.setting import Setting
 from sparta_bench.cli import main
 from sparta_bench.errors import InputError
 from sparta_bench.memory import TensorMemory
@@ -36,13 +40,11 @@ HEAD = HIDDEN * CLASSES
 needs_peft_sparta = pytest.mark.skipif(
     find_spec("peft_sparta") is None, reason="peft-sparta is not installed"
 )
-# torch says this once of its own sparse tensors
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 
 
 @pytest.fixture
-def setting() -> bench.Setting:
-    return bench.settings_of(bench.read_options([*SIZE, *TINY]))[0]
+def setting() -> Setting:
+    return command.settings_of(command.read_options([*SIZE, *TINY]))[0]
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +68,8 @@ def numbers(tree: Any) -> list[float]:
 
 # ------------------------------------------------------------------------------- the report
 def test_every_contender_has_a_row(report: tuple[dict[str, Any], Path]) -> None:
-    assert list(rows_of(report[0])) == bench.names()
-    assert len(bench.names()) == 12
+    assert list(rows_of(report[0])) == contenders.names()
+    assert len(contenders.names()) == 12
 
 
 def test_figures_are_finite_and_name_where_they_come_from(
@@ -109,23 +111,21 @@ def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str])
 def test_peft_sparta_is_named_where_it_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(contenders.importlib.util, "find_spec", lambda name: None)
     assert main(["bench", "--only=peft-sparta-0.05", *SIZE, *TINY]) == 0
     assert "peft-sparta is not installed" in capsys.readouterr().out
 
 
 def test_out_of_memory_is_noted_and_does_not_end_the_run(
-    monkeypatch: pytest.MonkeyPatch, setting: bench.Setting
+    monkeypatch: pytest.MonkeyPatch, setting: Setting
 ) -> None:
-    build = bench.build
-
-    def scarce(name: str, setting: bench.Setting) -> bench.Ready:
+    def scarce(name: str, setting: Setting) -> contenders.Ready:
         if name == "full_ft":
             raise torch.OutOfMemoryError("no memory left")
         return build(name, setting)
 
-    monkeypatch.setattr(bench, "build", scarce)
-    rows = bench.measure(setting, ["full_ft", "head"], 1, 1)["contenders"]
+    monkeypatch.setattr(measure, "build", scarce)
+    rows = measure.measure(setting, ["full_ft", "head"], 1, 1)["contenders"]
     assert [row["status"] for row in rows] == ["out of memory", "measured"]
     assert "step_seconds" not in rows[0]
 
@@ -137,7 +137,7 @@ def test_crossover_times_every_shape_and_density(capsys: pytest.CaptureFixture[s
     assert shapes == {
         (HIDDEN, HIDDEN), (HIDDEN // HEADS, HIDDEN), (WIDE, HIDDEN), (HIDDEN, WIDE)
     }  # fmt: skip
-    assert all(len(layer["seconds"]) == len(bench.CROSSOVER_DENSITIES) for layer in layers)
+    assert all(len(layer["seconds"]) == len(CROSSOVER_DENSITIES) for layer in layers)
 
 
 # ------------------------------------------------------------------------------ what it counts
@@ -147,7 +147,7 @@ def test_trainable_scalars(report: tuple[dict[str, Any], Path]) -> None:
     assert rows["head"]["trainable"] == HEAD
     query, value = 2 * HIDDEN, HIDDEN + HIDDEN // HEADS
     assert rows["lora"]["trainable"] == LAYERS * 8 * (query + value) + HEAD
-    for density in bench.DENSITIES:
+    for density in contenders.DENSITIES:
         ours = rows[f"sparta-{density}"]
         assert ours["trainable"] == ours["chosen"] + HEAD
 
@@ -155,14 +155,14 @@ def test_trainable_scalars(report: tuple[dict[str, Any], Path]) -> None:
 @needs_peft_sparta
 def test_peft_sparta_trains_the_same_scalars(report: tuple[dict[str, Any], Path]) -> None:
     rows = rows_of(report[0])
-    for density in bench.DENSITIES:
+    for density in contenders.DENSITIES:
         ours, theirs = rows[f"sparta-{density}"], rows[f"peft-sparta-{density}"]
         assert (ours["trainable"], ours["chosen"]) == (theirs["trainable"], theirs["chosen"])
 
 
 @needs_peft_sparta
-def test_peft_sparta_has_the_same_losses(setting: bench.Setting) -> None:
-    ours, theirs = bench.build("sparta-0.05", setting), bench.build("peft-sparta-0.05", setting)
+def test_peft_sparta_has_the_same_losses(setting: Setting) -> None:
+    ours, theirs = build("sparta-0.05", setting), build("peft-sparta-0.05", setting)
     for contender in (ours, theirs):
         for group in contender.optimizer.param_groups:
             group["lr"] = 1e-2  # so that the losses move
@@ -189,12 +189,14 @@ def test_flops_of_the_linear_layers(report: tuple[dict[str, Any], Path]) -> None
         assert row["backward_to_forward"] == row["backward_flops"] / row["forward_flops"]
 
 
-def test_flops_of_sampled_gradients(setting: bench.Setting) -> None:
+def test_flops_of_sampled_gradients(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     """SpaRTA's backward pass is full fine-tuning's with fewer products for weights."""
+    # layers as small as these would take the dense way
+    monkeypatch.setattr("sparta_bench.sparta.layer.is_sampled", lambda *_: True)
     batch = setting.batch()
-    full = bench._flops(bench.build("full_ft", setting), batch)
-    ready = bench.build("sparta-0.05", setting)
-    ours = bench._flops(ready, batch)
+    full = flops_of(build("full_ft", setting), batch)
+    ready = build("sparta-0.05", setting)
+    ours = flops_of(ready, batch)
     assert ready.adapter is not None
     names = [name for name in ready.adapter.indices if "norm" not in name]
     chosen = sum(len(ready.adapter.indices[name]) for name in names)
@@ -206,14 +208,14 @@ def test_flops_of_sampled_gradients(setting: bench.Setting) -> None:
     assert full["backward_flops"] - ours["backward_flops"] == saved
 
 
-def test_same_weights_and_batch_for_everybody(setting: bench.Setting) -> None:
+def test_same_weights_and_batch_for_everybody(setting: Setting) -> None:
     first, second = setting.classifier(), setting.classifier()
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
     assert torch.equal(setting.batch()["input_ids"], setting.batch()["input_ids"])
-    adapter = bench.build("sparta-0.05", setting).adapter
+    adapter = build("sparta-0.05", setting).adapter
     assert adapter is not None
-    for name, places in bench._places(setting, 0.05).items():
+    for name, places in contenders._places(setting, 0.05).items():
         assert torch.equal(places, adapter.indices.get(name, places[:0]))
 
 
@@ -244,7 +246,7 @@ def test_bad_options_give_one_line(
 def test_out_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="--out="):
-        bench.main(["--out", str(tmp_path / "file"), *TINY])
+        command.main(["--out", str(tmp_path / "file"), *TINY])
 
 
 def test_help_names_the_contenders(capsys: pytest.CaptureFixture[str]) -> None:

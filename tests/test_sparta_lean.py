@@ -117,3 +117,23 @@ def test_bytes_per_trained_scalar(
     steps = 4 * len(values)  # Adam's count of steps, one number a tensor
     assert used - steps == pytest.approx(bytes_per_scalar * adapter.chosen, abs=1024)
     assert bytes_per_scalar <= 22
+
+
+def test_few_chosen_entries_keep_few_columns_of_the_input() -> None:
+    model = nn.Linear(512, 64, bias=False)
+    x = torch.randn(10, 512, requires_grad=True)
+    adapter = SpartaAdapter(model, 0.002, 0, gradient="sampled")
+    kept: list[tuple[int, ...]] = []
+
+    def note(saved: Tensor) -> Tensor:
+        kept.append(tuple(saved.shape))
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        loss = model(x).sum()
+    assert kept == [(10, adapter.chosen), (64, 512), (adapter.chosen,)]
+    loss.backward()
+    (name,) = adapter.deltas
+    places = adapter.indices[name].long()
+    expected = x.detach().sum(0)[places % 512]
+    torch.testing.assert_close(adapter.deltas[name].grad, expected)

@@ -2,31 +2,44 @@
 
 Dense: the whole gradient as one matrix product, then gathered. Sampled: only the chosen entries,
 each the dot product of a column of the output's gradient with a column of the input, accumulated
-in float32. Which is faster depends on the share that is chosen; docs/benchmark.md has the
-measurement behind `SAMPLED_UP_TO`.
+in float32. Where fewer entries are chosen than half of the input has columns, these columns are
+taken in the forward pass already, so that the rest of the input need not be kept.
+
+Which is faster depends on shape and share; docs/benchmark.md has the measurements.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 WAYS = ("auto", "dense", "sampled")
-# Share of a weight's scalars up to which the sampled way is the faster one, by device.
-SAMPLED_UP_TO = {"cpu": 0.15, "cuda": 0.001}
-# On a CPU, below this many entries per row and column, gathering columns beats transposing both
-# operands for a sparse product.
-_FEW_ENTRIES = 0.5
-_CHUNK = 1 << 20  # elements of a temporary
+
+
+class _Cost(NamedTuple):
+    """Of sampling, in units of what the dense way costs for one entry of the weight."""
+
+    entry: float  # for each chosen entry
+    line: float  # for each row and column: both operands are laid out anew
+
+
+# What `auto` goes by. CPU: measured, docs/benchmark.md. CUDA: an estimate, never measured.
+_COSTS = {"cpu": _Cost(4.0, 40.0), "cuda": _Cost(130.0, 600.0)}
+# On a CPU, with fewer entries than this per row and column, gathering columns beats laying the
+# operands out anew for a sparse product.
+_FEW_ENTRIES = 0.75
+_CHUNK = 1 << 18  # elements of a temporary
+_TOKENS = 256  # tokens of a piece that is laid out anew, so that it stays in the cache
 
 # An operator of torch, so that torch.compile, the FLOP counter and the profiler see it by name.
 _LIBRARY = torch.library.Library("sparta_bench", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("weight_gradient_at(Tensor grad, Tensor x, Tensor indices) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.define("column_products(Tensor grad, Tensor rows, Tensor kept) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 with warnings.catch_warnings():
@@ -58,12 +71,33 @@ def weight_gradient_at(grad: Tensor, x: Tensor, indices: Tensor, sampled: bool) 
     return (grad.t() @ x).view(-1).index_select(0, indices)
 
 
-def is_sampled(way: str, share: float, device: torch.device) -> bool:
-    """Whether a layer of which `share` is chosen takes the sampled way."""
-    if way == "auto":
-        can = device.type != "cuda" or importlib.util.find_spec("triton") is not None
-        return can and share <= SAMPLED_UP_TO.get(device.type, 0.0)
-    return way == "sampled"
+def keeps_columns(shape: torch.Size, chosen: int) -> bool:
+    """Whether sampling a weight of this shape (out x in) needs less of the input than it has."""
+    return 2 * chosen < shape[1]
+
+
+def columns_of(x: Tensor, indices: Tensor) -> Tensor:
+    """For each place its column of the input: tokens x places, of `x` (tokens x in_features)."""
+    return x.index_select(1, indices % x.shape[1])
+
+
+def weight_gradient_of_columns(
+    grad: Tensor, kept: Tensor, indices: Tensor, in_features: int
+) -> Tensor:
+    """What `weight_gradient_at` gives, from `kept`, which is `columns_of(x, indices)`."""
+    rows = torch.div(indices, in_features, rounding_mode="floor")
+    return torch.ops.sparta_bench.column_products(grad, rows, kept)  # type: ignore[no-any-return]
+
+
+def is_sampled(way: str, shape: torch.Size, chosen: int, device: torch.device) -> bool:
+    """Whether a layer whose weight has this shape (out x in), with so many entries chosen, takes
+    the sampled way."""
+    if way != "auto":
+        return way == "sampled"
+    cost = _COSTS.get(device.type)
+    if cost is None or (device.type == "cuda" and importlib.util.find_spec("triton") is None):
+        return False
+    return chosen * cost.entry + sum(shape) * cost.line < shape.numel()
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -78,28 +112,40 @@ def _on_cpu(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
     rows = torch.div(indices, ins, rounding_mode="floor")
     columns = indices - rows * ins
     if len(indices) <= _FEW_ENTRIES * (outs + ins):
-        total = torch.zeros(len(indices), dtype=wide)
-        step = max(_CHUNK // max(len(indices), 1), 1)
-        for start in range(0, tokens, step):
-            part = grad[start : start + step].index_select(1, rows)
-            part *= x[start : start + step].index_select(1, columns)
-            total += part.sum(0)
-        return total
+        return _column_products(grad, rows, x, columns)
     starts = torch.arange(0, outs * ins + 1, ins, dtype=torch.int64)
     row_starts = torch.searchsorted(indices, starts.to(torch.int32), out_int32=True)
-    pattern = torch.sparse_csr_tensor(
+    product = torch.sparse_csr_tensor(
         row_starts,
         columns,
         torch.zeros(len(indices), dtype=wide),
         (outs, ins),
         check_invariants=False,
     )
-    # contiguous along the tokens, over which each entry is a sum
-    product = torch.sparse.sampled_addmm(
-        pattern, grad.t().contiguous(), x.t().contiguous().t(), beta=0.0
-    )
+    for start in range(0, tokens, _TOKENS):
+        piece = slice(start, start + _TOKENS)
+        # contiguous along the tokens, over which each entry is a sum; beta is 1: added up
+        torch.sparse.sampled_addmm(
+            product, grad[piece].t().contiguous(), x[piece].t().contiguous().t(), out=product
+        )
     entries: Tensor = product.values()
     return entries
+
+
+def _column_products(
+    grad: Tensor, rows: Tensor, x: Tensor, columns: Tensor | None = None
+) -> Tensor:
+    """For each entry the dot product of a column of `grad` with one of `x`: the one at the same
+    place, or of `columns`."""
+    wide = _accumulator(grad.dtype)
+    total = torch.zeros(len(rows), dtype=wide, device=grad.device)
+    step = max(_CHUNK // max(len(rows), 1), 1)
+    for start in range(0, len(grad), step):
+        part = grad[start : start + step].index_select(1, rows).to(wide)
+        other = x[start : start + step]
+        part *= other if columns is None else other.index_select(1, columns)
+        total += part.sum(0)
+    return total
 
 
 def _on_cuda(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
@@ -115,6 +161,11 @@ def _shape_only(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
 _LIBRARY.impl("weight_gradient_at", _on_cpu, "CPU")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("weight_gradient_at", _on_cuda, "CUDA")  # type: ignore[no-untyped-call]
 torch.library.register_fake("sparta_bench::weight_gradient_at", _shape_only)
+_LIBRARY.impl("column_products", _column_products, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("column_products", _column_products, "CUDA")  # type: ignore[no-untyped-call]
+torch.library.register_fake(
+    "sparta_bench::column_products", lambda grad, rows, kept: _shape_only(grad, kept, rows)
+)
 
 
 @register_flop_formula(torch.ops.sparta_bench.weight_gradient_at)  # type: ignore[untyped-decorator]
@@ -123,3 +174,10 @@ def _flops(
 ) -> int:
     """A product and a sum per token and chosen entry."""
     return 2 * int(grad_shape[0]) * int(indices_shape[0])
+
+
+@register_flop_formula(torch.ops.sparta_bench.column_products)  # type: ignore[untyped-decorator]
+def _column_flops(
+    grad_shape: Any, rows_shape: Any, kept_shape: Any, *args: Any, out_shape: Any = None, **_: Any
+) -> int:
+    return 2 * int(grad_shape[0]) * int(rows_shape[0])

@@ -17,7 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sparta_bench.sparta.gradient import is_sampled, weight_gradient_at
+from sparta_bench.sparta.gradient import (
+    columns_of,
+    is_sampled,
+    keeps_columns,
+    weight_gradient_at,
+    weight_gradient_of_columns,
+)
 
 DELTAS = "{}_deltas"  # name of the deltas of a tensor, in the module that holds both
 
@@ -53,7 +59,7 @@ class _TouchedLinear(_Touched, nn.Linear):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         indices = self.sparta_places["weight"].indices
         sampled = is_sampled(
-            self.sparta_gradient, indices.numel() / self.weight.numel(), self.weight.device
+            self.sparta_gradient, self.weight.shape, indices.numel(), self.weight.device
         )
         return _SparseLinear.apply(x, self.weight, self.bias, deltas, indices, casts, sampled)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -62,7 +68,8 @@ class _SparseLinear(torch.autograd.Function):
     """`F.linear` whose weight has a gradient at the chosen places only.
 
     Keeps what the plain layer keeps for the backward pass: the input and a reference to the
-    weight; under autocast less, since the weight's cast is made anew. `deltas` takes no part in
+    weight; under autocast less, since the weight's cast is made anew, and less of the input where
+    few of its columns are needed. `deltas` takes no part in
     the computation (the weight already holds original + delta); it is an argument so that its
     gradient has somewhere to go.
     """
@@ -78,7 +85,9 @@ class _SparseLinear(torch.autograd.Function):
         casts: bool,
         sampled: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, indices)
+        ctx.keeps_columns = sampled and keeps_columns(weight.shape, len(indices))
+        kept = columns_of(x.reshape(-1, x.shape[-1]), indices) if ctx.keeps_columns else x
+        ctx.save_for_backward(kept, weight, indices)
         ctx.deltas_dtype = deltas.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.casts, ctx.sampled = casts, sampled
@@ -90,13 +99,16 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, weight, indices = ctx.saved_tensors
+        kept, weight, indices = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_bias = grad_deltas = None
         if ctx.needs_input_grad[3]:
-            grad_deltas = weight_gradient_at(
-                rows, x.reshape(-1, x.shape[-1]), indices, ctx.sampled
-            ).to(ctx.deltas_dtype)
+            kept = kept.reshape(-1, kept.shape[-1])
+            if ctx.keeps_columns:
+                entries = weight_gradient_of_columns(rows, kept, indices, weight.shape[1])
+            else:
+                entries = weight_gradient_at(rows, kept, indices, ctx.sampled)
+            grad_deltas = entries.to(ctx.deltas_dtype)
         if ctx.needs_input_grad[2]:
             grad_bias = rows.sum(dim=0).to(ctx.bias_dtype)
         if ctx.needs_input_grad[0]:

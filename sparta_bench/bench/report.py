@@ -1,0 +1,101 @@
+"""The report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sparta_bench.bench.gradient import CROSSOVER_DENSITIES
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """The report for people."""
+    device, dtypes = report["device"], report["dtypes"]
+    packages = [
+        f"{name} {version or 'not installed'}" for name, version in report["versions"].items()
+    ]
+    lines = [
+        f"{device['name']} ({device['type']}, {device['threads']} threads), {report['date']}",
+        f"weights {dtypes['model']}, trained values {dtypes['trained']}; {report['rounds']} rounds",
+        ", ".join(packages),
+    ]
+    for setting in report.get("settings", []):
+        lines += ["", *_setting_lines(setting)]
+    for table in report.get("crossover", []):
+        lines += ["", *_crossover_lines(table)]
+    return "\n".join(lines)
+
+
+def _setting_lines(setting: dict[str, Any]) -> list[str]:
+    head = (
+        "contender", "trained", "step, ms", "quartiles", "fastest", "TFLOP", "backward/forward",
+        "peak, MB", "merge", "gather", "gradient", "",
+    )  # fmt: skip
+    body = []
+    for row in setting["contenders"]:
+        if "step_seconds" not in row:
+            body.append([row["name"], *[""] * (len(head) - 2), row["status"]])
+            continue
+        low, high = row["step_seconds_quartiles"]
+        shares = [row.get(f"{part}_share") for part in ("merge", "gather", "gradient")]
+        body.append(
+            [
+                row["name"],
+                f"{row['trainable']:,}",
+                f"{row['step_seconds'] * 1e3:.1f}",
+                f"{low * 1e3:.1f} – {high * 1e3:.1f}",
+                f"{row['fastest_step_seconds'] * 1e3:.1f}",
+                f"{row['total_flops'] / 1e12:.3f}",
+                f"{row['backward_to_forward']:.3f}",
+                f"{row['peak_memory_bytes'] / 1e6:,.1f}",
+                *("" if share is None else f"{share:.1%}" for share in shares),
+                row["note"] or "",
+            ]
+        )
+    ratios = []
+    for ratio in setting["ratios"]:
+        spread, fastest = ratio.get("lowest_and_highest_round"), ratio.get("of_fastest_steps")
+        ratios.append(
+            [
+                ratio["what"],
+                f"{ratio['value']:.3f}",
+                "" if spread is None else f"{spread[0]:.3f} – {spread[1]:.3f}",
+                "" if fastest is None else f"{fastest:.3f}",
+                ratio["target"],
+                "yes" if ratio["reached"] else "no",
+            ]
+        )
+    return [
+        f"{setting['model']}: {setting['parameters']:,} parameters, {setting['rows']} rows of "
+        f"{setting['tokens']} tokens",
+        "",
+        *_table(head, body),
+        "",
+        *_table(("ratio", "value", "rounds", "of fastest", "target", "reached"), ratios),
+    ]
+
+
+def _crossover_lines(table: dict[str, Any]) -> list[str]:
+    head = ("layer", *(f"{density:.2%}" for density in CROSSOVER_DENSITIES), "faster up to")
+    body = []
+    for layer in table["layers"]:
+        ratios = [f"{times['sampled'] / times['dense']:.2f}" for times in layer["seconds"].values()]
+        most = layer["sampled_is_faster_up_to"]
+        shape = f"{layer['out_features']} × {layer['in_features']}"
+        body.append([shape, *ratios, "never" if most is None else f"{most:.2%}"])
+    return [
+        f"{table['model']}, {table['tokens']:,} tokens: seconds of the sampled gradient / of the "
+        "dense one, by layer (out × in) and density",
+        "",
+        *_table(head, body),
+    ]
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[place]) for row in [head, *body]) for place in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        return f"| {' | '.join(cells)} |"
+
+    return [line(head), line(["-" * width for width in widths]), *map(line, body)]

@@ -1,0 +1,65 @@
+"""What is measured: a model shape, and a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModel
+
+from sparta_bench.config import Config
+from sparta_bench.errors import InputError
+from sparta_bench.models.classifier import Classifier, random_head
+from sparta_bench.models.precision import Precision, precision_of
+from sparta_bench.models.source import load_architecture
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model shape and a batch: `rows` examples of `tokens` tokens each, without padding."""
+
+    overrides: tuple[str, ...]
+    config: Config
+    device: torch.device
+    rows: int
+    tokens: int
+
+    @property
+    def precision(self) -> Precision:
+        return precision_of(self.config, self.device)
+
+    def classifier(self) -> Classifier:
+        """The frozen classifier with random weights, always the same ones."""
+        torch.manual_seed(self.config.seed)
+        with self.device:
+            backbone: Any = AutoModel.from_config(
+                load_architecture(self.config.model),
+                dtype=self.precision.model_dtype,
+                attn_implementation="sdpa",
+            )
+        if self.config.train.gradient_checkpointing:
+            backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        head = random_head(len(self.config.task.labels), backbone.config.hidden_size, 0)
+        classifier = Classifier(backbone, head.to(self.device, self.precision.trained_dtype))
+        return classifier.requires_grad_(False).train()
+
+    def batch(self) -> dict[str, Tensor]:
+        """Random tokens and labels, always the same ones."""
+        draw = torch.Generator().manual_seed(self.config.seed)
+        vocabulary = load_architecture(self.config.model).vocab_size
+        classes = len(self.config.task.labels)
+        shape = (self.rows, self.tokens)
+        batch = {
+            "input_ids": torch.randint(vocabulary, shape, generator=draw),
+            "attention_mask": torch.ones(shape, dtype=torch.int64),
+            "labels": torch.randint(classes, (self.rows,), generator=draw),
+        }
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+
+def device_of(config: Config) -> torch.device:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device=cuda: torch sees no CUDA device here; use device=cpu or auto")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,0 +1,92 @@
+"""Chosen entries of a weight's gradient: each way gives what the dense product has there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparta_bench.sparta.gradient import (
+    columns_of,
+    is_sampled,
+    keeps_columns,
+    weight_gradient_at,
+    weight_gradient_of_columns,
+)
+from sparta_bench.sparta.sample import sample_indices
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+# gathered columns, a sparse product of pieces, more tokens than a piece, one token, none chosen
+@pytest.mark.parametrize(
+    ("tokens", "outs", "ins", "density"),
+    [(50, 40, 60, 0.01), (50, 40, 60, 0.3), (700, 33, 17, 0.5), (1, 8, 8, 0.5), (5, 8, 8, 1e-9)],
+)
+def test_sampled_entries_are_those_of_the_product(
+    dtype: torch.dtype, tokens: int, outs: int, ins: int, density: float
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    grad = torch.randn(tokens, outs, generator=draw).to(dtype)
+    x = torch.randn(tokens, ins, generator=draw).to(dtype)
+    places = sample_indices(outs * ins, density, 0, "w")
+    exact = (grad.double().t() @ x.double()).view(-1)[places.long()]
+    sampled = weight_gradient_at(grad, x, places, sampled=True)
+    assert sampled.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    # 16-bit operands are summed in float32: no error beyond that of float32
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-4
+    torch.testing.assert_close(sampled.double(), exact, rtol=tolerance, atol=tolerance)
+    kept = columns_of(x, places)
+    assert kept.shape == (tokens, len(places))
+    again = weight_gradient_of_columns(grad, kept, places, ins)
+    torch.testing.assert_close(again.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+def test_flops_are_two_per_token_and_chosen_entry() -> None:
+    grad, x = torch.randn(10, 20), torch.randn(10, 30)
+    places = sample_indices(600, 0.2, 0, "w")
+    for work in (
+        lambda: weight_gradient_at(grad, x, places, sampled=True),
+        lambda: weight_gradient_of_columns(grad, columns_of(x, places), places, 30),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            work()
+        assert counter.get_total_flops() == 2 * 10 * len(places)
+    with FlopCounterMode(display=False) as counter:
+        weight_gradient_at(grad, x, places, sampled=False)
+    assert counter.get_total_flops() == 2 * 10 * 20 * 30
+
+
+@pytest.mark.parametrize(
+    ("shape", "density", "device", "sampled"),
+    [
+        ((16384, 2048), 0.05, CPU, True),
+        ((16384, 2048), 0.3, CPU, False),
+        ((64, 384), 0.05, CPU, True),  # few outputs: laying the operands out anew weighs more
+        ((64, 384), 0.1, CPU, False),
+        ((16, 16), 0.05, CPU, False),
+        ((16384, 2048), 0.05, CUDA, False),
+        ((16384, 2048), 0.0005, CUDA, True),
+    ],
+)
+def test_the_choice_is_by_density_and_shape(
+    shape: tuple[int, int],
+    density: float,
+    device: torch.device,
+    sampled: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    weight = torch.Size(shape)
+    chosen = round(weight.numel() * density)
+    assert is_sampled("auto", weight, chosen, device) is sampled
+    assert is_sampled("dense", weight, chosen, device) is False
+    assert is_sampled("sampled", weight, chosen, device) is True
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert is_sampled("auto", weight, chosen, CUDA) is False  # no Triton, no kernel
+
+
+def test_columns_are_kept_where_they_are_fewer_than_half() -> None:
+    assert keeps_columns(torch.Size((2048, 16384)), 8191)
+    assert not keeps_columns(torch.Size((2048, 16384)), 8192)
