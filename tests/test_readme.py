@@ -46,3 +46,22 @@ def test_a_command_of_the_readme_runs(command: str, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_example_with_the_trainer_runs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "trainer.py"), "--out", "adapter"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = dict(re.findall(r"^(base|trained|loaded again): (.*)$", done.stdout, re.MULTILINE))
+    assert found["loaded again"] == found["trained"]
+    accuracy = {
+        name: float(re.search(r"accuracy ([\d.]+)%", line)[1]) for name, line in found.items()
+    }
+    assert accuracy["base"] < 60 and accuracy["trained"] > 90
+    assert (tmp_path / "adapter" / "adapter.safetensors").is_file()

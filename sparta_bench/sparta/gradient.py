@@ -29,7 +29,7 @@ class _Cost(NamedTuple):
 
 
 # What `auto` goes by. CPU: measured, docs/benchmark.md. CUDA: an estimate, never measured.
-_COSTS = {"cpu": _Cost(4.0, 40.0), "cuda": _Cost(130.0, 600.0)}
+_COSTS = {"cpu": _Cost(4.0, 40.0), "cuda": _Cost(150.0, 600.0)}
 # On a CPU, with fewer entries than this per row and column, gathering columns beats laying the
 # operands out anew for a sparse product.
 _FEW_ENTRIES = 0.75
