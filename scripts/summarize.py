@@ -31,6 +31,8 @@ def read_records(folders: list[Path]) -> tuple[list[dict[str, Any]], int]:
 def setting_of(record: dict[str, Any]) -> str:
     """What the runs of one mean have in common."""
     config = {key: value for key, value in record["config"].items() if key not in RUN_KEYS}
+    config["train"] = {**config["train"], "checkpoint_every": None}  # changes no number
+    config["base"] = record["base_model"]["fingerprint"]
     return json.dumps(config, sort_keys=True)
 
 

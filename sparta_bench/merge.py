@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sparta_bench.errors import InputError
 from sparta_bench.files import whole_folder
-from sparta_bench.saved import WHOLE, Loaded, load, write_whole
+from sparta_bench.saved import Loaded, load, write_whole
 from sparta_bench.sparta import authors_layout
 
 
@@ -27,9 +27,9 @@ def bake(
     Raises
     ------
     InputError
-        If there is nothing to bake, or `out` holds something else than an earlier bake.
+        If there is nothing to bake, or `out` is not empty and `force` not given.
     """
-    _refuse_to_replace(out, lambda path: (path / WHOLE).is_file(), "bake", force)
+    _refuse_to_replace(folder, out, force)
     loaded = load(folder, base, tokenizer, allow_pickle)
     loaded.merge_for_good()
     with _written(out) as temporary:
@@ -77,9 +77,9 @@ def export(
     Raises
     ------
     InputError
-        If it is no SpaRTA adapter, or `out` holds something else than an earlier export.
+        If it is no SpaRTA adapter, or `out` is not empty and `force` not given.
     """
-    _refuse_to_replace(out, authors_layout.is_in, "export", force)
+    _refuse_to_replace(folder, out, force)
     loaded = load(folder, base, tokenizer, allow_pickle)
     if loaded.sparta is None:
         name = loaded.about.method["name"]
@@ -109,15 +109,13 @@ def export(
     return line
 
 
-def _refuse_to_replace(
-    out: Path, is_earlier: Callable[[Path], bool], what: str, force: bool
-) -> None:
+def _refuse_to_replace(folder: Path, out: Path, force: bool) -> None:
     if out.is_file():
         raise InputError(f"--out {out}: is a file")
-    if out.is_dir() and any(out.iterdir()) and not is_earlier(out) and not force:
-        raise InputError(
-            f"--out {out}: is not empty, and no earlier {what} (--force replaces the whole folder)"
-        )
+    if out.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise InputError(f"--out {out}: holds the adapter that is to be read")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise InputError(f"--out {out}: is not empty (--force replaces the whole folder)")
 
 
 @contextmanager

@@ -98,10 +98,14 @@ def read_texts(lines: Iterable[Line], about: Description, jsonl: bool) -> Iterat
 def _fields(line: str, columns: list[str]) -> Texts:
     texts = tuple(line.split("\t"))
     if len(texts) != len(columns):
+        if len(texts) > len(columns):
+            hint = "texts with tabs in them can be given as jsonl"
+        else:
+            hint = "a tab stands between them, in a shell $'one\\tother'"
         belong = "1 belongs" if len(columns) == 1 else f"{len(columns)} belong"
         raise BadRowError(
             f"{len(texts)} tab-separated text{'s' * (len(texts) > 1)}, where {belong} "
-            f"({', '.join(columns)}); texts with tabs in them can be given as jsonl"
+            f"({', '.join(columns)}); {hint}"
         )
     return texts
 

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from sparta_bench.config import LoraConfig, ModelConfig, Prompt
+from sparta_bench.config import METHOD_CLASSES, LoraConfig, ModelConfig, Prompt
 from sparta_bench.data.encode import tokenizer_fingerprint
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.files import write_json
@@ -73,6 +73,11 @@ class Description:
         InputError
             If a key is missing or of another kind.
         """
+        if "labels" not in values:
+            raise InputError(
+                f"{source}: was saved by a script, without labels, prompt and base model; "
+                "SpartaAdapter.load(model, folder) puts it on its model"
+            )
         try:
             found = {name: values[name] for name in cls.__dataclass_fields__}
             model = {**found["model"], "shape": None, "dtype": found["dtypes"]["model"]}
@@ -81,15 +86,45 @@ class Description:
             read = cls(**found)
             DTYPES[read.dtypes["model"]], DTYPES[read.dtypes["trained"]]
             read.method["name"], read.base_model["name"]
-            lists_of_text = (read.labels, read.columns)
-            if not all(isinstance(part, list) and part for part in lists_of_text):
-                raise TypeError("labels or columns")
+            read._check_kinds()
             if (read.model.kind == "instruct") != (read.prompt is not None):
                 raise TypeError("prompt")
         except (KeyError, TypeError) as error:
             what = error.args[0] if error.args else type(error).__name__
             raise InputError(f"{source}: {what} is missing or of another kind") from None
         return read
+
+    def _check_kinds(self) -> None:
+        """Raise TypeError with the first key whose value is of another kind than it must be."""
+        model = self.model
+
+        def is_text(value: Any) -> bool:
+            return isinstance(value, str) and value != ""
+
+        def is_text_or_null(value: Any) -> bool:
+            return value is None or is_text(value)
+
+        right = {
+            "method.name": self.method["name"] in METHOD_CLASSES,
+            "seed": self.seed is None or isinstance(self.seed, int),
+            "labels": isinstance(self.labels, list)
+            and self.labels
+            and all(map(is_text, self.labels)),
+            "columns": isinstance(self.columns, list)
+            and self.columns
+            and all(map(is_text, self.columns)),
+            "separator": self.separator in ("newline", "sep_token"),
+            "undo_spacing": isinstance(self.undo_spacing, bool),
+            "model.name": is_text(model.name),
+            "model.kind": model.kind in ("base", "instruct"),
+            "model.embedded": isinstance(model.embedded, bool),
+            "model.path": is_text_or_null(model.path),
+            "model.tokenizer": is_text_or_null(model.tokenizer),
+            "model.hub_id": is_text(model.hub_id) or model.embedded or is_text(model.path),
+        }
+        for key, fits in right.items():
+            if not fits:
+                raise TypeError(key)
 
 
 @dataclass

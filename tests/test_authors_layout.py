@@ -134,7 +134,9 @@ def test_the_export_command(
     code, told, err = call(capsys, "merge", "export", folder, *to)
     assert (code, err) == (0, [])
     assert told.startswith(f"{out}: 9,485 deltas and the head, on me/base; peft-sparta loads")
-    assert call(capsys, "merge", "export", folder, *to)[0] == 0, "an earlier export is replaced"
+    assert call(capsys, "merge", "export", folder, *to)[0] == 2, "it is not empty any more"
+    to.append("--force")
+    assert call(capsys, "merge", "export", folder, *to)[0] == 0
     code, _, err = call(capsys, "merge", "export", str(trained("lora")[2]), *to)
     assert code == 2 and "an adapter of lora; peft-sparta's layout is for SpaRTA's" in err[0]
     pairs = ("model=tiny-mistral", "task=tiny-rte", "task.separator=sep_token")

@@ -181,7 +181,9 @@ def count_computing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("damage", ["none", "cut", "empty", "rows", "dtype", "name", "folder"])
+@pytest.mark.parametrize(
+    "damage", ["none", "cut", "byte", "empty", "rows", "dtype", "name", "folder"]
+)
 def test_a_file_is_read_unless_it_is_damaged(
     tmp_path: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
@@ -189,6 +191,10 @@ def test_a_file_is_read_unless_it_is_damaged(
     fresh = feature_set(classifier, examples(20), path).features
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-3])
+    elif damage == "byte":  # a number, but another one
+        raw = bytearray(path.read_bytes())
+        raw[-10] ^= 1
+        path.write_bytes(bytes(raw))
     elif damage == "empty":
         path.write_bytes(b"")
     elif damage == "rows":

@@ -248,7 +248,7 @@ def test_merge_lists_its_verbs(capsys: pytest.CaptureFixture[str]) -> None:
         (["bake", "{folder}", "--out", "{tmp}/file/x"], "--out {tmp}/file/x: cannot be written: "),
         (
             ["bake", "{folder}", "--out", "{tmp}"],
-            "--out {tmp}: is not empty, and no earlier bake (--force replaces the whole folder)",
+            "--out {tmp}: is not empty (--force replaces the whole folder)",
         ),
     ],
 )
@@ -270,19 +270,22 @@ def test_wrong_input_gives_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_an_earlier_bake_is_replaced_and_nothing_else(
+def test_what_is_there_is_replaced_with_force_alone(
     capsys: pytest.CaptureFixture[str], trained: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     for method in ("head", "sparta"):
         folder = str(trained(method)[2])
-        code, told, err = call(capsys, "merge", "bake", folder, "--out", str(out))
+        code, told, err = call(capsys, "merge", "bake", folder, "--out", str(out), "--force")
         assert (code, err) == (0, [])
         assert told == f"{out}: 208,512 scalars in float32, padded with <pad> on the right\n"
     assert json.loads((out / WHOLE).read_text())["method"]["name"] == "sparta"
-    (out / WHOLE).unlink()
+    (out / "notes.txt").write_text("mine")
     assert call(capsys, "merge", "bake", folder, "--out", str(out))[0] == 2
-    assert call(capsys, "merge", "bake", folder, "--out", str(out), "--force")[0] == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    for place in (out, out.parent):  # what is read is never what is replaced
+        code, _, err = call(capsys, "merge", "bake", str(out), "--out", str(place), "--force")
+        assert code == 2 and err[0].endswith("holds the adapter that is to be read")
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "no temporary folder is left"
     mode = (out / "model.safetensors").stat().st_mode
     assert mode == (out / "config.json").stat().st_mode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -356,7 +357,7 @@ def test_an_adapter_of_somebody_elses_script_is_told_what_it_lacks(
     sparta = load(trained("sparta")[2], None, None).sparta
     assert sparta is not None
     sparta.save(tmp_path / "own")
-    assert "base_model is missing or of another kind" in refusal(tmp_path / "own")
+    assert "SpartaAdapter.load(model, folder) puts it on its model" in refusal(tmp_path / "own")
 
 
 def test_a_compact_adapter_predicts_the_same(tmp_path: Path, trained: Any) -> None:
@@ -367,3 +368,34 @@ def test_a_compact_adapter_predicts_the_same(tmp_path: Path, trained: Any) -> No
     loaded.sparta.save(tmp_path / "compact", compact=True, about=about)
     lines = ["a fine film", "a dull plot"]
     assert predictions(tmp_path / "compact", lines) == predictions(folder, lines)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", "x"),
+        ("labels", [1, 2]),
+        ("columns", []),
+        ("separator", 5),
+        ("undo_spacing", "yes"),
+        ("method.name", "foo"),
+        ("model.name", 5),
+        ("model.embedded", 1),
+        ("model.hub_id", None),
+    ],
+)
+def test_a_description_of_another_kind_names_the_key(
+    key: str, value: Any, tmp_path: Path, trained: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(trained("head")[2], folder)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    part, _, name = key.rpartition(".")
+    (config[part] if part else config)[name] = value
+    if key == "model.hub_id":
+        config["model"]["embedded"] = False
+    path.write_text(json.dumps(config))
+    code, _, lines = call(capsys, "predict", str(folder), "x")
+    assert code == 2
+    assert lines == [f"sparta-bench: {path}: {key} is missing or of another kind"]

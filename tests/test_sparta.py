@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
+import pickle
 import weakref
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -236,8 +239,12 @@ def test_the_adapter_lives_as_long_as_the_model_and_no_longer() -> None:
 
 def test_a_density_outside_and_a_way_unknown_are_refused() -> None:
     for density in (0.0, 1.0, -1.0):
-        with pytest.raises(ValueError, match=r"density=.*: must lie inside \(0, 1\)"):
+        with pytest.raises(ValueError, match=r"density=.*: must be a number inside \(0, 1\)"):
             SpartaAdapter(classifier(), density, 0)
+    with pytest.raises(ValueError, match=r"density='0\.1': must be a number"):
+        SpartaAdapter(classifier(), "0.1", 0)
+    with pytest.raises(ValueError, match=r"density=1e-09: chose none of .* scalars"):
+        SpartaAdapter(classifier(), 1e-9, 0)
     with pytest.raises(ValueError, match="gradient=fast: must be one of auto, dense, sampled"):
         SpartaAdapter(classifier(), 0.1, 0, gradient="fast")
     with pytest.raises(ValueError, match="no quantized ones"):
@@ -297,3 +304,154 @@ def test_deltas_swallowed_by_rounding_are_counted() -> None:
     adapter.merge()
     kept = len(adapter.deltas)
     assert adapter.lost_to_rounding() == pytest.approx(1 - kept / adapter.chosen, abs=0.01)
+
+
+# ------------------------------------------------------- what people do with models besides
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 4))
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+def test_a_copy_trains_by_itself_and_leaves_the_original_alone(way: str) -> None:
+    model = small()
+    plain = values_of(model)
+    adapter = SpartaAdapter(model, 0.5, 0)
+    attached = values_of(model)
+    twin = copy.deepcopy(model) if way == "deepcopy" else pickle.loads(pickle.dumps(model))
+    optimizer = torch.optim.SGD(trainable(twin), lr=1.0)
+    for _ in range(2):
+        twin(torch.randn(8, 16)).pow(2).sum().backward()
+        optimizer.step()
+    for name, places in twin.sparta_adapter.indices.items():
+        total = twin.sparta_adapter.originals[name] + twin.sparta_adapter.deltas[name]
+        tensor = dict(twin.named_parameters())[name]
+        assert torch.equal(tensor.view(-1)[places.long()], total)
+        assert not torch.equal(tensor, plain[name])
+    assert same_values(model, attached)
+    twin.sparta_adapter.detach()
+    assert same_values(twin, plain)
+    assert adapter.chosen > 0 and type(model[0]).__name__ == "SpartaLinear"
+    adapter.detach()
+    assert same_values(model, plain)
+
+
+def test_lbfgs_sees_its_own_steps() -> None:
+    def losses_of(model: nn.Module, values: list[nn.Parameter]) -> list[float]:
+        x = torch.randn(32, 16, generator=torch.Generator().manual_seed(1))
+        found: list[float] = []
+        optimizer = torch.optim.LBFGS(values, max_iter=8)
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = (model(x) - x[:, :4]).pow(2).mean()
+            loss.backward()
+            found.append(loss.item())
+            return loss
+
+        optimizer.step(closure)
+        return found
+
+    model = small()
+    adapter = SpartaAdapter(model, 0.999, 0)  # all but all: nearly the plain problem
+    ours = losses_of(model, adapter.parameters())
+    twin = small()
+    plain = losses_of(twin, list(twin.parameters()))
+    assert len(ours) > 5
+    assert ours[0] == plain[0] and ours[-1] < 0.8 * ours[0]
+    assert ours[-1] == pytest.approx(plain[-1], rel=0.1)
+
+
+def test_a_layer_with_a_forward_pass_of_somebody_elses_trains_as_well() -> None:
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    model = small()
+    add_hook_to_module(model[0], ModelHook())
+    adapter = SpartaAdapter(model, 0.5, 0)
+    model(torch.randn(2, 16)).pow(2).sum().backward()
+    assert all(delta.grad is not None for delta in adapter.deltas.values())
+
+
+def test_an_optimizer_that_was_built_too_early_is_told_of() -> None:
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    SpartaAdapter(model, 0.5, 0)
+    model(torch.randn(2, 16)).pow(2).sum().backward()
+    with pytest.raises(RuntimeError, match="build it after the adapter"):
+        optimizer.step()
+    other = small()  # an optimizer of another model is left alone
+    other(torch.randn(2, 16)).pow(2).sum().backward()
+    torch.optim.SGD(other.parameters(), lr=0.1).step()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)]
+)
+def test_a_model_converted_meanwhile_stays_usable(
+    before: torch.dtype, after: torch.dtype, tmp_path: Path
+) -> None:
+    for leave in ("detach", "bake"):
+        model = classifier(dtype=before).eval()
+        adapter = SpartaAdapter(model, 0.3, 0)
+        torch.nn.init.normal_(adapter.deltas["layers.1.mlp.up_proj.weight"])
+        adapter.merge()
+        model.to(after)
+        tensor = model.model.layers[1].mlp.up_proj.weight.detach().clone()
+        adapter.merge()
+        assert torch.equal(model.model.layers[1].mlp.up_proj.weight, tensor), "not stale"
+        with pytest.raises(ValueError, match="when the adapter was attached and is"):
+            adapter.save(tmp_path / "a")
+        getattr(adapter, leave)()
+        assert {p.dtype for p in model.parameters()} == {after}
+        assert model(**batch()).logits.dtype == after
+
+
+def test_deltas_replaced_by_a_state_dict_are_the_adapters() -> None:
+    model = small()
+    adapter = SpartaAdapter(model, 0.5, 0)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    optimizer = torch.optim.SGD(trainable(model), lr=1.0)
+    model(torch.randn(8, 16)).pow(2).sum().backward()
+    optimizer.step()
+    assert bool((adapter.deltas["0.weight"] != 0).any())
+    total = adapter.originals["0.weight"] + adapter.deltas["0.weight"]
+    assert torch.equal(model[0].weight.view(-1)[adapter.indices["0.weight"].long()], total)
+
+
+def test_a_refused_attachment_leaves_no_trace() -> None:
+    model = small()
+    before = values_of(model)
+    for options in ({"dtype": torch.int32}, {"gradient": "fast"}, {"targets": ["nothing"]}):
+        with pytest.raises(ValueError, match=r"must be one of|is called"):
+            SpartaAdapter(model, 0.5, 0, **options)
+    assert same_values(model, before) and len(trainable(model)) == len(before)
+    assert type(model[0]) is nn.Linear
+
+
+def test_another_memory_format_is_no_obstacle() -> None:
+    torch.manual_seed(0)
+    model = nn.Conv2d(4, 6, 3)
+    before = values_of(model)
+    adapter = SpartaAdapter(model, 0.5, 0)
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(adapter.parameters(), lr=1.0)
+    model(torch.randn(2, 4, 5, 5)).pow(2).sum().backward()
+    optimizer.step()
+    places = adapter.indices["weight"].long()
+    total = adapter.originals["weight"] + adapter.deltas["weight"]
+    assert torch.equal(model._parameters["weight"].reshape(-1)[places], total)
+    adapter.detach()
+    assert same_values(model, before)
+
+
+def test_a_tiny_float64_delta_on_a_zero_is_a_number() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        for value in (1e-50, -1e-50, 1e39, -1e39):
+            total = rounded_sum(torch.zeros(1, dtype=dtype), torch.tensor([value]).double())
+            expected = 0.0 if abs(value) < 1 else math.copysign(math.inf, value)
+            assert total.double().item() == expected

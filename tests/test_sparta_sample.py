@@ -65,8 +65,13 @@ def test_density_of_the_backbone_needs_enough_scalars() -> None:
     )
     with pytest.raises(ValueError, match=r"density=0\.5: the sampled tensors hold"):
         sampled_tensors(model, 0.5, ["v_proj", "o_proj"], "backbone")
-    with pytest.raises(ValueError, match="no tensor of the model is called so"):
-        sampled_tensors(model, 0.5, ["nothing"])
+    with pytest.raises(ValueError, match="no module of the model is called nothing"):
+        sampled_tensors(model, 0.5, ["v_proj", "nothing"])
+    assert set(sampled_tensors(model, 0.5, "v_proj")) == set(
+        sampled_tensors(model, 0.5, ["v_proj"])
+    )
+    with pytest.raises(ValueError, match="no module of the model is called v_proj2"):
+        sampled_tensors(model, 0.5, "v_proj2")  # of which v_proj is a part
 
 
 def test_tensors_of_one_shape_get_different_places() -> None:

@@ -168,6 +168,34 @@ BROKEN: list[tuple[Callable[[Path], Any], str]] = [
         ),
         "the adapter trains other, which this model has not",
     ),
+    (
+        change_tensors(lambda t: t.update({f"{UP}.deltas": t[f"{UP}.deltas"][:, None]})),
+        "has not one delta for each place",
+    ),
+    (
+        change_tensors(lambda t: t.update({f"{UP}.deltas": torch.tensor(1.0)})),
+        "has not one delta for each place",
+    ),
+    (
+        change_tensors(lambda t: t.update({f"{UP}.indices": torch.tensor(1, dtype=torch.int32)})),
+        "do not lie in its shape",
+    ),
+    (
+        change_tensors(lambda t: t[f"{UP}.deltas"].fill_(float("nan"))),
+        "the deltas of layers.0.mlp.up_proj.weight are not finite numbers",
+    ),
+    (
+        change_tensors(lambda t: t.update({f"{UP}.deltas": t[f"{UP}.deltas"].long()})),
+        "are not finite numbers",
+    ),
+    (change_config(seed=float("inf")), "seed=inf is missing or of another kind"),
+    (change_config(seed="x"), "seed=x is missing or of another kind"),
+    (
+        change_config(
+            method={"name": "sparta", "density": 0.2, "targets": 5, "density_of": "sampled"}
+        ),
+        "targets=5 is missing or of another kind",
+    ),
     (change_tensors(lambda t: t.pop("head.weight")), "the adapter's head is none"),
     (
         change_tensors(lambda t: t.update({"head.weight": torch.zeros(3, 16)})),
@@ -228,3 +256,31 @@ def test_what_cannot_be_saved_is_told_and_not_written_half(tmp_path: Path) -> No
     again.draw = None  # as an adapter of peft-sparta has none
     with pytest.raises(ValueError, match="not drawn from a seed"):
         again.save(tmp_path / "b", compact=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_deltas_of_every_dtype_come_back(dtype: torch.dtype, tmp_path: Path) -> None:
+    model, adapter = trained(dtype=dtype)
+    adapter.detach()
+    adapter = SpartaAdapter(model, 0.2, 1, dtype=dtype)
+    torch.nn.init.normal_(adapter.deltas[UP])
+    adapter.merge()
+    adapter.save(tmp_path)
+    deltas = adapter.deltas[UP].detach().clone()
+    adapter.detach()
+    again = SpartaAdapter.load(model, tmp_path)
+    assert again.dtype == dtype and torch.equal(again.deltas[UP], deltas)
+
+
+def test_a_file_in_the_way_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file: cannot be written to"):
+        trained()[1].save(tmp_path / "file")
+
+
+def test_an_adapter_says_what_it_is() -> None:
+    _, adapter = trained()
+    places = f"{adapter.chosen:,} scalars in {len(adapter.deltas)} tensors"
+    assert repr(adapter) == f"SpartaAdapter({places}, 32 in the head, attached)"
+    adapter.detach()
+    assert repr(adapter).endswith("detached)")

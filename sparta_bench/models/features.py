@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sparta_bench.data.encode import Encoded
@@ -150,16 +149,23 @@ def _compute(
 
 def _read(path: Path, rows: int, hidden: int, dtype: torch.dtype) -> Tensor | None:
     try:
-        features: Tensor | None = load_file(path).get("features")
+        with safe_open(path, framework="pt") as file:
+            checksum = (file.metadata() or {}).get("sha256")
+            features: Tensor = file.get_tensor("features")
     except (OSError, SafetensorError):
         return None  # not there, or cut short by a crash: computed again
-    if features is None or features.shape != (rows, hidden) or features.dtype != dtype:
+    if features.shape != (rows, hidden) or features.dtype != dtype:
         return None
-    return features
+    return features if checksum == _checksum(features) else None
+
+
+def _checksum(features: Tensor) -> str:
+    # a byte that a disk has changed would be believed, and change the run's numbers
+    return hashlib.sha256(features.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _write(path: Path, features: Tensor) -> None:
     try:
-        write_tensors(path, {"features": features})
+        write_tensors(path, {"features": features}, {"sha256": _checksum(features)})
     except (OSError, SafetensorError):
         pass  # a cache that cannot be written costs time, not correctness

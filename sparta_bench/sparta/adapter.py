@@ -8,8 +8,10 @@ detaching gives back every bit.
 
 from __future__ import annotations
 
+import operator
+import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,13 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from sparta_bench.sparta import store
 from sparta_bench.sparta.base import Head, backbone_of, head_of
 from sparta_bench.sparta.gradient import WAYS
-from sparta_bench.sparta.layer import Places, is_touched, touch
-from sparta_bench.sparta.merge import write_merged
+from sparta_bench.sparta.layer import DELTAS, Places, is_touched, touch, untouch
+from sparta_bench.sparta.merge import write_at, write_merged
 from sparta_bench.sparta.sample import sample_all, sampled_tensors
 
 Where = tuple[nn.Module, str]  # a tensor: the module that holds it, and its name there
@@ -56,7 +61,8 @@ class SpartaAdapter:
     targets, density_of
         Which tensors are chosen from, and what the density counts: see `sample.sampled_tensors`.
     dtype
-        Of the deltas, and at least of the head; float32 keeps every update of a bfloat16 model.
+        Of the deltas, and at least of the head: float32, which keeps every update of a bfloat16
+        model, float64, bfloat16 or float16.
     gradient
         How chosen entries of a weight's gradient are computed: `auto`, `dense` or `sampled`
         (see `gradient.weight_gradient_at`).
@@ -65,15 +71,18 @@ class SpartaAdapter:
 
     Attributes
     ----------
-    deltas
-        Per tensor name of the backbone: the trainable changes, 1-d, in `dtype`.
-    head
-        Name and tensor of each parameter that trains in full.
+    base_fingerprint
+        What tells the base from others (see `store.fingerprint_of`).
+    draw
+        How the places were chosen; null for an adapter of peft-sparta.
+
+    `detach` gives parameters back, not buffers: running statistics stay as training left them.
 
     Raises
     ------
     ValueError
-        If the model carries an adapter already, or nothing can be chosen as asked.
+        If the model carries an adapter already, is wrapped by peft, or nothing can be chosen as
+        asked; the model is untouched then.
     """
 
     def __init__(
@@ -87,13 +96,17 @@ class SpartaAdapter:
         gradient: str = "auto",
         merge_after_step: bool = True,
     ) -> None:
-        if not 0 < density < 1:
-            raise ValueError(f"density={density}: must lie inside (0, 1)")
+        if not isinstance(density, int | float) or not 0 < density < 1:
+            raise ValueError(f"density={density!r}: must be a number inside (0, 1)")
+        seed = operator.index(seed)
         backbone = backbone_of(model)
         chances = sampled_tensors(backbone, density, targets, density_of)
         sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
         places = sample_all(sizes, chances, seed)
-        draw = store.Draw(density, seed, targets, density_of)
+        if not any(len(indices) for indices in places.values()):
+            total = sum(sizes[name] for name in chances)
+            raise ValueError(f"density={density}: chose none of {total:,} scalars")
+        draw = store.Draw(float(density), seed, targets, density_of)
         self._attach(model, places, draw, dtype, gradient, merge_after_step)
 
     def _attach(
@@ -107,15 +120,15 @@ class SpartaAdapter:
     ) -> None:
         if gradient not in WAYS:
             raise ValueError(f"gradient={gradient}: must be one of {', '.join(WAYS)}")
-        _refuse_second(model)
+        if dtype not in store.DTYPES.values():
+            raise ValueError(f"dtype={dtype}: must be one of {', '.join(store.DTYPES)}")
+        _refuse(model)
         self.model, self.draw, self.dtype = model, draw, dtype
         self.backbone = backbone_of(model)
         self.base_fingerprint = store.fingerprint_of(self.backbone)
-        self._were_trainable = [(p, p.requires_grad) for p in model.parameters()]
-        model.requires_grad_(False)
-        self._head = Head(model, dtype)
         self._where = _where(self.backbone, [name for name in places if len(places[name])])
-        self.deltas: dict[str, nn.Parameter] = {}
+        self._dtypes = {name: _tensor(sites[0]).dtype for name, sites in self._where.items()}
+        deltas: dict[str, nn.Parameter] = {}
         touched: dict[nn.Module, dict[str, str]] = {}  # module: name there: name in the backbone
         kept: dict[str, Places] = {}
         for name, sites in self._where.items():
@@ -123,28 +136,51 @@ class SpartaAdapter:
             indices = places[name].to(tensor.device)
             kept[name] = Places(indices, tensor.detach().view(-1).index_select(0, indices))
             zeros = torch.zeros(len(indices), dtype=dtype, device=tensor.device)
-            self.deltas[name] = nn.Parameter(zeros)
+            deltas[name] = nn.Parameter(zeros)
             for module, own_name in sites:
                 touched.setdefault(module, {})[own_name] = name
-        self._undo: list[Callable[[], None]] = [
+        # nothing of the model is changed before here
+        self._touched = list(touched)
+        self._were_trainable = [(p, p.requires_grad) for p in model.parameters()]
+        model.requires_grad_(False)
+        self._head = Head(model, dtype)
+        for module, names in touched.items():
             touch(
                 module,
-                {own: self.deltas[name] for own, name in names.items()},
+                {own: deltas[name] for own, name in names.items()},
                 {own: kept[name] for own, name in names.items()},
                 gradient,
             )
-            for module, names in touched.items()
-        ]
         # as long-lived as the model, also where nobody keeps the adapter
         object.__setattr__(model, "sparta_adapter", self)
-        self._unhook = _merge_after_steps_of(self) if merge_after_step else lambda: None
         self._attached = True
+        self._merges_after_step = merge_after_step
+        if merge_after_step:
+            _watch(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy of a model, or one from a pickle, comes with an adapter of its own."""
+        self.__dict__.update(state)
+        if self._attached and self._merges_after_step:
+            _watch(self)
+
+    def __repr__(self) -> str:
+        head = sum(value.numel() for value in self.head.values())
+        return (
+            f"SpartaAdapter({self.chosen:,} scalars in {len(self.deltas)} tensors, "
+            f"{head:,} in the head, {'attached' if self._attached else 'detached'})"
+        )
 
     # ------------------------------------------------------------------------ what trains
     @property
     def head(self) -> dict[str, nn.Parameter]:
         """Parameters on top of the backbone, which train in full, by name in the model."""
         return self._head.parameters
+
+    @property
+    def deltas(self) -> dict[str, nn.Parameter]:
+        """Per tensor name of the backbone: the trainable changes, 1-d, in `dtype`."""
+        return {name: _deltas(sites[0]) for name, sites in self._where.items()}
 
     def parameters(self) -> list[nn.Parameter]:
         """Deltas and head, for an optimizer."""
@@ -175,20 +211,22 @@ class SpartaAdapter:
     def merge(self, names: Iterable[str] | None = None) -> None:
         """Write round(original + delta) into the weights: all, or the tensors of these names."""
         for name in self._where if names is None else names:
-            places = self._places(name)
-            tensor = _tensor(self._where[name][0])
-            write_merged(tensor, places.indices, places.originals, self.deltas[name])
+            places, site = self._places(name), self._where[name][0]
+            write_merged(_tensor(site), places.indices, places.originals, _deltas(site))
 
     @torch.no_grad()
     def detach(self) -> None:
-        """Give the model back as it was, bit for bit, head included. Twice is once."""
+        """Give the model back as it was, every parameter bit for bit, head included. Twice is
+        once."""
         if not self._attached:
             return
-        for name, sites in self._where.items():
-            places = self._places(name)
-            _tensor(sites[0]).view(-1).scatter_(0, places.indices.long(), places.originals)
-        self._head.restore()
-        self._let_go()
+        try:
+            for name, sites in self._where.items():
+                places = self._places(name)
+                write_at(_tensor(sites[0]), places.indices, places.originals)
+            self._head.restore()
+        finally:
+            self._let_go()
 
     def bake(self) -> None:
         """Make the model plain, with the trained values as its own weights. The head takes the
@@ -201,13 +239,13 @@ class SpartaAdapter:
 
     def _let_go(self) -> None:
         self._attached = False
-        self._unhook()
-        for undo in self._undo:
-            undo()
+        _forget(self)
+        for module in self._touched:
+            untouch(module)
         for parameter, trainable in self._were_trainable:
             parameter.requires_grad_(trainable)
         del self.model.sparta_adapter
-        self._where = {}
+        self._where, self._touched = {}, []
 
     def __enter__(self) -> SpartaAdapter:
         return self
@@ -246,11 +284,18 @@ class SpartaAdapter:
         Raises
         ------
         ValueError
-            If the adapter is detached, or `compact` is asked for and the indices were not drawn
-            from a seed.
+            If the adapter is detached, the model was converted meanwhile, or `compact` is asked
+            for and the indices were not drawn from a seed.
         """
         if not self._attached:
             raise ValueError("the adapter is detached from its model; save it before that")
+        for name, dtype in self._dtypes.items():
+            now = _tensor(self._where[name][0]).dtype
+            if now != dtype:
+                raise ValueError(
+                    f"the model was {dtype} when the adapter was attached and is {now} now, so "
+                    "that no base would fit; convert the model first, and attach then"
+                )
         if compact and self.draw is None:
             raise ValueError("compact: this adapter's indices were not drawn from a seed")
         tensors: dict[str, Tensor] = {}
@@ -308,35 +353,47 @@ class SpartaAdapter:
             With one line: the file, what is wrong with it, or how the base differs.
         """
         folder = Path(folder)
-        _refuse_second(model)
+        _refuse(model)
         backbone = backbone_of(model)
         saved = store.read(folder, backbone, allow_pickle)
         places = saved.places
         if places is None:
-            places = _redraw(backbone, saved.draw, folder)
+            places = _redraw(backbone, saved, folder)
         store.check(saved, places, backbone, folder)
         heads = Head.saved_names(head_of(model)) if head else {}
         store.check_head(saved.head if head else {}, heads, folder)
         adapter = cls.__new__(cls)
         adapter._attach(model, places, saved.draw, saved.dtype, gradient, merge_after_step)
-        with torch.no_grad():
-            for name, deltas in adapter.deltas.items():
-                deltas.copy_(saved.deltas[name])
-            for saved_name, parameter in heads.items():
-                parameter.copy_(saved.head[saved_name])
-        adapter.merge()
+        try:
+            with torch.no_grad():
+                for name, deltas in adapter.deltas.items():
+                    deltas.copy_(saved.deltas[name])
+                for saved_name, parameter in heads.items():
+                    parameter.copy_(saved.head[saved_name])
+            adapter.merge()
+        except BaseException:
+            adapter.detach()
+            raise
         return adapter
 
 
-def _refuse_second(model: nn.Module) -> None:
+def _refuse(model: nn.Module) -> None:
     if any(is_touched(module) for module in model.modules()):
         raise ValueError("the model carries a SpaRTA adapter already; detach that first")
+    if type(model).__module__.startswith("peft."):
+        raise ValueError(
+            f"the model is wrapped by peft ({type(model).__name__}); attach to the model itself"
+        )
 
 
-def _redraw(backbone: nn.Module, draw: store.Draw | None, folder: Path) -> dict[str, Tensor]:
+def _redraw(backbone: nn.Module, saved: store.Saved, folder: Path) -> dict[str, Tensor]:
+    draw = saved.draw
     if draw is None:
         raise ValueError(f"{folder}: a compact adapter without density and seed")
-    chances = sampled_tensors(backbone, draw.density, draw.targets, draw.density_of)
+    try:
+        chances = sampled_tensors(backbone, draw.density, draw.targets, draw.density_of)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
     sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
     places = sample_all(sizes, chances, draw.seed)
     return {name: indices for name, indices in places.items() if len(indices)}
@@ -347,6 +404,11 @@ def _tensor(where: Where) -> nn.Parameter:
     tensor = module._parameters[name]
     assert tensor is not None
     return tensor
+
+
+def _deltas(where: Where) -> nn.Parameter:
+    module, name = where
+    return _tensor((module, DELTAS.format(name)))
 
 
 def _where(backbone: nn.Module, names: Iterable[str]) -> dict[str, list[Where]]:
@@ -360,15 +422,75 @@ def _where(backbone: nn.Module, names: Iterable[str]) -> dict[str, list[Where]]:
     return {name: holders[id(tensors[name])] for name in names}
 
 
-def _merge_after_steps_of(adapter: SpartaAdapter) -> Callable[[], None]:
-    """Merge what an optimizer has just changed, whichever optimizer of torch it is."""
-    itself = weakref.ref(adapter)
+# Adapters whose weights are written after optimizers' steps. Two hooks for all of them, and for
+# good: torch walks its hooks while other threads may add some.
+_WATCHED: weakref.WeakSet[SpartaAdapter] = weakref.WeakSet()
+_LOCK = threading.Lock()
+_hooked = False
 
-    def merge(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        adapter = itself()
-        if adapter is None:
-            return
-        held = {id(value) for group in optimizer.param_groups for value in group["params"]}
-        adapter.merge([name for name, deltas in adapter.deltas.items() if id(deltas) in held])
 
-    return register_optimizer_step_post_hook(merge).remove
+def _watch(adapter: SpartaAdapter) -> None:
+    global _hooked
+    with _LOCK:
+        if not _hooked:
+            register_optimizer_step_pre_hook(_merge_before_closures)
+            register_optimizer_step_post_hook(_merge_after_step)
+            _hooked = True
+        _WATCHED.add(adapter)
+
+
+def _forget(adapter: SpartaAdapter) -> None:
+    with _LOCK:
+        _WATCHED.discard(adapter)
+
+
+def _held_by(optimizer: Optimizer) -> list[tuple[SpartaAdapter, list[str]]]:
+    """Adapters with deltas in the optimizer, and the names of these.
+
+    Raises
+    ------
+    RuntimeError
+        If it holds frozen weights of a model and none of its deltas: it was built too early, and
+        the deltas would silently stay what they are.
+    """
+    with _LOCK:
+        adapters = list(_WATCHED)
+    if not adapters:
+        return []
+    held = {id(value) for group in optimizer.param_groups for value in group["params"]}
+    found = []
+    for adapter in adapters:
+        names = [name for name, deltas in adapter.deltas.items() if id(deltas) in held]
+        if not names and any(id(_tensor(sites[0])) in held for sites in adapter._where.values()):
+            raise RuntimeError(
+                "the optimizer holds frozen weights of a model and none of the deltas of its "
+                "SpartaAdapter; build it after the adapter"
+            )
+        if names:
+            found.append((adapter, names))
+    return found
+
+
+def _merge_after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Write what an optimizer has just changed, whichever optimizer of torch it is. (Version
+    counters would not tell: fused ones do not raise them.)"""
+    for adapter, names in _held_by(optimizer):
+        adapter.merge(names)
+
+
+def _merge_before_closures(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+    """An optimizer that evaluates the loss several times in a step, such as LBFGS, changes the
+    deltas in between."""
+    given = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
+    found = [] if given is None else _held_by(optimizer)
+    if given is None or not found:
+        return None
+
+    def closure() -> Any:
+        for adapter, names in found:
+            adapter.merge(names)
+        return given()
+
+    if len(args) > 1:
+        return (args[0], closure, *args[2:]), kwargs
+    return args, {**kwargs, "closure": closure}

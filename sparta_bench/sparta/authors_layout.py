@@ -70,11 +70,12 @@ def read(folder: Path, backbone: nn.Module, allow_pickle: bool) -> store.Saved:
     deltas: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
     for key, coordinates in sorted(raw.items()):
-        if not key.startswith("indices.") or len(coordinates) == 0:
+        if not key.startswith("indices.") or coordinates.numel() == 0:
             continue
         name = key.removeprefix("indices.")
         values = raw.get(f"deltas.{name}")
-        if values is None or len(values) != len(coordinates):
+        one_each = values is not None and values.shape == coordinates.shape[:1]
+        if values is None or not one_each or coordinates.dim() != 2:
             raise ValueError(f"{folder}: {name} has not one delta for each place")
         if name == SCORE:
             start = _load(folder, HEAD, allow_pickle).get("head")

@@ -22,7 +22,11 @@ def head_of(model: nn.Module) -> dict[str, nn.Parameter]:
     vocabulary = find() if find is not None else None
     if isinstance(vocabulary, nn.Module):
         below |= {id(parameter) for parameter in vocabulary.parameters()}
-    return {name: p for name, p in model.named_parameters() if id(p) not in below}
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if id(p) not in below and p.is_floating_point()
+    }
 
 
 class Head:
@@ -30,16 +34,31 @@ class Head:
     with it, since it would swallow small updates."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self.parameters = head_of(model)
-        self._originals = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self._hooks = []
-        for name, parameter in self.parameters.items():
+        self._where: dict[str, tuple[nn.Module, str]] = {}
+        self._originals: dict[str, Tensor] = {}
+        self._backbone = backbone = backbone_of(model)
+        self._dtype = _dtype_of(backbone)
+        for name, parameter in head_of(model).items():
+            path, _, own_name = name.rpartition(".")
+            module = model.get_submodule(path)
+            self._where[name] = module, own_name
+            self._originals[name] = parameter.detach().clone()
             wide = torch.promote_types(parameter.dtype, dtype)
-            if wide != parameter.dtype:
+            # what lies around the backbone would widen the backbone's inputs
+            if wide != parameter.dtype and not any(part is backbone for part in module.modules()):
                 parameter.data = parameter.data.to(wide)
-                module = model.get_submodule(name.rpartition(".")[0])
-                self._hooks.append(module.register_forward_pre_hook(_widen_inputs))
+                module.register_forward_pre_hook(_widen_inputs)
             parameter.requires_grad_(True)
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """By name in the model."""
+        found = {}
+        for name, (module, own_name) in self._where.items():
+            parameter = module._parameters[own_name]
+            assert parameter is not None
+            found[name] = parameter
+        return found
 
     @staticmethod
     def saved_names(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -53,19 +72,34 @@ class Head:
     def restore(self) -> None:
         """The values and dtype from before."""
         for name, parameter in self.parameters.items():
-            parameter.data = self._originals[name].to(parameter.device)
-        self._remove_hooks()
+            dtype = self._dtype_from_before(name)
+            parameter.data = self._originals[name].to(parameter.device, dtype)
+        self._let_go()
 
     def keep(self) -> None:
         """The trained values, in the dtype from before."""
         for name, parameter in self.parameters.items():
-            parameter.data = parameter.data.to(self._originals[name].dtype)
-        self._remove_hooks()
+            parameter.data = parameter.data.to(self._dtype_from_before(name))
+        self._let_go()
 
-    def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+    def _dtype_from_before(self, name: str) -> torch.dtype:
+        """Or, where the whole model has been converted since, the dtype it has now."""
+        now = _dtype_of(self._backbone)
+        return self._originals[name].dtype if now is None or now == self._dtype else now
+
+    def _let_go(self) -> None:
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None and parameter.grad.dtype != parameter.dtype:
+                parameter.grad = None
+            hooks = self._where[name][0]._forward_pre_hooks
+            for number, hook in list(hooks.items()):
+                if hook is _widen_inputs:
+                    del hooks[number]
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype | None:
+    dtypes = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return next(dtypes, None)
 
 
 def _widen_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -151,6 +151,8 @@ def _column_products(
 def _on_cuda(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
     from sparta_bench.sparta.kernels import sampled_gradient
 
+    if grad.dtype == torch.float64:  # the kernel sums in float32
+        return weight_gradient_at(grad, x, indices, sampled=False)
     return sampled_gradient(grad, x, indices)
 
 

@@ -52,7 +52,9 @@ def sampled_gradient(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
     # one transposed copy each, so that the sum over tokens reads memory in its order
     grad_t, x_t = grad.t().contiguous(), x.t().contiguous()
     result = torch.empty(len(indices), dtype=torch.float32, device=grad.device)
-    if len(indices) > 0:
+    if len(indices) == 0:
+        return result
+    with torch.cuda.device_of(grad):  # type: ignore[no-untyped-call]  # Triton starts kernels on the current device
         _sampled_gradient_kernel[(triton.cdiv(len(indices), _ENTRIES_PER_PROGRAM),)](
             grad_t,
             x_t,
@@ -108,6 +110,11 @@ def merge(weight: Tensor, indices: Tensor, originals: Tensor, deltas: Tensor) ->
     """`merge.write_merged` in one pass: reads index, original and delta, writes the weight."""
     if len(indices) == 0:
         return
+    with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]  # Triton starts kernels on the current device
+        _launch_merge(weight, indices, originals, deltas)
+
+
+def _launch_merge(weight: Tensor, indices: Tensor, originals: Tensor, deltas: Tensor) -> None:
     _merge_kernel[(triton.cdiv(len(indices), _MERGED_PER_PROGRAM),)](
         weight,
         indices,

@@ -24,6 +24,7 @@ from sparta_bench.sparta.gradient import (
     weight_gradient_at,
     weight_gradient_of_columns,
 )
+from sparta_bench.sparta.merge import write_merged
 
 DELTAS = "{}_deltas"  # name of the deltas of a tensor, in the module that holds both
 
@@ -40,13 +41,31 @@ class Places:
 class _Touched:
     """What every touched module has beside its own class."""
 
+    sparta_plain: type
+    sparta_names: tuple[str, ...]
     sparta_places: dict[str, Places]
     sparta_gradient: str
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        parameters: dict[str, Tensor] = self._parameters  # type: ignore[attr-defined]
+        before = {name: parameters[name].dtype for name in self.sparta_places}
         for name, places in self.sparta_places.items():
-            self.sparta_places[name] = Places(fn(places.indices), fn(places.originals))
-        return super()._apply(fn, recurse)  # type: ignore[misc]
+            indices = fn(places.indices)  # a change of device; a change of dtype is not for them
+            if indices.dtype != torch.int32:
+                indices = places.indices.to(indices.device)
+            self.sparta_places[name] = Places(indices, fn(places.originals))
+        result = super()._apply(fn, recurse)  # type: ignore[misc]
+        for name, places in self.sparta_places.items():
+            if parameters[name].dtype != before[name]:
+                deltas = parameters[DELTAS.format(name)]
+                with torch.no_grad():
+                    write_merged(parameters[name], places.indices, places.originals, deltas)
+        return result
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # the class is made at run time: copies and pickles make it again
+        own_forward = isinstance(self, _TouchedLinear)
+        return _empty, (self.sparta_plain, self.sparta_names, own_forward), self.__dict__
 
 
 class _TouchedLinear(_Touched, nn.Linear):
@@ -145,41 +164,51 @@ def _gathering(name: str) -> property:
 
 
 @cache
-def _touched_class(plain: type, names: tuple[str, ...]) -> type:
+def _touched_class(plain: type, names: tuple[str, ...], own_forward: bool) -> type:
     """`plain` with the tensors `names` trained at places.
 
     The weight of a linear layer has a forward pass of its own. Any other tensor, such as a norm's
     vector, is a property: whoever reads it, the layer's own code for one, gets it with its
     gradient going to the deltas.
     """
-    own_forward = plain is nn.Linear and "weight" in names
     bases = (_TouchedLinear,) if own_forward else (_Touched, plain)
     read = [name for name in names if not (own_forward and name == "weight")]
-    return type(f"Sparta{plain.__name__}", bases, {name: _gathering(name) for name in read})
+    members: dict[str, Any] = {name: _gathering(name) for name in read}
+    members |= {"sparta_plain": plain, "sparta_names": names}
+    return type(f"Sparta{plain.__name__}", bases, members)
+
+
+def _empty(plain: type, names: tuple[str, ...], own_forward: bool) -> Any:
+    made: Any = _touched_class(plain, names, own_forward)
+    return made.__new__(made)
 
 
 def touch(
     module: nn.Module, deltas: dict[str, nn.Parameter], places: dict[str, Places], way: str
-) -> Callable[[], None]:
+) -> None:
     """Let `deltas` receive the gradients of the module's tensors of these names at `places`.
 
-    `way` is `auto`, `dense` or `sampled` (see `gradient.weight_gradient_at`). Returns how to undo
-    it; values are not touched by either.
+    `way` is `auto`, `dense` or `sampled` (see `gradient.weight_gradient_at`). Values are not
+    touched, here and in `untouch`.
     """
-    plain = type(module)
+    plain, names = type(module), tuple(sorted(deltas))
     for name, values in deltas.items():
         module.register_parameter(DELTAS.format(name), values)
     module.sparta_places = dict(places)  # type: ignore[assignment]
     module.sparta_gradient = way  # type: ignore[assignment]
-    module.__class__ = _touched_class(plain, tuple(sorted(deltas)))  # type: ignore[arg-type]
+    # a forward pass that somebody put on the module, as accelerate does, reads the weight itself
+    own_forward = plain is nn.Linear and "weight" in names and "forward" not in vars(module)
+    module.__class__ = _touched_class(plain, names, own_forward)  # type: ignore[arg-type]
 
-    def undo() -> None:
-        module.__class__ = plain
-        del module.sparta_places, module.sparta_gradient
-        for name in deltas:
-            delattr(module, DELTAS.format(name))
 
-    return undo
+def untouch(module: nn.Module) -> None:
+    """Make the module one of its own class again."""
+    assert isinstance(module, _Touched)
+    names = module.sparta_names
+    module.__class__ = module.sparta_plain
+    del module.sparta_places, module.sparta_gradient
+    for name in names:
+        del module._parameters[DELTAS.format(name)]
 
 
 def is_touched(module: nn.Module) -> bool:

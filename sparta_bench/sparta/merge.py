@@ -45,17 +45,26 @@ def _to_odd_float32(value: Tensor) -> Tensor:
     lost = value - near.to(torch.float64)
     bits = near.view(torch.int32)
     even_and_inexact = (bits & 1 == 0) & (lost.abs() > 0)
-    towards_lost = torch.where((lost > 0) == (near > 0), 1, -1).to(torch.int32)
+    # by the sign bit, since what is near may be a zero
+    towards_lost = torch.where((lost < 0) == (bits < 0), 1, -1).to(torch.int32)
     return (bits + towards_lost * even_and_inexact).view(torch.float32)
 
 
 def write_merged(weight: Tensor, indices: Tensor, originals: Tensor, deltas: Tensor) -> None:
     """Set the entries of `weight` at flat `indices` (int32) to originals + deltas, rounded once
     to the weight's dtype. On CUDA in one pass over memory, where Triton is installed."""
-    if weight.is_cuda and importlib.util.find_spec("triton") is not None:
+    if weight.is_cuda and weight.is_contiguous() and importlib.util.find_spec("triton") is not None:
         from sparta_bench.sparta.kernels import can_merge, merge
 
         if can_merge(weight, deltas):
             merge(weight, indices, originals, deltas)
             return
-    weight.view(-1).scatter_(0, indices.long(), rounded_sum(originals, deltas))
+    write_at(weight, indices, rounded_sum(originals, deltas))
+
+
+def write_at(weight: Tensor, indices: Tensor, values: Tensor) -> None:
+    """Set the entries of `weight` at flat `indices` (int32), whatever its memory format."""
+    flat = weight.reshape(-1)  # a copy, if it is not contiguous
+    flat.scatter_(0, indices.long(), values)
+    if not weight.is_contiguous():
+        weight.copy_(flat.view_as(weight))

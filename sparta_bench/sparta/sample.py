@@ -42,14 +42,18 @@ def sampled_tensors(
         If no tensor fits, or the tensors hold too few scalars for the density.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    wanted = {targets} if isinstance(targets, str) else set(targets)
     tensors = {
         name: tensor
         for name, tensor in model.named_parameters()
         if id(tensor) not in embeddings
-        and (targets == "all" or (name.endswith(".weight") and name.split(".")[-2] in targets))
+        and (targets == "all" or (name.endswith(".weight") and name.split(".")[-2] in wanted))
     }
-    if not tensors:
-        raise ValueError(f"targets={targets}: no tensor of the model is called so")
+    found = {name.split(".")[-2] for name in tensors if "." in name}
+    missing = sorted(wanted - found) if targets != "all" else []
+    if missing or not tensors:
+        called = ", ".join(missing) or "so"
+        raise ValueError(f"targets={targets}: no module of the model is called {called}")
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() and tensor.is_contiguous()):
             raise ValueError(

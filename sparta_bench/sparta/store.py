@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,12 @@ from sparta_bench.files import sha256_of, write_json, write_tensors
 TENSORS, CONFIG = "adapter.safetensors", "adapter_config.json"
 FORMAT = 2  # counted up when a reader of the last one would read wrongly
 SAMPLING = 1  # the same for how places follow from a seed
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 _PROBES = 4096  # values per tensor that the base's fingerprint looks at
 
 
@@ -95,7 +101,11 @@ def describe(draw: Draw | None, dtype: torch.dtype, compact: bool) -> dict[str, 
 def write(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write an adapter's two files. Each is whole or not there; the configuration comes last and
     holds the hash of the other."""
-    folder.mkdir(parents=True, exist_ok=True)
+    json.dumps(about, allow_nan=False)  # raises before anything is written
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be written to: {error.strerror}") from None
     write_tensors(folder / TENSORS, {name: t.contiguous() for name, t in tensors.items()})
     config = {"format": FORMAT, **about, "tensors_sha256": sha256_of(folder / TENSORS)}
     write_json(folder / CONFIG, config)
@@ -114,7 +124,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        inner = folder / "adapter"
+        hint = f" (what a run trained is in {inner})" if (inner / CONFIG).is_file() else ""
+        raise ValueError(f"{path}: cannot be read: {error.strerror}{hint}") from None
     except ValueError:
         raise ValueError(f"{path}: is not JSON, or cut short") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
@@ -163,12 +175,7 @@ def read(folder: Path, backbone: nn.Module, allow_pickle: bool = False) -> Saved
             raise ValueError(f"{folder}: an adapter of {method['name']}, not of SpaRTA")
         draw = None
         if config["density"] is not None:
-            draw = Draw(
-                float(method["density"]),
-                int(config["seed"]),
-                method["targets"],
-                method["density_of"],
-            )
+            draw = _draw(method, config["seed"])
         if config["compact"] and config["sampling"] != SAMPLING:
             raise ValueError(
                 f"{folder / CONFIG}: sampling is {config['sampling']}, and this version draws "
@@ -186,6 +193,20 @@ def read(folder: Path, backbone: nn.Module, allow_pickle: bool = False) -> Saved
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG}: {error} is missing or of another kind") from None
+
+
+def _draw(method: Mapping[str, Any], seed: Any) -> Draw:
+    density, targets, density_of = method["density"], method["targets"], method["density_of"]
+    names = [targets] if isinstance(targets, str) else targets
+    if not isinstance(density, float) or not 0 < density < 1:
+        raise TypeError(f"density={density}")
+    if not isinstance(seed, int):
+        raise TypeError(f"seed={seed}")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"targets={targets}")
+    if density_of not in ("sampled", "backbone"):
+        raise TypeError(f"density_of={density_of}")
+    return Draw(density, seed, targets, density_of)
 
 
 def _ending(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:
@@ -207,16 +228,14 @@ def check(saved: Saved, places: Mapping[str, Tensor], backbone: nn.Module, folde
     for name, indices in sorted(places.items()):
         if name not in tensors:
             raise ValueError(f"{folder}: the adapter trains {name}, which this model has not")
-        if name not in saved.deltas or len(saved.deltas[name]) != len(indices):
-            raise ValueError(f"{folder}: {name} has not one delta for each place")
-        sorted_inside = len(indices) == 0 or (
-            int(indices[0]) >= 0
-            and int(indices[-1]) < tensors[name].numel()
-            and bool((indices.diff() > 0).all())
-        )
-        if indices.dtype != torch.int32 or indices.dim() != 1 or not sorted_inside:
-            shape = tuple(tensors[name].shape)
+        shape = tuple(tensors[name].shape)
+        if indices.dtype != torch.int32 or indices.dim() != 1 or not _inside(indices, shape):
             raise ValueError(f"{folder}: the places of {name} do not lie in its shape {shape}")
+        deltas = saved.deltas.get(name)
+        if deltas is None or deltas.shape != indices.shape:
+            raise ValueError(f"{folder}: {name} has not one delta for each place")
+        if not deltas.is_floating_point() or not bool(deltas.isfinite().all()):
+            raise ValueError(f"{folder}: the deltas of {name} are not finite numbers")
     stray = sorted(set(saved.deltas) - set(places))
     if stray:
         raise ValueError(f"{folder}: {stray[0]} has deltas and no places")
@@ -232,11 +251,21 @@ def check(saved: Saved, places: Mapping[str, Tensor], backbone: nn.Module, folde
         )
     if saved.originals_checksum is not None:
         originals = {
-            name: tensors[name].detach().view(-1).index_select(0, indices.to(tensors[name].device))
+            name: tensors[name]
+            .detach()
+            .reshape(-1)
+            .index_select(0, indices.to(tensors[name].device))
             for name, indices in places.items()
         }
         if checksum_of(originals) != saved.originals_checksum:
             raise ValueError(f"{folder}: the base model's values at the adapter's places differ")
+
+
+def _inside(indices: Tensor, shape: tuple[int, ...]) -> bool:
+    if len(indices) == 0:
+        return True
+    rising = bool((indices.diff() > 0).all())
+    return rising and int(indices[0]) >= 0 and int(indices[-1]) < math.prod(shape)
 
 
 def check_head(
