@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import sys
-import traceback
-import warnings
 from argparse import ArgumentError, Namespace
 from collections.abc import Callable
 from types import FrameType
@@ -24,12 +22,12 @@ from sparta_bench.compose import (
     compose_all,
     config_dir,
     sweep_jobs,
-    to_plain,
 )
-from sparta_bench.config import from_dict
+from sparta_bench.config import Config
 from sparta_bench.errors import InputError, did_you_mean, reason_of
+from sparta_bench.job import INTERRUPTED, Outcome, quiet_libraries, run_composed, shared, show, tell
 
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_INPUT = 0, 1, 2
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,32 +42,18 @@ def main(argv: list[str] | None = None) -> int:
             return _subcommand(arguments[0], arguments[1:])
         return _experiments(arguments)
     except InputError as error:
-        _tell(*error.lines)
+        tell(*error.lines)
         return WRONG_INPUT
     except KeyboardInterrupt:
-        _tell("interrupted")
+        tell("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
 
 
-def _tell(*lines: str) -> None:
-    for line in lines:
-        print(f"sparta-bench: {line}", file=sys.stderr)
-
-
 def _as_interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _quiet_libraries() -> None:
-    # Their progress bars and notices would drown ours, or end up in the JSON.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 # ---------------------------------------------------------------------------- subcommands
@@ -79,6 +63,9 @@ def _subcommand(name: str, arguments: list[str]) -> int:
         "bench": _bench,
         "predict": _predict,
         "merge": _merge,
+        "tables": _tables,
+        "report": _report,
+        "status": _status,
     }
     if name not in commands:
         near = did_you_mean(name, commands)
@@ -97,7 +84,7 @@ def _plan(arguments: list[str]) -> int:
     if wrong:
         raise InputError(*(f"{option}: plan knows no option but --json" for option in wrong))
     config = compose(overrides)
-    _quiet_libraries()
+    quiet_libraries()
     from sparta_bench.plan import as_json, as_text, plan
 
     planned = plan(config)
@@ -106,7 +93,7 @@ def _plan(arguments: list[str]) -> int:
 
 
 def _bench(arguments: list[str]) -> int:
-    _quiet_libraries()
+    quiet_libraries()
     from sparta_bench.bench.command import main
 
     main(arguments)
@@ -121,8 +108,26 @@ def _merge(arguments: list[str]) -> int:
     return _parsed(subcommands.merge, arguments)
 
 
+def _tables(arguments: list[str]) -> int:
+    from sparta_bench.tables.command import main
+
+    return _parsed(main, arguments)
+
+
+def _report(arguments: list[str]) -> int:
+    from sparta_bench.report.command import main
+
+    return _parsed(main, arguments)
+
+
+def _status(arguments: list[str]) -> int:
+    from sparta_bench.status import main
+
+    return _parsed(main, arguments)
+
+
 def _parsed(command: Callable[[list[str]], None], arguments: list[str]) -> int:
-    _quiet_libraries()
+    quiet_libraries()
     try:
         command(arguments)
     except SystemExit as end:  # argparse, after --help
@@ -134,15 +139,18 @@ def _parsed(command: Callable[[list[str]], None], arguments: list[str]) -> int:
 def _experiments(arguments: list[str]) -> int:
     """One run, or with `-m` one after the other, through Hydra; the worst outcome is the code."""
     options, overrides = _options(arguments)
-    only_shows = options.help or options.hydra_help or options.info or options.cfg
-    if not (only_shows or options.shell_completion):
+    onlyshows = options.help or options.hydra_help or options.info or options.cfg
+    if not (onlyshows or options.shell_completion):
         # Hydra would stop at its first error, and in a sweep only after earlier runs
-        compose_all(sweep_jobs(overrides) if options.multirun else [overrides])
-    outcomes: list[tuple[int, str]] = []
+        if not options.multirun:
+            compose(overrides)
+        elif jobs := sweep_jobs(overrides):
+            return _grid(compose_all(jobs), jobs)
+    outcomes: list[Outcome] = []
 
     @hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")
     def experiment(composed: Any) -> None:
-        outcomes.append(_one(composed))
+        outcomes.append(run_composed(composed))
 
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise faults, so that they are told here, in one line
@@ -180,39 +188,39 @@ def _options(arguments: list[str]) -> tuple[Namespace, list[str]]:
     return options, overrides
 
 
-def _one(composed: Any) -> tuple[int, str]:
-    """Run one experiment; whatever happens to it does not keep a sweep's others from running."""
-    _quiet_libraries()
+def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
+    """All runs of a `-m` command line, here or through a launcher."""
+    quiet_libraries()
+    from sparta_bench.grid import Grid
+    from sparta_bench.launch import launch, uses_launcher
+
+    grid = Grid(configs, shared())
+    tell(grid.heading())
     try:
-        config = from_dict(to_plain(composed))
-        from sparta_bench.run import run, summary_line
-
-        record, path, was_there = run(config)
-    except InputError as error:
-        _tell(*error.lines)
-        return WRONG_INPUT, error.lines[0]
+        if not uses_launcher(jobs[0]):
+            grid.run_all(show)
+        elif grid.pending:
+            job_of = {id(config): job for config, job in zip(configs, jobs, strict=True)}
+            try:
+                launch([job_of[id(config)] for config in grid.pending.values()], run_composed)
+            except Exception as error:  # a launcher's worker died, or its machines refused
+                tell(f"hydra/launcher: {type(error).__name__}: {reason_of(error)}")
+            grid.look_again()
     except KeyboardInterrupt:
-        # Hydra turns it into an error of its own; the exit code is ours to give
-        _tell("interrupted")
-        sys.exit(INTERRUPTED)
-    except OSError as error:
-        _tell(str(error))
-        return FAILED, str(error)
-    except Exception as error:  # a fault of the program
-        traceback.print_exc()
-        return FAILED, f"{type(error).__name__}: {error}"
-    line = summary_line(record, path, was_there)
-    if os.environ.get("RANK", "0") == "0":
-        print(line, flush=True)
-    return (DONE if record["status"] == "completed" else FAILED), line
+        done = sum(outcome.kind == "done" for outcome in grid.outcomes)
+        tell(f"interrupted: {done:,} of {grid.runs:,} runs are done; the same command goes on")
+        return INTERRUPTED
+    return _close(grid.outcomes)
 
 
-def _close(outcomes: list[tuple[int, str]]) -> int:
-    bad = [line for code, line in outcomes if code != DONE]
+def _close(outcomes: list[Outcome]) -> int:
+    bad = [outcome for outcome in outcomes if outcome.kind != "done"]
     if bad and len(outcomes) > 1:
-        _tell(f"{len(bad)} of {len(outcomes)} runs did not complete:", *bad)
-    codes = {code for code, _ in outcomes}
-    return FAILED if FAILED in codes else max(codes, default=DONE)
+        lines = [outcome.line.splitlines()[0] for outcome in bad]
+        tell(f"{len(bad)} of {len(outcomes)} runs did not complete:", *lines)
+    if all(outcome.kind == "refused" for outcome in bad):
+        return WRONG_INPUT if bad else DONE
+    return FAILED
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ each fault becomes one line with the nearest right name.
 
 from __future__ import annotations
 
+import copy
 import re
 from importlib import resources
 from pathlib import Path
@@ -24,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sparta_bench.config import Config, from_dict
 from sparta_bench.errors import InputError, did_you_mean, reason_of
 
-GROUPS = ("model", "task", "method", "train")
+GROUPS = ("model", "task", "method", "train", "sweep")
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 KEY = re.compile(r"(\+\+?|~)?\w+([./@-]\w+)*", re.ASCII)
 
@@ -58,49 +59,125 @@ def compose(overrides: list[str]) -> Config:
     InputError
         With a line for every override that names nothing, and for every value against a rule.
     """
+    sweeps = [text for text in overrides if text.lstrip("+").startswith("sweep=")]
+    if sweeps:
+        raise InputError(*(f"{text}: a sweep is a grid, and needs -m" for text in sweeps))
     return compose_all([overrides])[0]
 
 
 def compose_all(jobs: list[list[str]]) -> list[Config]:
-    """The experiments of several jobs; equal lines of several jobs are told once."""
+    """The experiments of several jobs; equal lines of several jobs are told once.
+
+    Hydra takes some 50 ms for a configuration. Jobs that differ in plain values alone share one.
+    """
     GlobalHydra.instance().clear()
     lines: dict[str, None] = {}
     configs = []
+    bases: dict[tuple[str, ...], dict[str, Any]] = {}
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        parsed_once: dict[str, Override] = {}
         for job in jobs:
             try:
-                configs.append(_compose_one(job))
-            except InputError as error:
-                lines |= dict.fromkeys(error.lines)
+                for text in job:
+                    if text not in parsed_once:
+                        parsed_once[text] = _parse([text])[0]
+                configs.append(_compose_like([parsed_once[text] for text in job], bases))
+            except InputError:
+                try:
+                    configs.append(_compose_one(job))
+                except InputError as error:
+                    lines |= dict.fromkeys(error.lines)
     if lines:
         raise InputError(*lines)
     return configs
 
 
+def _compose_like(job: list[Override], bases: dict[tuple[str, ...], dict[str, Any]]) -> Config:
+    """A configuration from one of the `bases` that has the same groups and values of a kind that
+    only Hydra can set; a base that is not there yet is composed and put there."""
+    if any(_misuse(override) for override in job):
+        raise InputError("told by _compose_one")
+    plain = {str(o.input_line): o.value() for o in job if _is_plain(o)}
+    key = tuple(str(o.input_line) for o in job if str(o.input_line) not in plain)
+    if key not in bases:
+        try:
+            composed = hydra_compose("config", overrides=list(key))
+        except HYDRA_ERRORS:
+            raise InputError("told by _compose_one") from None
+        if "${" in OmegaConf.to_yaml(composed):  # a value that may follow one of the job's
+            raise InputError("told by _compose_one")
+        bases[key] = to_plain(composed)
+    config = copy.deepcopy(bases[key])
+    for override in job:
+        if str(override.input_line) in plain:
+            _set(config, override.key_or_group.split("."), override.value())
+    return from_dict(config)
+
+
+def _is_plain(override: Override) -> bool:
+    """Whether it sets a key that is there to a number, a truth value, a word or null."""
+    if override.is_add() or override.is_delete() or override.is_force_add():
+        return False
+    key, value = override.key_or_group, override.value()
+    in_group = key in GROUPS or "/" in key or key.startswith("hydra")
+    kind = value is None or type(value) in (bool, int, float, str)
+    return kind and not in_group and override.package is None and "$" not in str(value)
+
+
+def _set(config: dict[str, Any], path: list[str], value: Any) -> None:
+    *parents, last = path
+    for name in parents:
+        config = config.get(name, {}) if isinstance(config, dict) else {}
+    if not isinstance(config, dict) or last not in config or isinstance(config[last], dict):
+        raise InputError("told by _compose_one")
+    config[last] = value
+
+
 def sweep_jobs(overrides: list[str]) -> list[list[str]]:
-    """The jobs of a `-m` command line: every combination of the comma-separated values."""
+    """The jobs of a `-m` command line: every combination of the comma-separated values, and of
+    those in the files of `conf/sweep` that are asked for with `+sweep=NAME,NAME`.
+
+    A key on the command line takes the place of the same key in a sweep's file.
+    """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         parsed = _parse(overrides)
-        fixed = [
-            str(override.input_line) for override in parsed if not override.is_sweep_override()
-        ]
-        if any(_misuse(override) for override in parsed if not override.is_sweep_override()):
-            return [fixed]  # composing it will tell what is wrong
-        try:
-            sweeper = hydra_compose("config", fixed, return_hydra_config=True).hydra.sweeper
-        except HYDRA_ERRORS:
-            return [fixed]
-        if not sweeper._target_.endswith(".BasicSweeper"):
-            return []  # another sweeper decides at run time what its jobs are
-        parameters = [f"{key}={values}" for key, values in (sweeper.params or {}).items()]
-        try:
-            batches = BasicSweeper.split_arguments(_parse(parameters) + parsed, max_batch_size=None)
-        except HYDRA_ERRORS as error:
-            raise InputError(reason_of(error)) from None
+        sweeps = [override for override in parsed if override.key_or_group == "sweep"]
+        parsed = [override for override in parsed if override.key_or_group != "sweep"]
+        names = [text for override in sweeps for text in _values_of(override)]
+        return [job for name in names or [""] for job in _jobs_of(name, parsed)]
+
+
+def _values_of(override: Override) -> list[str]:
+    if override.is_sweep_override():
+        return [f"+sweep={value}" for value in override.sweep_string_iterator()]
+    return [str(override.input_line)]
+
+
+def _jobs_of(sweep: str, parsed: list[Override]) -> list[list[str]]:
+    named = [sweep] if sweep else []
+    fixed = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+    alone = [*_parse(named), *(override for override in parsed if not override.is_sweep_override())]
+    if any(_misuse(override) for override in alone):
+        return [[*named, *fixed]]  # composing it will tell what is wrong
+    try:
+        composed = hydra_compose("config", [*named, *fixed], return_hydra_config=True)
+    except HYDRA_ERRORS:
+        return [[*named, *fixed]]
+    sweeper = composed.hydra.sweeper
+    if not sweeper._target_.endswith(".BasicSweeper"):
+        return []  # another sweeper decides at run time what its jobs are
+    given = {override.key_or_group for override in parsed}
+    parameters = [
+        f"{key}={values}" for key, values in (sweeper.params or {}).items() if key not in given
+    ]
+    try:
+        batches = BasicSweeper.split_arguments(_parse(parameters) + parsed, max_batch_size=None)
+    except HYDRA_ERRORS as error:
+        raise InputError(reason_of(error)) from None
     if not batches or not batches[0]:
         raise InputError("-m: the values given make no job at all")
-    return [list(job) for job in batches[0]]
+    return [[*named, *job] for job in batches[0]]
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -143,8 +220,10 @@ def _misuse(override: Override) -> str | None:
     if group not in GROUPS:
         return None
     known = choices(group)
-    if override.is_add() or override.is_delete() or override.package is not None:
-        return f"choose one with {group}=NAME; known: {', '.join(known)}"
+    appended = group == "sweep"  # not in the defaults, so that Hydra wants a plus
+    if override.is_add() != appended or override.is_delete() or override.package is not None:
+        plus = "+" if appended else ""
+        return f"choose one with {plus}{group}=NAME; known: {', '.join(known)}"
     choice = override.value()
     if choice in known:
         return None

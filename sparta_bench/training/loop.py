@@ -156,8 +156,11 @@ class Training:
 
     def evaluate(self, data: BatchSource) -> dict[str, float]:
         """Loss (nats per example), accuracy and mcc of the present state."""
+        started = time.perf_counter()
         logits = self._logits(data)
-        return score(logits, np.asarray(data.labels))
+        scores = score(logits, np.asarray(data.labels))
+        self.progress.evaluation_seconds += time.perf_counter() - started
+        return scores
 
     # ------------------------------------------------------------------------- steps
     def _batches_to_go(self) -> Iterator[list[int]]:
@@ -252,9 +255,7 @@ class Training:
         """Note the dev scores; keep the state if its loss is the lowest. The untrained state is
         noted, but never the result."""
         progress, settings = self.progress, self.settings
-        started = time.perf_counter()
         scores = self.evaluate(self.dev_set)
-        progress.evaluation_seconds += time.perf_counter() - started
         if not math.isfinite(scores["loss"]):
             cause = self._cause(progress.step, self._last_rate())
             raise TrainingError(

@@ -1,0 +1,79 @@
+"""One job of the command line or of a launcher's worker: from a composed configuration to what is
+told of it. A module of its own, so that workers can import it; torch comes with the first run."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from sparta_bench.compose import to_plain
+from sparta_bench.config import from_dict
+from sparta_bench.errors import InputError
+
+if TYPE_CHECKING:
+    from sparta_bench.shared import Shared
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run, and the line that tells it; `refused` where the input was at fault and
+    nothing was tried."""
+
+    kind: Literal["done", "failed", "refused"]
+    line: str
+
+
+def run_composed(composed: Any) -> Outcome:
+    """Run one experiment; whatever happens to it does not keep others from running."""
+    quiet_libraries()
+    try:
+        config = from_dict(to_plain(composed))
+        from sparta_bench.grid import attempt
+
+        outcome, _ = attempt(config, shared())
+    except InputError as error:
+        outcome = Outcome("refused", "\n".join(error.lines))
+    except KeyboardInterrupt:
+        # Hydra turns it into an error of its own; the exit code is ours to give
+        tell("interrupted")
+        sys.exit(INTERRUPTED)
+    show(outcome)
+    return outcome
+
+
+@lru_cache(maxsize=1)
+def shared() -> Shared:
+    """What this process's runs share; a launcher's worker runs many jobs."""
+    from sparta_bench.shared import Shared
+
+    return Shared()
+
+
+def show(outcome: Outcome) -> None:
+    """Tell an outcome: results on standard output, faults of input on standard error."""
+    if outcome.kind == "refused":
+        tell(*outcome.line.splitlines())
+    elif os.environ.get("RANK", "0") == "0":
+        print(outcome.line, flush=True)
+
+
+def tell(*lines: str) -> None:
+    """Lines on standard error; of several processes only the main one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        for line in lines:
+            print(f"sparta-bench: {line}", file=sys.stderr, flush=True)
+
+
+def quiet_libraries() -> None:
+    """Their progress bars and notices would drown ours, or end up in the JSON."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore", category=FutureWarning)

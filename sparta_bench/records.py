@@ -1,0 +1,245 @@
+"""Result records as they lie on disk: reading them, what two have in common. No torch."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SCHEMA = 1
+STATUSES = ("completed", "failed", "interrupted")
+LOCK = ".lock"  # in a run's folder, held by the process that is at it
+RUNNING = "running.json"  # beside it: the record before there is anything in it
+METRICS = ("loss", "accuracy", "mcc")
+
+# Where things are and what is kept, not what comes out. What the data and the base model are is in
+# their fingerprints, so that the same files elsewhere are the same run.
+NOT_IN_RUN_ID = {
+    "": ("results_dir", "cache_dir", "force", "save", "device"),
+    "model": ("path", "tokenizer", "hub_id", "revision", "shape", "embedded"),
+    "task": ("hub", "data_dir", "tsv", "generated", "on_bad_row"),
+    "train": ("checkpoint_every",),
+}
+
+
+def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the keys that cannot change an outcome."""
+    kept = {key: value for key, value in config.items() if key not in NOT_IN_RUN_ID[""]}
+    for group in ("model", "task", "train"):
+        drop = NOT_IN_RUN_ID[group]
+        kept[group] = {key: value for key, value in kept[group].items() if key not in drop}
+    if kept["model"]["kind"] == "base":
+        kept["task"].pop("prompt", None)  # not read
+    return kept
+
+
+class Cell(NamedTuple):
+    """A place in a table: what is compared, whatever the settings it was trained with.
+
+    `method` is the record's, with what the paper does not vary added where it differs: `sparta_vo`
+    for the authors' script, `sparta on …` and `lora r=…` for other choices.
+    """
+
+    model: str
+    task: str
+    method: str
+    density: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One `result.json`. `raw` is the whole of it; scores are null unless it is completed."""
+
+    path: Path
+    raw: dict[str, Any]
+    cell: Cell
+    protocol: str  # what must agree for two records to be compared: base model, data, method
+    setting: str  # what must agree for two records to be runs of one mean: all but the seed
+
+    @property
+    def run_id(self) -> str:
+        return str(self.raw["run_id"])
+
+    @property
+    def status(self) -> str:
+        return str(self.raw["status"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.raw["seed"])
+
+    @property
+    def train(self) -> dict[str, Any]:
+        """The resolved training settings, `config.train`."""
+        found: dict[str, Any] = self.raw["config"]["train"]
+        return found
+
+    def score(self, split: str, metric: str) -> float:
+        """`dev` or `test`; loss in nats per example, accuracy 0 to 1, mcc -1 to 1."""
+        return float(self.raw[split][metric])
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A record that no table uses, and why; `cell` is null where it could not be read."""
+
+    path: Path
+    reason: str
+    cell: Cell | None = None
+
+
+def read_json(folder: Path) -> dict[str, Any] | None:
+    """The record in a run's folder, or null if there is none that can be read."""
+    try:
+        raw = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return raw if isinstance(raw, dict) and raw.get("schema") == SCHEMA else None
+
+
+def read_records(folders: Iterable[Path]) -> tuple[list[Record], list[LeftOut]]:
+    """Every `result.json` below the folders, in the order of their paths.
+
+    A file that is no record of this version is left out with the reason, as is the second copy
+    of a run.
+    """
+    collecting = gc.isenabled()
+    gc.disable()  # nothing here is garbage, and looking for it takes a third of the time
+    try:
+        return _read_records(sorted(name for folder in folders for name in _result_files(folder)))
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _read_records(names: Iterable[str]) -> tuple[list[Record], list[LeftOut]]:
+    records: dict[str, Record] = {}
+    left_out: list[LeftOut] = []
+    for path in map(Path, names):
+        try:
+            raw = json.loads(path.read_bytes())
+            record = record_of(path, raw)
+        except OSError as error:
+            left_out.append(LeftOut(path, f"cannot be read: {error.strerror}"))
+            continue
+        except (ValueError, RecursionError):
+            left_out.append(LeftOut(path, "is no JSON"))
+            continue
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
+            left_out.append(LeftOut(path, "lacks a key of a record, or has one of another type"))
+            continue
+        if isinstance(record, str):
+            left_out.append(LeftOut(path, record))
+            continue
+        other = records.get(record.run_id)
+        if other is None:
+            records[record.run_id] = record
+            continue
+        # a run that was cut off or failed may have been run again elsewhere
+        better = other.status != "completed" and record.status == "completed"
+        kept, second = (record, other) if better else (other, record)
+        records[record.run_id] = kept
+        left_out.append(LeftOut(second.path, "a second copy of a run", second.cell))
+    return list(records.values()), left_out
+
+
+def _result_files(folder: Path) -> list[str]:
+    return [
+        os.path.join(parent, "result.json")  # noqa: PTH118, thousands of texts sort faster
+        for parent, _, files in os.walk(folder)
+        if "result.json" in files
+    ]
+
+
+def record_of(path: Path, raw: Any) -> Record | str:
+    """A record from its JSON, or the reason why it is none.
+
+    Raises
+    ------
+    KeyError, TypeError, AttributeError, IndexError, OverflowError
+        If keys are missing or of another type.
+    """
+    if not isinstance(raw, dict):
+        return "is no JSON object"
+    if raw.get("schema") != SCHEMA:
+        return f"schema {str(raw.get('schema'))[:20]}; this version reads schema {SCHEMA}"
+    if raw["status"] not in STATUSES:
+        return f"status {str(raw['status'])[:20]}"
+    if not isinstance(raw["seed"], int) or not isinstance(raw["run_id"], str):
+        return "seed or run_id is of another type"
+    if raw["status"] == "completed":
+        for split in ("dev", "test"):
+            for metric in METRICS:
+                if not math.isfinite(raw[split][metric]):
+                    return f"{split}.{metric} is not finite"
+        _check_numbers(raw)
+    config = raw["config"]
+    cell = Cell(
+        _text(raw["model"]), _text(raw["task"]), _method(raw["method"], config["method"]),
+        _density(raw["density"]),
+    )  # fmt: skip
+    identity = identity_of(config)
+    data = raw["data"] or {}
+    compared = {
+        "base": raw["base_model"]["fingerprint"],
+        "model": {**identity["model"], "dtype": None},
+        "task": identity["task"],
+        "method": identity["method"],
+        "counts": [data.get(split) for split in ("dev", "test")],
+    }
+    protocol = _dumps(compared)
+    setting = {
+        "train": identity["train"],
+        "dtypes": (raw["environment"] or {}).get("dtypes"),
+        "protocol": raw.get("protocol"),
+    }
+    return Record(path, raw, cell, protocol, protocol + _dumps(setting))
+
+
+def _check_numbers(raw: Any) -> None:
+    """What tables read of a completed record, besides its scores."""
+    parts = (
+        (raw["parameters"], ("total", "trainable", "head")),
+        (raw["data"], ("train", "train_dropped", "dev", "test")),
+        (raw["config"]["train"], ("learning_rate", "batch_size", "epochs")),
+    )
+    for part, keys in parts:
+        for key in keys:
+            if type(part[key]) not in (int, float) or not math.isfinite(part[key]):
+                raise TypeError
+
+
+def _method(name: Any, settings: Mapping[str, Any]) -> str:
+    text = _text(name)
+    if text == "sparta" and (settings["targets"], settings["density_of"]) != ("all", "sampled"):
+        if (settings["targets"], settings["density_of"]) == (["v_proj", "o_proj"], "backbone"):
+            return "sparta_vo"
+        targets = settings["targets"]
+        of = ", density of the backbone" if settings["density_of"] == "backbone" else ""
+        return f"sparta on {targets if isinstance(targets, str) else ' '.join(targets)}{of}"
+    if text == "lora" and (settings["r"], settings["targets"]) != (8, ["q_proj", "v_proj"]):
+        return f"lora r={settings['r']} on {' '.join(settings['targets'])}"
+    return text
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _density(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError
+    return float(value)

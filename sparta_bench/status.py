@@ -1,0 +1,221 @@
+"""`sparta-bench status`: how far the sweeps of each table are, from records and locks; no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from sparta_bench.durations import as_duration
+from sparta_bench.errors import InputError
+from sparta_bench.records import LOCK, RUNNING, Cell, Record, read_records, record_of
+from sparta_bench.subcommands import Parser
+from sparta_bench.sweeps import Sweep, sweeps_of
+from sparta_bench.tables.layout import LAYOUTS
+from sparta_bench.tables.protocol import reason_against
+
+
+class Run(NamedTuple):
+    """A run of a sweep: its cell, what the grid varies, its seed."""
+
+    cell: Cell
+    learning_rate: float | None  # null: the preset's, which is one for all
+    batch_size: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Of one table: its cells (model, task, method, density) and its runs."""
+
+    table: str
+    cells: int
+    cells_done: int  # all runs of the grid are there
+    runs: int
+    done: int
+    running: int
+    failed: int
+    missing: int
+    seconds_left: float | None  # for one process; null before the first run of some kind
+
+
+def main(arguments: list[str]) -> None:
+    """Print the progress of every table.
+
+    Raises
+    ------
+    InputError
+        If a folder is not there.
+    """
+    parser = Parser(
+        prog="sparta-bench status",
+        description="How far the sweeps of each table are: runs done, running, failed, missing,\n"
+        "and the time left for one process, by the runs that are done.",
+    )
+    parser.add_argument(
+        "folders", metavar="FOLDER", nargs="*", type=Path, default=[Path("results")]
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    options = parser.parse_args(arguments)
+    wrong = [folder for folder in options.folders if not folder.is_dir()]
+    if wrong:
+        raise InputError(*(f"status: {folder}: there is no such folder" for folder in wrong))
+    tables = progress(options.folders)
+    if options.json:
+        print(json.dumps({"tables": [asdict(table) for table in tables]}, indent=2))
+    else:
+        print(_as_text(tables))
+
+
+def progress(folders: list[Path]) -> list[Progress]:
+    """Of every table that has sweeps, in the order of the paper, the twins' last."""
+    records, _ = read_records(folders)
+    usable = [record for record in records if reason_against(record) is None]
+    running = _running(folders)
+    return [_of_table(layout.key, usable, running) for layout in LAYOUTS]
+
+
+def _of_table(key: str, records: list[Record], running: list[Record]) -> Progress:
+    wanted: dict[Run, Sweep] = {}
+    for sweep in sweeps_of(key):
+        wanted |= dict.fromkeys(_runs(sweep), sweep)
+    states = {
+        state: {run for record in found for run in _is_one_of(record, wanted)}
+        for state, found in (
+            ("done", [record for record in records if record.status == "completed"]),
+            ("failed", [record for record in records if record.status == "failed"]),
+            ("running", running),
+        )
+    }
+    at_work = states["running"] - states["done"]
+    failed = states["failed"] - states["done"] - at_work
+    left = wanted.keys() - states["done"]
+    cells: dict[Cell, set[Run]] = defaultdict(set)
+    for run in wanted:
+        cells[run.cell].add(run)
+    return Progress(
+        key,
+        len(cells),
+        sum(runs <= states["done"] for runs in cells.values()),
+        len(wanted),
+        len(states["done"]),
+        len(at_work),
+        len(failed),
+        len(left - at_work - failed),
+        _seconds_left(left, records),
+    )
+
+
+def _runs(sweep: Sweep) -> Iterable[Run]:
+    axes = sweep.axes
+    rates = axes.get("train.learning_rate", [None])
+    batches = axes.get("train.batch_size", [None])
+    for model, task, density, rate, batch, seed in product(
+        axes["model"],
+        axes["task"],
+        axes.get("method.density", [None]),
+        rates,
+        batches,
+        axes["seed"],
+    ):
+        yield Run(Cell(model, task, sweep.method, density), rate, batch, seed)
+
+
+def _is_one_of(record: Record, wanted: dict[Run, Sweep]) -> list[Run]:
+    """The run of the table that the record is of, if any."""
+    train = record.train
+    for rate, batch in (
+        (train["learning_rate"], train["batch_size"]),
+        (None, None),
+    ):
+        run = Run(record.cell, rate, batch, record.seed)
+        sweep = wanted.get(run)
+        if sweep is not None:
+            fixed = sweep.train.items()
+            return [run] if all(train.get(key) == value for key, value in fixed) else []
+    return []
+
+
+def _running(folders: list[Path]) -> list[Record]:
+    """Runs whose lock is held at this moment."""
+    found = []
+    for folder in folders:
+        for parent, _, files in os.walk(folder):
+            if RUNNING in files and LOCK in files and _is_held(Path(parent, LOCK)):
+                found += _record(Path(parent, RUNNING))
+    return found
+
+
+def _record(path: Path) -> list[Record]:
+    try:
+        record = record_of(path, json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return [] if isinstance(record, str) else [record]
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _seconds_left(left: Iterable[Run], records: list[Record]) -> float | None:
+    """Each run as the median of those of its cell, else of its model and task."""
+    seconds: dict[Any, list[float]] = defaultdict(list)
+    for record in records:
+        if record.status == "completed":
+            training = record.raw["training"]
+            took = training["seconds"] + training["evaluation_seconds"]
+            took += training.get("features_seconds") or 0.0
+            seconds[record.cell].append(took)
+            seconds[record.cell.model, record.cell.task].append(took)
+    total = 0.0
+    for run in left:
+        alike = seconds.get(run.cell) or seconds.get((run.cell.model, run.cell.task))
+        if not alike:
+            return None
+        total += statistics.median(alike)
+    return total
+
+
+def _as_text(tables: list[Progress]) -> str:
+    heads = ("table", "cells", "runs", "done", "running", "failed", "missing", "time left")
+    rows = [
+        (
+            table.table,
+            f"{table.cells_done}/{table.cells}",
+            f"{table.runs:,}",
+            f"{table.done:,}",
+            f"{table.running:,}",
+            f"{table.failed:,}",
+            f"{table.missing:,}",
+            "–" if table.done == table.runs else _time(table.seconds_left),
+        )
+        for table in tables
+    ]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (heads, *rows)
+    ]
+    return "\n".join(
+        [*lines, "", "A cell is done when all runs of its grid are; time is for one process."]
+    )
+
+
+def _time(seconds: float | None) -> str:
+    return "not known yet" if seconds is None else as_duration(seconds)

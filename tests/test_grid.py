@@ -1,0 +1,313 @@
+"""Sweeps: nothing twice, nothing lost, and each run as if it were alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from sparta_bench.cli import main
+from sparta_bench.compose import compose, compose_all, sweep_jobs
+from sparta_bench.durations import as_duration
+from sparta_bench.errors import InputError
+from sparta_bench.grid import Grid
+from sparta_bench.records import LOCK, RUNNING, read_json
+from sparta_bench.results import write_record
+from sparta_bench.run import BusyError, run
+from sparta_bench.shared import Shared
+
+QUICK = ["train.max_steps=4", "train.eval_every=2", "task.max_train_examples=200", "save=none"]
+SCORES = ("dev", "test", "history", "parameters", "data")
+
+
+def places(tmp_path: Path, name: str = "results") -> list[str]:
+    return [f"results_dir={tmp_path / name}", f"cache_dir={tmp_path / 'cache'}"]
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in folder.rglob("result.json")]
+    return {record["run_id"]: record for record in found}
+
+
+def scores(folder: Path) -> dict[str, Any]:
+    return {
+        run_id: [record["status"], *(record[key] for key in SCORES)]
+        for run_id, record in records(folder).items()
+    }
+
+
+# ------------------------------------------------------------------------------- the sweeps
+def test_a_sweep_is_its_file_and_the_command_line_goes_before_it() -> None:
+    jobs = sweep_jobs(["+sweep=tiny_table3_head", "seed=0,1", "model=tiny-mistral"])
+    assert jobs == [
+        ["+sweep=tiny_table3_head", "seed=0", "model=tiny-mistral"],
+        ["+sweep=tiny_table3_head", "seed=1", "model=tiny-mistral"],
+    ]
+    configs = compose_all(jobs)
+    assert [(c.task.name, c.method.name, c.seed) for c in configs] == [
+        ("tiny-imdb", "head", 0),
+        ("tiny-imdb", "head", 1),
+    ]
+
+
+def test_several_sweeps_are_one_after_the_other() -> None:
+    jobs = sweep_jobs(["+sweep=tiny_table3_head,tiny_table3_lora", "model=tiny-gemma"])
+    assert [job[0] for job in jobs] == ["+sweep=tiny_table3_head", "+sweep=tiny_table3_lora"]
+
+
+def test_shared_composing_gives_what_hydra_gives() -> None:
+    jobs = sweep_jobs(
+        ["method=sparta", "method.density=0.05,0.005", "task=tiny-rte,tiny-cola", "seed=0,1",
+         "train.learning_rate=1e-3,null", "method.targets=[v_proj],all"]
+    )  # fmt: skip
+    assert len(jobs) == 32
+    assert compose_all(jobs) == [compose(job) for job in jobs]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["+sweep=nope"], "+sweep=nope: no such sweep"),
+        (["sweep=table4_lora"], "sweep=table4_lora: choose one with +sweep=NAME; known: "),
+    ],
+)
+def test_a_wrong_sweep_is_told(overrides: list[str], line: str) -> None:
+    with pytest.raises(InputError) as caught:
+        compose_all(sweep_jobs(overrides))
+    assert caught.value.lines[0].startswith(line)
+
+
+def test_a_sweep_without_m_is_told() -> None:
+    with pytest.raises(InputError, match=r"\+sweep=table4_lora: a sweep is a grid, and needs -m"):
+        compose(["+sweep=table4_lora"])
+
+
+# ------------------------------------------------------------------------------ exactness
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
+def test_runs_that_share_a_process_end_as_if_alone(tmp_path: Path) -> None:
+    shared = Shared()
+    orders = [
+        ["method=lora"],
+        ["method=sparta", "train.dropout=0.1"],
+        ["method=head"],
+        ["method=sparta", "model=tiny-mistral-it"],
+        ["method=full_ft"],
+        ["method=sparta", "save=full"],
+        ["method=lora", "train.gradient_checkpointing=true"],
+        ["method=head", "train.dropout=0.1"],
+    ]
+    for number, overrides in enumerate(orders):
+        base = [*QUICK, *overrides]
+        together, _, _ = run(compose([*base, *places(tmp_path, "together")]), shared)
+        alone, _, _ = run(compose([*base, *places(tmp_path, f"alone{number}")]))
+        assert together["status"] == alone["status"] == "completed"
+        assert [together[key] for key in SCORES] == [alone[key] for key in SCORES], overrides
+
+
+def test_a_backbone_is_loaded_once_for_runs_that_restore_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparta_bench.models import load
+
+    loads: list[str] = []
+    original = load.load_backbone
+
+    def counted(model: Any, *rest: Any) -> Any:
+        loads.append(model.name)
+        return original(model, *rest)
+
+    monkeypatch.setattr(load, "load_backbone", counted)
+    shared = Shared()
+    for seed, method in enumerate(("lora", "sparta", "head", "sparta", "full_ft", "head")):
+        settings = [f"method={method}", f"seed={seed}", "train.dropout=0.1"]
+        run(compose([*QUICK, *places(tmp_path), *settings]), shared)
+    # full fine-tuning keeps no second copy of the weights
+    assert loads == ["tiny-gemma", "tiny-gemma"]
+
+
+def test_a_failed_run_leaves_nothing_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparta_bench.training import loop
+
+    shared = Shared()
+    alone, _, _ = run(compose([*QUICK, *places(tmp_path, "alone"), "method=sparta"]))
+    with monkeypatch.context() as patch:
+        original = loop.Training._step
+
+        def breaks(self: Any, rows: list[int], rate: float) -> Any:
+            loss = original(self, rows, rate)
+            if self.progress.step == 2:
+                raise RuntimeError("it broke")
+            return loss
+
+        patch.setattr(loop.Training, "_step", breaks)
+        failed, _, _ = run(compose([*QUICK, *places(tmp_path), "seed=1"]), shared)
+    assert failed["status"] == "failed"
+    after, _, _ = run(compose([*QUICK, *places(tmp_path), "method=sparta"]), shared)
+    assert [after[key] for key in SCORES] == [alone[key] for key in SCORES]
+
+
+# ---------------------------------------------------------------------------------- locks
+def test_a_run_that_another_is_at_is_left_alone(tmp_path: Path) -> None:
+    config = compose([*QUICK, *places(tmp_path)])
+    record, path, _ = run(config)
+    write_record(path.parent, record | {"status": "interrupted"})
+    with FileLock(path.parent / LOCK), pytest.raises(BusyError):
+        run(config, wait=False)
+    again, _, was_there = run(config, wait=False)
+    assert not was_there and again["test"] == record["test"]
+    assert not (path.parent / LOCK).exists() and not (path.parent / RUNNING).exists()
+
+
+def test_the_heading_counts_and_what_failed_elsewhere_is_not_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["method=head", "seed=0,1,2", *QUICK, *places(tmp_path)]
+    configs = compose_all(sweep_jobs(overrides))
+    run(configs[0])
+    failed, path, _ = run(configs[1])
+    write_record(path.parent, failed | {"status": "failed", "finished": "2020-01-01T00:00:00"})
+    grid = Grid(configs, Shared())
+    start = "3 runs: 1 done, 2 to go (1 of them failed before); about "
+    assert grid.heading().startswith(start)
+    assert grid.heading().endswith(" left for one process, by what runs of this kind took")
+    error = {"type": "X", "message": "it broke there", "traceback": ""}
+    write_record(
+        path.parent, failed | {"status": "failed", "finished": "2099-01-01", "error": error}
+    )
+    outcomes = grid.run_all(lambda _: None)
+    assert [outcome.kind for outcome in outcomes] == ["done", "failed", "done"]
+    assert "it broke there" in outcomes[1].line
+    assert read_json(path.parent)["finished"] == "2099-01-01"  # type: ignore[index]
+
+
+def test_the_time_of_runs_that_nobody_has_made_is_estimated(tmp_path: Path) -> None:
+    configs = compose_all([[*QUICK, *places(tmp_path)]])
+    heading = Grid(configs, Shared()).heading()
+    assert heading.startswith("1 runs: 0 done, 1 to go; about ")
+    assert heading.endswith(" s left for one process, roughly, by its FLOPs")
+
+
+def test_durations() -> None:
+    texts = [as_duration(seconds) for seconds in (0.4, 119, 121, 7199, 7200, 172_799, 200_000)]
+    assert texts == ["0 s", "119 s", "2 min", "120 min", "2 h 0 min", "2.0 days", "2.3 days"]
+
+
+def test_the_same_run_twice_in_a_grid_is_one(tmp_path: Path) -> None:
+    configs = compose_all([[*QUICK, *places(tmp_path)], [*QUICK, "device=cpu", *places(tmp_path)]])
+    assert Grid(configs, Shared()).runs == 1
+
+
+# -------------------------------------------------------------------------- as processes
+GRID = ["-m", "method=sparta,head,lora", "seed=0,1", "task=tiny-sst2,tiny-cola"]
+GRID += ["train.epochs=1", "train.checkpoint_every=8", "save=none"]
+
+
+def start(tmp_path: Path, name: str, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sparta_bench.cli", *GRID, *more, *places(tmp_path, name)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    text, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, text
+    return text
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_three_times_ends_as_without(tmp_path: Path) -> None:
+    ended(start(tmp_path, "whole"))
+    for seconds_at_work in (1.0, 4.0, 2.5):
+        process = start(tmp_path, "cut")
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("["):  # the first run of this process
+            assert process.poll() is None
+        time.sleep(seconds_at_work)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    text = ended(start(tmp_path, "cut"))
+    assert "12 runs: " in text
+    assert scores(tmp_path / "cut") == scores(tmp_path / "whole")
+    assert len(records(tmp_path / "cut")) == 12
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_sweep_and_do_nothing_twice(tmp_path: Path) -> None:
+    both = [start(tmp_path, "shared"), start(tmp_path, "shared")]
+    texts = [ended(process) for process in both]
+    ran = [[line for line in text.splitlines() if " s of training → " in line] for text in texts]
+    assert len(ran[0]) + len(ran[1]) == 12 and min(len(ran[0]), len(ran[1])) >= 2
+    assert not {line.split(" → ")[1] for line in ran[0]} & {line.split(" → ")[1] for line in ran[1]}
+    assert [text.count("there already") for text in texts] == [12 - len(part) for part in ran]
+    assert len(records(tmp_path / "shared")) == 12
+
+
+@pytest.mark.slow
+def test_a_lock_ends_with_its_holder(tmp_path: Path) -> None:
+    process = start(tmp_path, "results", "method=sparta", "seed=0", "task=tiny-sst2")
+    assert process.stdout is not None
+    while "step 0/" not in process.stdout.readline():
+        assert process.poll() is None
+    (lock,) = (tmp_path / "results").rglob(LOCK)
+    config = compose([
+        "train.epochs=1", "train.checkpoint_every=8", "save=none", *places(tmp_path)
+    ])  # fmt: skip
+    with pytest.raises(BusyError):
+        run(config, wait=False)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert (lock.parent / RUNNING).exists()
+    assert run(config, wait=False)[0]["status"] == "completed"
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_says_so_and_goes_on(tmp_path: Path) -> None:
+    process = start(tmp_path, "results")
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("[3/12] "):
+        assert process.poll() is None
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in text
+    assert text.splitlines()[-1].startswith("sparta-bench: interrupted: 2 of 12 runs are done; ")
+    assert "12 runs: 2 done, 10 to go" in ended(start(tmp_path, "results"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"],
+    ],
+)
+def test_hydras_launchers_give_the_same_runs(
+    tmp_path: Path, launcher: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    grid = ["method=sparta,head", "seed=0,1"]
+    assert main(["-m", *grid, *QUICK, *places(tmp_path, "here")]) == 0
+    command = [sys.executable, "-m", "sparta_bench.cli", "-m", *grid, *QUICK, *launcher]
+    command += places(tmp_path, "there")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    first = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert first.returncode == 0, first.stderr
+    assert scores(tmp_path / "there") == scores(tmp_path / "here")
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert again.returncode == 0
+    assert "4 runs: 4 done, 0 to go" in again.stderr
