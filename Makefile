@@ -4,7 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
+# Where the tables of the embedded twins are made, and by how many processes; results/tiny has ours.
+TINY ?= results/tiny-here
+JOBS ?= 2
+PAPER := table3 table4 table5 table10 table11
+
 .PHONY: demo test test-slow lint types check bench pretrain-tiny clean
+.PHONY: tables report status paper $(PAPER) tables-tiny
 
 demo: .venv/ready  ## the embedded default: offline, on a CPU, in about a minute
 	$(BIN)/sparta-bench
@@ -26,6 +32,26 @@ check: lint types test test-slow  ## everything that continuous integration asks
 
 bench: .venv/ready  ## step time, FLOPs and memory of all methods on this machine
 	$(BIN)/sparta-bench bench
+
+$(PAPER): .venv/ready  ## the runs of one table of the paper; ARGS="seed=0 task=rte" for a part of them
+	$(BIN)/sparta-bench -m +sweep=$@_full_ft,$@_sparta,$@_lora,$@_head $(ARGS)
+
+paper: $(PAPER) tables report  ## all runs of the paper; the same command again goes on
+
+tables-tiny: .venv/ready  ## all five tables with the embedded twins: offline, on a CPU, in minutes
+	$(BIN)/sparta-bench -m '+sweep=glob(tiny_*)' results_dir=$(TINY) \
+		hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS) $(ARGS)
+	$(BIN)/sparta-bench tables $(TINY)
+	$(BIN)/sparta-bench report $(TINY)
+
+tables: .venv/ready  ## the paper's tables from the records in results
+	$(BIN)/sparta-bench tables
+
+report: .venv/ready  ## tables and pictures as one HTML file
+	$(BIN)/sparta-bench report
+
+status: .venv/ready  ## how far each table's runs are
+	$(BIN)/sparta-bench status
 
 pretrain-tiny: .venv/ready  ## make the embedded models anew
 	$(BIN)/python scripts/pretrain_tiny.py

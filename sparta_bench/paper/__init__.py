@@ -1,0 +1,38 @@
+"""The paper's own numbers, as it prints them, one file a table; no torch.
+
+Tables 7 and 8: `layers` are ranges ("1,3-5"), or "-" for a matrix outside the layers. Table 13:
+where the paper says "same as for Full FT", the values of Full FT stand. `imdb_train` is appendix
+E.1, `printed_models` how the headings of Tables 4, 5, 10 and 11 call the model.
+"""
+
+from __future__ import annotations
+
+import csv
+from functools import cache
+from pathlib import Path
+
+TABLES = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13")
+
+
+@cache
+def rows_of(name: str) -> tuple[dict[str, str], ...]:
+    """The lines of `table4`, `imdb_train` and so on by column; every value is the printed text."""
+    with Path(__file__).with_name(f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return tuple(csv.DictReader(file))
+
+
+@cache
+def results_of(number: int) -> dict[str, dict[str, str]]:
+    """Tables 3, 4, 5, 10 and 11: row (`full_ft`, `sparta-5`, …), then column (`rte.loss`, …)."""
+    return {row["row"]: row for row in rows_of(f"table{number}")}
+
+
+def number_of(text: str) -> float:
+    """What a printed value says: "96.9%" is 96.9, "1,725" is 1725, "5e-4" is 0.0005."""
+    return float(text.removesuffix("%").replace(",", ""))
+
+
+def half_unit(text: str) -> float:
+    """Half a unit of a printed decimal's last digit: what rounding can have hidden."""
+    digits = text.removesuffix("%").partition(".")[2]
+    return 0.5 * 10.0 ** -len(digits)

@@ -1,0 +1,1 @@
+"""One HTML page, and figures for papers, from result records. No torch, no network."""

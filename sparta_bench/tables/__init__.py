@@ -1,0 +1,1 @@
+"""Tables, comparisons and pictures from result records. No torch, no GPU, no network."""

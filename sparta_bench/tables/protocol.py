@@ -1,0 +1,89 @@
+"""Which records may stand under the names that they bear: the paper's, the twins', others'.
+
+A model of 0.2 million parameters on generated text must never be taken for one of the paper's, nor
+a run on a part of the data for one on all of it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from sparta_bench.paper import number_of, rows_of
+from sparta_bench.records import Record
+
+# Parameters without the head, which depends on the number of classes: what fits the paper's shares
+# (head 1.63e-4 % and 1.15e-4 %) and Tables 7 and 8.
+BACKBONE = {
+    "gemma-2b": 2_506_172_416,
+    "gemma-2b-it": 2_506_172_416,
+    "mistral-7b": 7_113_805_824,
+    "mistral-7b-it": 7_113_805_824,
+}
+MODELS = tuple(BACKBONE)
+GLUE = ("qnli", "rte", "sst2", "qqp", "mnli", "mrpc", "cola")  # the order of Tables 4, 5, 10, 11
+TASKS = (*GLUE, "imdb")
+TWIN_MODELS = ("tiny-gemma", "tiny-gemma-it", "tiny-mistral", "tiny-mistral-it")
+TWIN_TASKS = tuple(f"tiny-{task}" for task in TASKS)
+MOST_TRAINED_ON = 100_000  # examples: "training sets limited to 100K samples" (Table 2)
+
+
+def is_of_paper(model: str, task: str) -> bool:
+    """Whether a table of the paper has this model on this task."""
+    return model in MODELS and task in TASKS
+
+
+def is_twin(model: str, task: str) -> bool:
+    """Whether both are twins."""
+    return model in TWIN_MODELS and task in TWIN_TASKS
+
+
+def reason_against(record: Record) -> str | None:
+    """Why the record may stand in no table; null if it may."""
+    name, task = record.cell.model, record.cell.task
+    model_config, task_config = record.raw["config"]["model"], record.raw["config"]["task"]
+    embedded, generated = model_config["embedded"], task_config["generated"] is not None
+    if embedded and name not in TWIN_MODELS:
+        return "an embedded model under another name"
+    if name in TWIN_MODELS and not embedded:
+        return "another model under the name of an embedded one"
+    if generated and task not in TWIN_TASKS:
+        return "generated data under another name"
+    if task in TWIN_TASKS and not generated:
+        return "other data under the name of a generated task"
+    if embedded != generated:
+        return "an embedded model on real data" if embedded else "a real model on generated data"
+    return _against_the_paper(record, task_config) if is_of_paper(name, task) else None
+
+
+def _against_the_paper(record: Record, task: dict[str, Any]) -> str | None:
+    name, tokens = record.cell.task, 384 if record.cell.task == "imdb" else 256
+    if task["max_train_tokens"] != tokens:
+        return f"max_train_tokens is {task['max_train_tokens']}, in the paper {tokens}"
+    cap = task["max_train_examples"]
+    if cap is not None and cap < MOST_TRAINED_ON:
+        return f"trained on the first {cap:,} examples only"
+    if record.train["max_steps"] is not None:
+        return f"training was limited to {record.train['max_steps']:,} steps"
+    data, parameters = record.raw["data"], record.raw["parameters"]  # null if it failed early
+    if data is not None:
+        found, printed = (data["dev"], data["test"]), _dev_and_test(name)
+        if found != printed:
+            counts = " and ".join(f"{count:,}" for count in found)
+            return f"dev and test are {counts}, in the paper {printed[0]:,} and {printed[1]:,}"
+        if data["train"] > MOST_TRAINED_ON:
+            return (
+                f"trained on {data['train']:,} examples, in the paper at most {MOST_TRAINED_ON:,}"
+            )
+    if parameters is not None:
+        backbone = parameters["total"] - parameters["head"]
+        if backbone != BACKBONE[record.cell.model]:
+            return f"another model under the name of one of the paper's ({backbone:,} parameters)"
+    return None
+
+
+@cache
+def _dev_and_test(task: str) -> tuple[int, int]:
+    """Examples in Table 2."""
+    row = next(row for row in rows_of("table2") if row["task"] == task)
+    return int(number_of(row["dev"])), int(number_of(row["test"]))

@@ -1,0 +1,551 @@
+"""The report: what is on the page, what cannot get onto it, and that it is the same each time."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forged_records import forge, write
+
+from sparta_bench.errors import InputError
+from sparta_bench.paper import number_of, results_of
+from sparta_bench.report import content, plots, svg
+from sparta_bench.report.chart import TONES, linear_axis, log_axis, thinned
+from sparta_bench.report.command import main
+from sparta_bench.report.page import table
+from sparta_bench.tables.layout import score_of
+from sparta_bench.tables.protocol import BACKBONE, GLUE
+from sparta_bench.tables.table import Heading, Table
+
+GAPS = "Cells of the paper&#x27;s tables"
+TABLE4 = (
+    ("full_ft", None, "full_ft"),
+    ("sparta", 0.05, "sparta-5"),
+    ("sparta", 0.005, "sparta-0.5"),
+    ("sparta", 0.000465, "sparta-lora"),
+    ("lora", None, "lora"),
+    ("head", None, "head"),
+)
+
+
+# ---------------------------------------------------------------------------------- forging
+def run(
+    method: str = "lora",
+    density: float | None = None,
+    seed: int = 0,
+    *,
+    model: str = "stories",
+    task: str = "sst2",
+    loss: float = 0.3,
+    score: float = 0.9,
+    points: int = 12,
+    **changes: Any,
+) -> dict[str, Any]:
+    """A record with a history, costs and an environment; `score` is accuracy and mcc, 0 to 1."""
+    noise = random.Random(repr((model, task, method, density, seed)))
+    history = []
+    for index in range(points):
+        left = 0.97 ** (60 * index / points)
+        dev = loss + (0.7 - loss) * left + noise.gauss(0, 0.01)
+        train = None if index == 0 else 0.8 * loss + (0.7 - 0.8 * loss) * left
+        history.append({
+            "step": 50 * index, "epoch": index / 4, "train_loss": train, "dev_loss": dev,
+            "dev_accuracy": score, "dev_mcc": score, "learning_rate": 1e-3,
+        })  # fmt: skip
+    total = BACKBONE.get(model, 3_148_224)
+    trained = {"full_ft": total + 4096, "head": 4096, "lora": total // 2000 + 4096}
+    extras = {
+        "trainable": trained.get(method, round(total * (density or 0.0)) + 4096),
+        "started": "2026-11-23T22:05:10+00:00",
+        "finished": "2026-11-24T01:05:51+00:00",
+        "history": history,
+        "training": {
+            "steps": 50 * (points - 1), "best_step": 50 * (points - 3), "seconds": 900.0 + seed,
+            "peak_memory_bytes": 25_000_000_000 + 1_000_000 * seed,
+        },
+        "environment": {
+            "versions": {"sparta_bench": "0.1.0", "torch": "2.13.0"}, "platform": "linux x86_64",
+            "device": {"type": "cuda", "name": "NVIDIA H100", "threads": 8}, "processes": 1,
+            "dtypes": {"model": "bfloat16", "trained": "float32"},
+            "git_revision": "18791f734d3d65ac180b6df3d98d60cd66831012", "dirty": False,
+        },
+    }  # fmt: skip
+    scores = {"loss": loss, "accuracy": score, "mcc": score}
+    return forge(
+        model, task, method, density, seed=seed, dev=loss, test=scores, **{**extras, **changes}
+    )
+
+
+def failed(message: str = "no memory left", kind: str = "OutOfMemoryError", **what: Any) -> Any:
+    """A failed record with the first part of a history."""
+    record = run(**{"status": "failed", **what})
+    history = record["history"][:5]
+    for entry in history:
+        entry["dev_loss"] *= 1 + entry["step"] / 40
+    error = {"type": kind, "message": message, "traceback": ""}
+    return record | {"error": error, "history": history}
+
+
+def table4(model: str = "gemma-2b-it", seeds: int = 3) -> list[dict[str, Any]]:
+    """Records for all cells of a table of the paper, near its values."""
+    records = []
+    for task in GLUE:
+        for method, density, row in TABLE4:
+            printed = results_of(4)[row]
+            for seed in range(seeds):
+                noise = random.Random(f"{task} {row} {seed}").gauss(0, 0.008)
+                score = number_of(printed[f"{task}.{score_of(task)}"]) / 100 + noise
+                loss = number_of(printed[f"{task}.loss"]) + noise
+                records.append(
+                    run(method, density, seed, model=model, task=task, loss=loss, score=score)
+                )
+    return records
+
+
+def place(folder: Path, *records: dict[str, Any]) -> Path:
+    """Records in folders of plain names, whatever names of models and tasks they bear."""
+    for number, record in enumerate(records):
+        inside = folder / f"{number:04d}"
+        inside.mkdir(parents=True)
+        (inside / "result.json").write_text(json.dumps(record), encoding="utf-8")
+    return folder
+
+
+def page_of(folder: Path, *options: str) -> str:
+    """The page that the command writes."""
+    main([str(folder), "--out", str(folder.with_name("out")), *options])
+    return folder.with_name("out").joinpath("report.html").read_text(encoding="utf-8")
+
+
+class Outline(HTMLParser):
+    """Tags in order; fails on a tag that is not closed where it should be."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str]] = []
+        self.texts: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in ("meta", "link"):
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def values(self, name: str) -> list[str]:
+        return [value for key, value in self.attributes if key == name]
+
+
+def table_named(page: str, title: str) -> list[list[str]]:
+    """The texts of a table's body."""
+    body = re.search(rf"<span>{re.escape(title)}</span>.*?<tbody>(.*?)</tbody>", page, re.DOTALL)
+    assert body is not None
+    return [
+        [re.sub("<.*?>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
+        for row in body[1].split("<tr")[1:]
+    ]
+
+
+def charts(page: str) -> list[ElementTree.Element]:
+    """All drawings, which are XML too."""
+    return [
+        ElementTree.fromstring(text)
+        for text in re.findall(r'<svg class="chart".*?</svg>', page, re.DOTALL)
+    ]
+
+
+# ------------------------------------------------------------------------------------- page
+def test_a_full_table_is_there_with_its_figures(tmp_path: Path) -> None:
+    records = table4()
+    write(tmp_path / "records", *records)
+    page = page_of(tmp_path / "records")
+    outline = Outline(page)
+    assert "126 records" in page and "2026-11-23 to 2026-11-24" in page
+    # a panel a task; a panel a task and method; time and memory a task
+    assert len(charts(page)) == 7 + 7 * 6 + 2 * 7
+    gaps = {row[0].partition(":")[0]: row[1:] for row in table_named(page, GAPS)}
+    assert gaps["Table 4"] == ["42 of 42", "none"]
+    assert gaps["Table 5"] == ["0 of 42", "all"]
+    numbers = table_named(page, "The numbers of gemma-2b-it")
+    assert len(numbers) == 42
+    assert numbers[0][:4] == ["QNLI", "Full FT", "2,506,176,512", "100"]
+    assert numbers[5][:4] == ["QNLI", "Head", "4,096", "0.000163"]
+    labels = [chart.get("aria-label") for chart in charts(page)[:7]]
+    assert labels[6] is not None and labels[6].startswith("test mcc × 100 on COLA: Full FT 63.")
+    assert "No run failed." in page
+    ids = outline.values("id")
+    assert len(ids) == len(set(ids))
+    links = [value[1:] for value in outline.values("href") if value.startswith("#")]
+    headings = re.findall(r'<h([23]) id="(.*?)"', page)
+    assert links == ["content", *(name for _, name in headings)]
+    assert [level for level, _ in headings].count("2") == 6
+
+
+def test_nothing_comes_from_elsewhere(tmp_path: Path) -> None:
+    write(tmp_path / "records", *table4(seeds=1))
+    page = page_of(tmp_path / "records", "--page-only")
+    outline = Outline(page)
+    assert not {"script", "img", "iframe", "object", "image", "use"} & outline.tags.keys()
+    assert outline.values("src") == []
+    assert {value for value in outline.values("href") if not value.startswith("#")} == {"data:,"}
+    assert not re.search(r"@import|https?:|url\((?!#clip-)", page)
+    assert page.count("Content-Security-Policy") == 1
+    assert "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"" in page
+    assert not (tmp_path / "out" / "figures").exists()
+
+
+HOSTILE = "<script>alert(1)</script></svg></style>\"'&amp;$\\frac{"
+
+
+def test_what_records_say_is_text(tmp_path: Path) -> None:
+    names = {"model": HOSTILE, "task": f"task {HOSTILE}"}
+    environment = {
+        "versions": {HOSTILE: HOSTILE}, "platform": HOSTILE, "git_revision": HOSTILE,
+        "device": {"type": HOSTILE, "name": HOSTILE}, "processes": HOSTILE, "dirty": HOSTILE,
+        "dtypes": {"model": HOSTILE, "trained": HOSTILE},
+    }  # fmt: skip
+    records = [run(method, None, seed, **names) for method in ("lora", "head") for seed in (0, 1)]
+    records += [
+        run(**names) | {"run_id": "1", "method": f"{HOSTILE} method"},
+        failed(HOSTILE, HOSTILE, seed=5, **names),
+    ]
+    records += [run(seed=6, **names) | {"started": HOSTILE, "protocol": HOSTILE}]
+    records[0]["environment"] = environment
+    records[1]["run_id"] = records[0]["run_id"]
+    records += [{"schema": HOSTILE}, run("lora", seed=9, **names) | {"status": HOSTILE}]
+    place(tmp_path / HOSTILE.replace("/", ""), *records)
+    page = page_of(tmp_path / HOSTILE.replace("/", ""))
+    outline = Outline(page)
+    assert "script" not in outline.tags and outline.tags["style"] == 1
+    assert not [name for name, _ in outline.attributes if name.startswith("on")]
+    assert "<script" not in page.lower()
+    assert any("<script>alert(1)</script></svg>" in text for text in outline.texts)
+    assert outline.tags["svg"] == page.count("</svg>")
+    charts(page)
+    for path in (tmp_path / "out" / "figures").iterdir():
+        assert re.fullmatch(r"[a-z0-9.-]+\.(png|svg)", path.name)
+        if path.suffix == ".svg":
+            ElementTree.parse(path)
+
+
+def test_characters_that_neither_xml_nor_utf_8_has_are_replaced(tmp_path: Path) -> None:
+    odd = "a\ud800b\x00c\u202ed"
+    place(tmp_path / "records", run(model=odd), failed(odd, odd, model=odd, seed=1))
+    page = page_of(tmp_path / "records")
+    assert "a\ufffdb\ufffdc\ufffdd" in page
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", page)
+    assert charts(page)
+
+
+def test_equal_records_give_equal_bytes(tmp_path: Path) -> None:
+    records = [*table4()[:30], failed(model="gemma-2b-it", task="qnli", seed=4)]
+    write(tmp_path / "a" / "records", *records)
+    write(tmp_path / "b" / "records", *reversed(records))
+    made = []
+    for name in ("a", "b"):
+        page_of(tmp_path / name / "records")
+        files = sorted((tmp_path / name / "out").rglob("*.*"))
+        made.append({path.relative_to(tmp_path / name): path.read_bytes() for path in files})
+    # report.html; score, loss of two tasks, time and memory
+    assert len(made[0]) == 1 + 2 * 5
+    assert made[0] == made[1]
+
+
+def test_twins_stand_apart_and_are_called_so(tmp_path: Path) -> None:
+    records = [run(model=name, task="sst2", seed=seed) for name in ("a", "b") for seed in (0, 1)]
+    records += [run(model="tiny-gemma", task="tiny-sst2", seed=seed) for seed in (0, 1)]
+    write(tmp_path / "records", *records)
+    page = page_of(tmp_path / "records", "--page-only")
+    headings = [text for text in re.findall(r"<h3[^>]*>(.*?)</h3>", page) if " on " not in text]
+    results = page.index(">Results by model</h2>")
+    named = re.findall(r"<h3[^>]*>(.*?)</h3>", page[results : page.index(">Loss curves</h2>")])
+    assert named == ["a", "b", "tiny-gemma (embedded twin)"]
+    assert [name for name in headings if "tiny-" in name and "twin" not in name.lower()] == []
+    for part in page.split('<section class="part"')[1:]:
+        title = re.search(r"<h3[^>]*>(.*?)</h3>", part)
+        assert title is not None
+        if "twin" in title[1].lower():
+            assert "0.2 million parameters" in part
+
+
+def test_every_record_found_is_counted_once(tmp_path: Path) -> None:
+    records = [run("lora", seed=seed) for seed in (0, 1)]
+    records += [run("lora", seed=seed, loss=0.4, rate=1e-3) for seed in (0, 1)]
+    records += [run("lora", seed=0, rate=2e-3)]  # fewer seeds
+    records += [failed("no memory", seed=3), failed("odd", seed=4)]
+    records += [run("head") | {"status": "interrupted"}, {"schema": 7}, records[0]]
+    records += [run("lora", seed=0, base_model__fingerprint="other")]
+    place(tmp_path / "records", *records)
+    page = page_of(tmp_path / "records", "--page-only")
+    counts = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page)
+    assert counts == [("used", "2"), ("compared", "2"), ("failed", "2"), ("left out", "5")]
+    left_out = table_named(page, "Left out, and why")
+    assert [row[1] for row in left_out] == ["1"] * 5
+    assert ["a second copy of a run", "1", "records/0009"] in left_out
+    assert "11 records" in page
+    failures = table_named(page, "Failed runs")
+    assert [row[4:] for row in failures] == [
+        ["OutOfMemoryError", "no memory", "records/0005"],
+        ["OutOfMemoryError", "odd", "records/0006"],
+    ]
+    assert str(tmp_path) not in page
+
+
+def test_records_that_say_little_are_shown_as_far_as_they_go(tmp_path: Path) -> None:
+    empty = run("lora") | {"environment": None, "training": None, "history": []}
+    empty["parameters"] = {"total": 10, "trainable": "7"}
+    odd = [{"step": "x"}, 7, {"step": 1, "dev_loss": float("inf")}, {"step": 2, "dev_loss": 1e300}]
+    odd += [{"step": True, "dev_loss": 0.5}, {"step": 3, "dev_loss": 0.5}]
+    records = [empty, run("head") | {"history": odd}, run("head", seed=1) | {"history": "none"}]
+    records += [run("full_ft") | {"training": {"seconds": float("nan"), "best_step": [3]}}]
+    records += [failed() | {"error": None, "training": None, "history": None}]
+    place(tmp_path / "records", *records)
+    page = page_of(tmp_path / "records")
+    assert "not recorded" in page and "no message" in page
+    assert "nan" not in page and "inf" not in re.sub("information", "", page)
+    for chart in charts(page):
+        for element in chart.iter():
+            assert "nan" not in element.get("d", "")
+
+
+def test_only_failed_runs_make_a_page(tmp_path: Path) -> None:
+    write(tmp_path / "records", failed(model="gemma-2b", task="rte"))
+    page = page_of(tmp_path / "records")
+    assert "No run completed." in page
+    assert len(charts(page)) == 1  # the loss of the failed run
+    assert "0 seeds, 1 failed run" in page
+
+
+# ------------------------------------------------------------------------------------ figures
+def test_a_failed_run_is_marked_within_the_frame(tmp_path: Path) -> None:
+    write(tmp_path / "records", run(), failed(seed=1))
+    marks = [
+        element
+        for chart in charts(page_of(tmp_path / "records", "--page-only"))
+        for element in chart.iter("path")
+        if element.get("class") == "l bad" and "7 7m0-7" in element.get("d", "")
+    ]
+    (mark,) = marks
+    x, y = map(float, re.findall(r"-?[\d.]+", mark.get("d", ""))[:2])
+    assert svg.LEFT < x < svg.WIDTH and y == svg.TOP
+    (title,) = mark
+    assert title.text is not None
+    assert re.fullmatch(r"seed 1 failed, 3\.\d+ at step 200", title.text)
+
+
+def test_scores_lie_where_they_should() -> None:
+    x = log_axis("density, %", [0.05, 100.0])
+    assert [label for _, label in x.ticks] == ["0.1", "1", "10", "100"]
+    assert x.place(x.low) == 0 and x.place(x.high) == 1
+    assert [label for _, label in log_axis("", [3.0, 7.0]).ticks] == ["2", "5", "10"]
+    assert log_axis("", [1.6e-4, 100.0]).ticks[0][1] == "0.001"
+    y = linear_axis("%", [72.9, 81.0])
+    assert [label for _, label in y.ticks] == ["74", "76", "78", "80"]
+    assert [label for _, label in linear_axis("", [0.1, 0.9]).ticks] == [
+        "0.2", "0.4", "0.6", "0.8",
+    ]  # fmt: skip
+    assert linear_axis("", [-0.02, 0.06]).ticks[0][1] == "−0.02"
+    assert [label for _, label in linear_axis("", [0.5, 0.5]).ticks] == [
+        "0.48", "0.50", "0.52",
+    ]  # fmt: skip
+    assert len(linear_axis("", []).ticks) > 2
+
+
+def test_long_histories_are_thinned_but_keep_ends_and_best_state(tmp_path: Path) -> None:
+    assert thinned(5, 60) == [0, 1, 2, 3, 4]
+    shown = thinned(10_000, 60, keep=(777,))
+    assert len(shown) == 61 and shown[0] == 0 and shown[-1] == 9_999 and 777 in shown
+    write(tmp_path / "records", run(points=20_000))
+    assert len(page_of(tmp_path / "records", "--page-only")) < 60_000
+
+
+def test_panels_have_a_limit_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content, "MAX_LOSS_PANELS", 2)
+    records = [run(method, task=task) for task in ("rte", "sst2") for method in ("lora", "head")]
+    write(tmp_path / "records", *records)
+    page = page_of(tmp_path / "records", "--page-only")
+    assert "2 panels are not drawn, more than 2 in all" in page
+    assert page.count('aria-label="Loss of') == 2
+
+
+def test_models_whose_names_differ_in_signs_alone_keep_their_figures_apart(tmp_path: Path) -> None:
+    write(tmp_path / "records", run(model="a b"), run(model="a-b"), run(model="A_B"))
+    page = page_of(tmp_path / "records")
+    files = {path.stem for path in (tmp_path / "out" / "figures").iterdir()}
+    assert {name for name in files if name.startswith("acc")} == {
+        "accuracy-a-b", "accuracy-a-b-2", "accuracy-a-b-3",
+    }  # fmt: skip
+    ids = Outline(page).values("id")
+    assert len(ids) == len(set(ids))
+
+
+def test_figures_as_files_have_a_limit_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plots, "MAX_PANELS", 2)
+    write(tmp_path / "records", run())
+    page_of(tmp_path / "records")
+    assert capsys.readouterr().out.endswith(
+        "2 figures, each as PNG and SVG; 2 more on the page only\n"
+    )
+    assert len(list((tmp_path / "out" / "figures").iterdir())) == 4
+
+
+def test_a_panel_does_not_grow_without_end(tmp_path: Path) -> None:
+    write(tmp_path / "records", *(run("sparta", (place + 1) / 100) for place in range(43)))
+    page = page_of(tmp_path / "records")
+    assert page.count("<small>3 more not drawn</small>") == 2  # time and memory
+    assert "SpaRTA (1%) 900 s" in page  # the text has all
+
+
+def test_head_is_charged_for_its_features(tmp_path: Path) -> None:
+    with_features = {"seconds": 2.0, "features_seconds": 30.5, "peak_memory_bytes": 867831808}
+    write(tmp_path / "records", run("head", training=with_features))
+    page = page_of(tmp_path / "records", "--page-only")
+    assert 'aria-label="Training time, SST2: Head 32.5 s"' in page
+    assert 'aria-label="Peak memory, SST2: Head 868 MB"' in page
+
+
+def test_times_of_two_devices_are_not_in_one_panel(tmp_path: Path) -> None:
+    other = {"type": "cpu", "name": "EPYC", "threads": 2}
+    there = run("lora", environment__device=other, training={"seconds": 1})
+    write(tmp_path / "records", run("head"), there)
+    page = page_of(tmp_path / "records", "--page-only")
+    assert "stories on EPYC (cpu, 2 threads)</h3>" in page
+    assert "stories on NVIDIA H100 (cuda)</h3>" in page
+    assert re.findall(r'aria-label="Training time, (.*?)"', page) == [
+        "SST2: LoRA 1.0 s",
+        "SST2: Head 900 s",
+    ]
+
+
+def luminance(color: str) -> float:
+    """Of `#rrggbb`, as WCAG 2 defines it."""
+    parts = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """From 1 to 21."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_every_colour_stands_out_on_both_grounds() -> None:
+    style = Path(svg.__file__).with_name("style.css").read_text(encoding="utf-8")
+    light, dark = re.findall(r"--bg: (#\w{6}); --ink: (#\w{6}); --soft: (#\w{6})", style)
+    for index, (ground, *texts) in enumerate((light, dark)):
+        for color in (*texts, *(tone[index] for tone in TONES.values())):
+            assert contrast(ground, color) >= 4.5
+
+
+# ------------------------------------------------------------------------------------ command
+def test_a_table_is_a_table_for_everyone() -> None:
+    shown = Table(
+        "key",
+        "A <title>",
+        ((Heading(""), Heading("RTE", 2)), (Heading("Method"), Heading("loss"), Heading("note"))),
+        (("LoRA", "0.33", "a & b"), ("LoRA", "–", "c")),
+        ("A note.",),
+    )
+    assert table(shown) == (
+        '<div class="scroll" tabindex="0" role="region" aria-label="A &lt;title&gt;"><table>'
+        "<caption><span>A &lt;title&gt;</span></caption><thead><tr><td></td>"
+        '<th class="over" scope="colgroup" colspan="2">RTE</th></tr><tr><th scope="col">Method</th>'
+        '<th class="n" scope="col">loss</th><th scope="col">note</th></tr></thead><tbody>'
+        '<tr class="first"><th scope="row">LoRA</th><td class="n">0.33</td><td>a &amp; b</td></tr>'
+        '<tr><th class="again" scope="row">LoRA</th><td class="n">–</td><td>c</td></tr></tbody>'
+        '</table></div><ul class="notes"><li>A note.</li></ul>'
+    )
+
+
+def test_command_says_where_things_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "records", run())
+    main([str(tmp_path / "records")])
+    out = tmp_path / "records" / "report"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{out / 'report.html'}",
+        f"{out / 'figures'}: 4 figures, each as PNG and SVG",
+    ]
+    assert sorted(path.name for path in (out / "figures").iterdir()) == [
+        f"{name}-stories{task}.{kind}"
+        for name, task in (("accuracy", ""), ("loss", "-sst2"), ("memory", ""), ("time", ""))
+        for kind in ("png", "svg")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (["nowhere", "none"], ["report: nowhere: no such folder", "report: none: no such folder"]),
+        (["empty"], ["report: no result.json below empty"]),
+        (["records", "--out", "file"], ["report: --out file: is no folder"]),
+        (
+            ["--oot"],
+            ["report: unrecognized arguments: --oot (see sparta-bench report --help)"],
+        ),
+    ],
+)
+def test_wrong_input_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], lines: list[str]
+) -> None:
+    write(tmp_path / "records", run())
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        main(arguments)
+    assert list(error.value.lines) == lines
+
+
+def test_without_matplotlib_one_line_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    write(tmp_path / "records", run())
+    with pytest.raises(InputError) as error:
+        main([str(tmp_path / "records")])
+    assert error.value.lines == (
+        "report: the figures need matplotlib: pip install 'sparta-bench[plots]', or give "
+        "--page-only",
+    )
+    assert charts(page_of(tmp_path / "records", "--page-only"))
+
+
+def test_no_torch_is_needed(tmp_path: Path) -> None:
+    write(tmp_path / "records", run())
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from sparta_bench.report.command import main; main(sys.argv[1:])"
+    )
+    folder = str(tmp_path / "records")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, folder], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
