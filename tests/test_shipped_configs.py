@@ -13,7 +13,9 @@ from sparta_bench.compose import compose, config_dir
 SHIPPED = sorted(
     path.relative_to(config_dir()).with_suffix("")
     for path in config_dir().rglob("*.yaml")
-    if path.parent != config_dir() and not path.stem.startswith("_")
+    if path.parent != config_dir()
+    and not path.stem.startswith("_")
+    and path.parent.name != "sweep"  # test_sweep_configs.py
 )
 GROUPS = {str(path.parent) for path in SHIPPED}
 
