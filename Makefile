@@ -45,7 +45,7 @@ tables-tiny: .venv/ready  ## all five tables with the embedded twins: offline, o
 	$(BIN)/sparta-bench report $(TINY)
 
 tables: .venv/ready  ## the paper's tables from the records in results
-	$(BIN)/sparta-bench tables
+	$(BIN)/sparta-bench tables --settings
 
 report: .venv/ready  ## tables and pictures as one HTML file
 	$(BIN)/sparta-bench report

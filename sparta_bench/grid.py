@@ -13,7 +13,7 @@ from sparta_bench.errors import InputError
 from sparta_bench.grid_time import Times
 from sparta_bench.job import Outcome
 from sparta_bench.records import read_json
-from sparta_bench.results import now, run_folder
+from sparta_bench.results import run_folder
 from sparta_bench.run import BusyError, accelerator_of, identify, name_of, run, summary_line
 from sparta_bench.shared import Shared
 
@@ -57,7 +57,7 @@ class Grid:
     def __init__(self, configs: Sequence[Config], shared: Shared) -> None:
         self.shared = shared
         self.accelerator = accelerator_of(configs[0])
-        self.started = now()
+        self.started = time.time()
         self.times = Times(shared, self.accelerator.device)
         self.outcomes: list[Outcome] = []
         self.pending: dict[str, Config] = {}  # by run_id: two jobs may be one run
@@ -125,7 +125,7 @@ class Grid:
                         config,
                         self.shared,
                         wait=False,
-                        failed_since=self.started,
+                        since=self.started,
                         label=label,
                     )
                 except BusyError:

@@ -69,7 +69,7 @@ def run(
     config: Config,
     shared: Shared | None = None,
     wait: bool = True,
-    failed_since: str | None = None,
+    since: float | None = None,
     label: str = "",
 ) -> tuple[dict[str, Any], Path, bool]:
     """Run an experiment, unless its completed record is there.
@@ -83,8 +83,9 @@ def run(
         What earlier runs of this process have left for this one.
     wait
         Wait for another process that is at this very run, and then take its record.
-    failed_since
-        A time in UTC as in records; a run that has failed since is not tried again.
+    since
+        Seconds since the epoch; a record written after that is taken as it is, also where the run
+        has failed, or `force` is set: another process of the same grid has made it.
     label
         Goes before the run's name, which is told when it starts.
 
@@ -106,7 +107,7 @@ def run(
     _make_folder(folder)
     with _only_here(folder, accelerator, wait):
         found = _agreed(accelerator, read_json(folder))
-        settled = found is not None and _is_settled(found, config, failed_since)
+        settled = found is not None and _is_settled(found, folder, config, since)
         if found is not None and _agreed(accelerator, settled):  # clocks differ
             return found, folder / "result.json", True
         record = new_record(config, run_id, shared.base_fingerprint(config.model))
@@ -143,11 +144,11 @@ def identify(config: Config, shared: Shared, device: torch.device) -> str:
     )
 
 
-def _is_settled(found: dict[str, Any], config: Config, failed_since: str | None) -> bool:
-    if found["status"] == "completed":
-        return not config.force
-    failed = found["status"] == "failed" and failed_since is not None
-    return failed and str(found["finished"]) >= str(failed_since)
+def _is_settled(found: dict[str, Any], folder: Path, config: Config, since: float | None) -> bool:
+    if found["status"] == "completed" and not config.force:
+        return True
+    ended = found["status"] in ("completed", "failed")
+    return ended and since is not None and (folder / "result.json").stat().st_mtime > since
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from sparta_bench.compose import compose, compose_all, sweep_jobs
 from sparta_bench.durations import as_duration
 from sparta_bench.errors import InputError
 from sparta_bench.grid import Grid
-from sparta_bench.records import LOCK, RUNNING, read_json
+from sparta_bench.records import LOCK, RUNNING
 from sparta_bench.results import write_record
 from sparta_bench.run import BusyError, run
 from sparta_bench.shared import Shared
@@ -175,19 +175,20 @@ def test_the_heading_counts_and_what_failed_elsewhere_is_not_tried_again(
     configs = compose_all(sweep_jobs(overrides))
     run(configs[0])
     failed, path, _ = run(configs[1])
-    write_record(path.parent, failed | {"status": "failed", "finished": "2020-01-01T00:00:00"})
+    error = {"type": "X", "message": "it broke there", "traceback": ""}
+    failed |= {"status": "failed", "error": error}
+    write_record(path.parent, failed)
     grid = Grid(configs, Shared())
     start = "3 runs: 1 done, 2 to go (1 of them failed before); about "
     assert grid.heading().startswith(start)
     assert grid.heading().endswith(" left for one process, by what runs of this kind took")
-    error = {"type": "X", "message": "it broke there", "traceback": ""}
-    write_record(
-        path.parent, failed | {"status": "failed", "finished": "2099-01-01", "error": error}
-    )
+    write_record(path.parent, failed)  # by another process, after the start
+    stamp = path.stat().st_mtime_ns
     outcomes = grid.run_all(lambda _: None)
     assert [outcome.kind for outcome in outcomes] == ["done", "failed", "done"]
     assert "it broke there" in outcomes[1].line
-    assert read_json(path.parent)["finished"] == "2099-01-01"  # type: ignore[index]
+    assert path.stat().st_mtime_ns == stamp
+    assert [o.kind for o in Grid(configs, Shared()).run_all(lambda _: None)] == ["done"] * 3
 
 
 def test_the_time_of_runs_that_nobody_has_made_is_estimated(tmp_path: Path) -> None:
@@ -205,6 +206,19 @@ def test_durations() -> None:
 def test_the_same_run_twice_in_a_grid_is_one(tmp_path: Path) -> None:
     configs = compose_all([[*QUICK, *places(tmp_path)], [*QUICK, "device=cpu", *places(tmp_path)]])
     assert Grid(configs, Shared()).runs == 1
+
+
+def test_a_forced_run_that_another_process_has_made_since_is_not_made_again(
+    tmp_path: Path,
+) -> None:
+    configs = compose_all([[*QUICK, *places(tmp_path), "force=true"]])
+    _, path, _ = run(configs[0])
+    grid = Grid(configs, Shared())
+    assert grid.heading().startswith("1 runs: 0 done, 1 to go")
+    assert not run(configs[0])[2]
+    stamp = path.stat().st_mtime_ns
+    (outcome,) = grid.run_all(lambda _: None)
+    assert outcome.kind == "done" and path.stat().st_mtime_ns == stamp
 
 
 # -------------------------------------------------------------------------- as processes

@@ -1,0 +1,103 @@
+"""How far the sweeps are: from records and locks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from forged_records import forge, write
+
+from sparta_bench.cli import main
+from sparta_bench.records import LOCK, RUNNING
+from sparta_bench.sweeps import sweeps_of
+
+RUNS = {"table3": 72, "table4": 2646, "table5": 2646, "table10": 2646, "table11": 2646}
+TWINS = {"table3-twins": 24, **{f"table{n}-twins": 42 for n in (4, 5, 10, 11)}}
+
+
+def gemma(seed: int = 0, rate: float = 1e-4, **changes: Any) -> dict[str, Any]:
+    """A run of the sweep table4_head."""
+    settings = {"config__train__patience": 0, "training": {"seconds": 90.0,
+                "evaluation_seconds": 10.0, "features_seconds": None}}  # fmt: skip
+    return forge("gemma-2b-it", "rte", "head", seed=seed, rate=rate, **(settings | changes))
+
+
+def status(capsys: pytest.CaptureFixture[str], folder: Path) -> dict[str, dict[str, Any]]:
+    assert main(["status", "--json", str(folder)]) == 0
+    tables = json.loads(capsys.readouterr().out)["tables"]
+    return {table["table"]: table for table in tables}
+
+
+def test_every_run_of_every_table_is_counted(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    tables = status(capsys, tmp_path)
+    assert {name: table["runs"] for name, table in tables.items()} == RUNS | TWINS
+    assert {table["cells"] for table in tables.values()} == {24, 42}
+    assert all(table["missing"] == table["runs"] for table in tables.values())
+    assert all(table["seconds_left"] is None for table in tables.values())
+
+
+def test_done_failed_and_running(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    done = [gemma(seed, rate) for seed in (0, 1, 2) for rate in (1e-3, 1e-4)]
+    failed = gemma(status="failed", rate=5e-6, training=None)
+    other = [
+        gemma(rate=3e-4),  # not a rate of the grid
+        gemma(seed=7),
+        gemma(config__train__epochs=5.0),  # the sweep has two
+        gemma(config__task__max_train_examples=100),
+        gemma(status="failed", rate=1e-3, training=None),  # failed once, done since
+    ]
+    write(tmp_path, *done, failed, *other)
+    at_work, cut_off = gemma(rate=5e-4, status="interrupted"), gemma(2, 5e-4, status="interrupted")
+    for record in (at_work, cut_off):
+        folder = tmp_path / "runs" / str(record["run_id"])
+        folder.mkdir(parents=True)
+        (folder / RUNNING).write_text(json.dumps(record))
+        (folder / LOCK).touch()
+    with FileLock(tmp_path / "runs" / str(at_work["run_id"]) / LOCK):
+        table = status(capsys, tmp_path)["table4"]
+    assert (table["done"], table["failed"], table["running"]) == (6, 1, 1)
+    assert table["missing"] == 2646 - 8 and table["cells_done"] == 0
+    assert table["seconds_left"] is None  # nobody knows how long the other tasks take
+
+
+def test_a_table_that_is_done(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    records = [
+        forge(model, "tiny-imdb", sweep.method, density)
+        for sweep in sweeps_of("table3-twins")
+        for model in sweep.axes["model"]
+        for density in sweep.axes.get("method.density", [None])
+    ]
+    took = {"seconds": 5.0, "evaluation_seconds": 1.0}
+    for record in records:
+        record["training"] = took
+    write(tmp_path, *records[:-1])
+    table = status(capsys, tmp_path)["table3-twins"]
+    assert (table["done"], table["missing"], table["cells_done"]) == (23, 1, 23)
+    assert table["seconds_left"] == 6.0
+    write(tmp_path, records[-1])
+    assert main(["status", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == [
+        "table", "cells", "runs", "done", "running", "failed", "missing", "time", "left"
+    ]  # fmt: skip
+    assert lines[6].split() == ["table3-twins", "24/24", "24", "24", "0", "0", "0", "–"]
+
+
+def test_a_folder_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["status", str(tmp_path / "none")]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+
+
+def test_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from sparta_bench.cli import main; main(['status', sys.argv[1]]);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
