@@ -36,7 +36,8 @@ bench: .venv/ready  ## step time, FLOPs and memory of all methods on this machin
 $(PAPER): .venv/ready  ## the runs of one table of the paper; ARGS="seed=0 task=rte" for a part of them
 	$(BIN)/sparta-bench -m +sweep=$@_full_ft,$@_sparta,$@_lora,$@_head $(ARGS)
 
-paper: $(PAPER) tables report  ## all runs of the paper; the same command again goes on
+paper: .venv/ready  ## all runs of the paper, then its tables; the same command again goes on
+	@ended=0; $(MAKE) --keep-going $(PAPER) || ended=$$?; $(MAKE) tables report status; exit $$ended
 
 tables-tiny: .venv/ready  ## all five tables with the embedded twins: offline, on a CPU, in minutes
 	$(BIN)/sparta-bench -m '+sweep=glob(tiny_*)' results_dir=$(TINY) \

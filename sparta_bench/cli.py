@@ -194,20 +194,26 @@ def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
     from sparta_bench.grid import Grid
     from sparta_bench.launch import launch, uses_launcher
 
-    grid = Grid(configs, shared())
+    elsewhere = uses_launcher(jobs[0])
+    grid = Grid(configs, shared(), elsewhere)
     tell(grid.heading())
     try:
-        if not uses_launcher(jobs[0]):
+        if not elsewhere:
             grid.run_all(show)
-        elif grid.pending:
+        else:
+            for outcome in grid.outcomes:
+                show(outcome)
             job_of = {id(config): job for config, job in zip(configs, jobs, strict=True)}
+            left = [job_of[id(config)] for config in grid.pending.values()]
             try:
-                launch([job_of[id(config)] for config in grid.pending.values()], run_composed)
-            except Exception as error:  # a launcher's worker died, or its machines refused
+                if left:
+                    launch(left, run_composed)
+            except Exception as error:  # a worker died, or its machines refused
                 tell(f"hydra/launcher: {type(error).__name__}: {reason_of(error)}")
             grid.look_again()
     except KeyboardInterrupt:
-        done = sum(outcome.kind == "done" for outcome in grid.outcomes)
+        outcomes = grid.look_again(wait=False) if elsewhere else grid.outcomes
+        done = sum(outcome.kind == "done" for outcome in outcomes)
         tell(f"interrupted: {done:,} of {grid.runs:,} runs are done; the same command goes on")
         return INTERRUPTED
     return _close(grid.outcomes)

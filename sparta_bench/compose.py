@@ -26,6 +26,7 @@ from sparta_bench.config import Config, from_dict
 from sparta_bench.errors import InputError, did_you_mean, reason_of
 
 GROUPS = ("model", "task", "method", "train", "sweep")
+MOST_FAULTY = 20  # jobs whose faults are told
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 KEY = re.compile(r"(\+\+?|~)?\w+([./@-]\w+)*", re.ASCII)
 
@@ -74,6 +75,7 @@ def compose_all(jobs: list[list[str]]) -> list[Config]:
     lines: dict[str, None] = {}
     configs = []
     bases: dict[tuple[str, ...], dict[str, Any]] = {}
+    faulty = 0
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         parsed_once: dict[str, Override] = {}
         for job in jobs:
@@ -87,6 +89,9 @@ def compose_all(jobs: list[list[str]]) -> list[Config]:
                     configs.append(_compose_one(job))
                 except InputError as error:
                     lines |= dict.fromkeys(error.lines)
+                    faulty += 1
+            if faulty == MOST_FAULTY:  # each takes Hydra a while, and the lines are alike
+                break
     if lines:
         raise InputError(*lines)
     return configs
@@ -97,16 +102,22 @@ def _compose_like(job: list[Override], bases: dict[tuple[str, ...], dict[str, An
     only Hydra can set; a base that is not there yet is composed and put there."""
     if any(_misuse(override) for override in job):
         raise InputError("told by _compose_one")
-    plain = {str(o.input_line): o.value() for o in job if _is_plain(o)}
-    key = tuple(str(o.input_line) for o in job if str(o.input_line) not in plain)
+    plain = {str(override.input_line) for override in job if _is_plain(override)}
+    others = [override for override in job if str(override.input_line) not in plain]
+    for override in job:
+        parts = override.key_or_group.split(".")
+        parents = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+        if str(override.input_line) in plain and parents & {o.key_or_group for o in others}:
+            raise InputError("told by _compose_one")  # their order counts
+    key = tuple(str(override.input_line) for override in others)
     if key not in bases:
         try:
             composed = hydra_compose("config", overrides=list(key))
+            if "${" in OmegaConf.to_yaml(composed):  # a value that may follow one of the job's
+                raise InputError("told by _compose_one")
+            bases[key] = to_plain(composed)
         except HYDRA_ERRORS:
             raise InputError("told by _compose_one") from None
-        if "${" in OmegaConf.to_yaml(composed):  # a value that may follow one of the job's
-            raise InputError("told by _compose_one")
-        bases[key] = to_plain(composed)
     config = copy.deepcopy(bases[key])
     for override in job:
         if str(override.input_line) in plain:
@@ -121,7 +132,7 @@ def _is_plain(override: Override) -> bool:
     key, value = override.key_or_group, override.value()
     in_group = key in GROUPS or "/" in key or key.startswith("hydra")
     kind = value is None or type(value) in (bool, int, float, str)
-    return kind and not in_group and override.package is None and "$" not in str(value)
+    return kind and not in_group and override.package is None and not set("$?") & set(str(value))
 
 
 def _set(config: dict[str, Any], path: list[str], value: Any) -> None:
@@ -160,8 +171,14 @@ def _jobs_of(sweep: str, parsed: list[Override]) -> list[list[str]]:
     alone = [*_parse(named), *(override for override in parsed if not override.is_sweep_override())]
     if any(_misuse(override) for override in alone):
         return [[*named, *fixed]]  # composing it will tell what is wrong
+    # a fixed key may be one that only a swept choice has, such as method.r with method=lora,head
+    firsts = [
+        f"{override.key_or_group}={next(iter(override.sweep_string_iterator()), '')}"
+        for override in parsed
+        if override.is_sweep_override() and override.key_or_group in GROUPS
+    ]
     try:
-        composed = hydra_compose("config", [*named, *fixed], return_hydra_config=True)
+        composed = hydra_compose("config", [*named, *firsts, *fixed], return_hydra_config=True)
     except HYDRA_ERRORS:
         return [[*named, *fixed]]
     sweeper = composed.hydra.sweeper

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; renamed over it when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_me()}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -33,7 +34,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     when the block ends well."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    temporary, old = (path.with_name(f".{path.name}.{_me()}.{end}") for end in ("tmp", "old"))
     try:
         temporary.mkdir()
         yield temporary
@@ -48,6 +49,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
             old.replace(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _me() -> str:
+    """This process, among those of all machines that share a file system."""
+    return f"{socket.gethostname()}.{os.getpid()}"
 
 
 def _umask() -> int:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from sparta_bench.claim import BusyError, agreed, is_held
 from sparta_bench.config import Config
 from sparta_bench.durations import as_duration
 from sparta_bench.errors import InputError
 from sparta_bench.grid_time import Times
-from sparta_bench.job import Outcome
-from sparta_bench.records import read_json
+from sparta_bench.job import Outcome, tell
+from sparta_bench.records import LOCK, STATUSES, read_json
 from sparta_bench.results import run_folder
-from sparta_bench.run import BusyError, accelerator_of, identify, name_of, run, summary_line
+from sparta_bench.run import accelerator_of, identify, name_of, run, summary_line, written_at
 from sparta_bench.shared import Shared
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at runs that another process is at
@@ -29,6 +35,9 @@ def attempt(config: Config, shared: Shared, **how: Any) -> tuple[Outcome, dict[s
         If another process is at this run, and `wait` is false.
     KeyboardInterrupt
         If interrupted.
+    SystemExit
+        If this is one of several processes of a run, and it alone may have failed: the others
+        wait for it, and must be ended by whoever started them.
     """
     try:
         record, path, was_there = run(config, shared, **how)
@@ -36,13 +45,15 @@ def attempt(config: Config, shared: Shared, **how: Any) -> tuple[Outcome, dict[s
         return Outcome("refused", "\n".join(error.lines)), None
     except BusyError:
         raise
-    except OSError as error:
-        return Outcome("failed", f"failed: {name_of(config)}: {error}"), None
-    except Exception as error:  # a fault of the program
-        traceback.print_exc()
-        return Outcome(
-            "failed", f"failed: {name_of(config)}: {type(error).__name__}: {error}"
-        ), None
+    except Exception as error:
+        if not isinstance(error, OSError):  # a fault of the program
+            traceback.print_exc()
+        why = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        outcome = _failed(config, why)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            print(f"sparta-bench: {outcome.line}", file=sys.stderr, flush=True)
+            sys.exit(1)
+        return outcome, None
     kind: Literal["done", "failed"] = "done" if record["status"] == "completed" else "failed"
     return Outcome(kind, summary_line(record, path, was_there)), record
 
@@ -52,40 +63,57 @@ def _failed(config: Config, why: str) -> Outcome:
 
 
 class Grid:
-    """The runs of a sweep, each once; looks at data and base models to know which are done."""
+    """The runs of a sweep, each once; looks at data and base models to know which are done.
 
-    def __init__(self, configs: Sequence[Config], shared: Shared) -> None:
+    `elsewhere`: the runs will be made by other machines, whose devices are not known here.
+    """
+
+    def __init__(self, configs: Sequence[Config], shared: Shared, elsewhere: bool = False) -> None:
+        asked = {config.device for config in configs}
+        if {"cpu", "cuda"} <= asked:
+            raise InputError("device=cpu,cuda: the runs of one grid share a device")
         self.shared = shared
-        self.accelerator = accelerator_of(configs[0])
         self.started = time.time()
-        self.times = Times(shared, self.accelerator.device)
         self.outcomes: list[Outcome] = []
         self.pending: dict[str, Config] = {}  # by run_id: two jobs may be one run
         self.failed_before = 0
-        identified = set()
+        self._accelerator = None if elsewhere else accelerator_of(configs[0])
+        self._devices = _devices(asked) if elsewhere else [self._accelerator.device]  # type: ignore[union-attr]
+        self.times = Times(shared, self._devices[0])
+        identified: dict[str, Config] = {}
         for config in configs:
             try:
-                run_id = identify(config, shared, self.accelerator.device)
+                identified.setdefault(self._ids(config)[0], config)
             except InputError as error:
                 self.outcomes.append(Outcome("refused", "\n".join(error.lines)))
-                continue
-            if run_id not in identified:
-                identified.add(run_id)
-                self._look_up(run_id, config)
-        self.done = len(identified) - len(self.pending)
-        self.refused = len(self.outcomes) - self.done
+        self.refused = len(self.outcomes)
         self.runs = len(identified) + self.refused
+        for run_id, config in identified.items():
+            self._look_up(run_id, config)
+        if self._accelerator is not None:  # another process may have ended a run in between
+            self.started, pending = agreed(self._accelerator, (self.started, list(self.pending)))
+            self.pending = {run_id: identified[run_id] for run_id in pending}
+        self.done = len(identified) - len(self.pending)
+
+    def _ids(self, config: Config) -> list[str]:
+        return [identify(config, self.shared, device) for device in self._devices]
+
+    def _records(self, config: Config) -> list[tuple[dict[str, Any], Path]]:
+        """What there is of a run: a completed record first, then the latest."""
+        folders = [run_folder(config, run_id) for run_id in self._ids(config)]
+        found = [(record, folder) for folder in folders if (record := read_json(folder))]
+        found = [one for one in found if one[0].get("status") in STATUSES]
+        return sorted(found, key=lambda one: (one[0]["status"] != "completed", -written_at(one[1])))
 
     def _look_up(self, run_id: str, config: Config) -> None:
-        folder = run_folder(config, run_id)
-        found = read_json(folder)
-        if found is not None and found["status"] == "completed":
-            self.times.add(config, found)
-            if not config.force:
-                line = summary_line(found, folder / "result.json", was_there=True)
-                self.outcomes.append(Outcome("done", line))
-                return
-        self.failed_before += found is not None and found["status"] == "failed"
+        for found, folder in self._records(config)[:1]:
+            if found["status"] == "completed":
+                self.times.add(config, found)
+                if not config.force:
+                    line = summary_line(found, folder / "result.json", was_there=True)
+                    self.outcomes.append(Outcome("done", line))
+                    return
+            self.failed_before += found["status"] == "failed"
         self.pending[run_id] = config
 
     def heading(self) -> str:
@@ -116,17 +144,14 @@ class Grid:
         for outcome in self.outcomes:
             show(outcome)
         number = self.runs - len(self.pending)
+        told = False
         while self.pending:
             before = len(self.pending)
             for run_id, config in list(self.pending.items()):
                 label = f"[{number + 1}/{self.runs}] "
                 try:
                     outcome, record = attempt(
-                        config,
-                        self.shared,
-                        wait=False,
-                        since=self.started,
-                        label=label,
+                        config, self.shared, wait=False, since=self.started, label=label
                     )
                 except BusyError:
                     continue
@@ -136,18 +161,49 @@ class Grid:
                 show(outcome)
                 if record is not None and outcome.kind == "done":
                     self.times.add(config, record)
+                if outcome.kind == "failed" and not _answers(self._devices[0]):
+                    # each run would fail here, and other processes take a failure as it is
+                    self.outcomes += [_failed(c, "not tried") for c in self.pending.values()]
+                    tell("the device does not answer any more, so that no other run is tried")
+                    return self.outcomes
             if len(self.pending) == before:
+                if not told:
+                    tell(f"waiting for {before:,} runs that other processes are at")
+                told = True
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         return self.outcomes
 
-    def look_again(self) -> None:
-        """Take what other processes have made of the runs that were to do."""
-        for run_id, config in self.pending.items():
-            folder = run_folder(config, run_id)
-            found = read_json(folder)
-            if found is None or found["status"] == "interrupted":
-                self.outcomes.append(_failed(config, "no result"))
-                continue
-            kind: Literal["done", "failed"] = "done" if found["status"] == "completed" else "failed"
-            line = summary_line(found, folder / "result.json", was_there=False)
-            self.outcomes.append(Outcome(kind, line))
+    def look_again(self, wait: bool = True) -> list[Outcome]:
+        """Take what others have made of the runs that were to do; waits for those in progress."""
+        for config in self.pending.values():
+            for run_id in self._ids(config):
+                while wait and is_held(run_folder(config, run_id) / LOCK):
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
+            made = [
+                (found, folder)
+                for found, folder in self._records(config)
+                if found["status"] != "interrupted"
+                and (written_at(folder) > self.started or not config.force)
+            ]
+            if not made:
+                self.outcomes.append(_failed(config, "no result; give the same command again"))
+            for found, folder in made[:1]:
+                kind: Literal["done", "failed"]
+                kind = "done" if found["status"] == "completed" else "failed"
+                line = summary_line(found, folder / "result.json", was_there=False)
+                self.outcomes.append(Outcome(kind, line))
+        return self.outcomes
+
+
+def _devices(asked: set[str]) -> list[torch.device]:
+    """What another machine may run on. With model.dtype=auto that decides the dtype, and so the
+    run_id."""
+    return [torch.device(kind) for kind in ("cuda", "cpu") if asked & {kind, "auto"}]
+
+
+def _answers(device: torch.device) -> bool:
+    """Whether the device still works; after some errors a CUDA context does nothing any more."""
+    try:
+        return bool(torch.ones(1, device=device).sum().item() == 1)
+    except RuntimeError:
+        return False

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SCHEMA = 1
+PROTOCOL = 2  # counted up when the code changes in a way that changes outcomes
 STATUSES = ("completed", "failed", "interrupted")
 LOCK = ".lock"  # in a run's folder, held by the process that is at it
 RUNNING = "running.json"  # beside it: the record before there is anything in it

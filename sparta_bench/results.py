@@ -21,9 +21,8 @@ from sparta_bench import __version__
 from sparta_bench.config import Config, SpartaConfig
 from sparta_bench.files import write_json
 from sparta_bench.models.precision import Precision
-from sparta_bench.records import SCHEMA, identity_of
+from sparta_bench.records import PROTOCOL, SCHEMA, identity_of
 
-PROTOCOL = 2  # counted up when the code changes in a way that changes outcomes
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
 

@@ -6,17 +6,16 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
 
+from sparta_bench.claim import CHECKPOINT, agreed, claimed
 from sparta_bench.config import Config, ModelConfig
 from sparta_bench.data.batches import BatchSource, evaluation_batches
 from sparta_bench.data.encode import (
@@ -39,10 +38,9 @@ from sparta_bench.models.features import (
     is_deterministic,
 )
 from sparta_bench.models.precision import Precision, precision_of
-from sparta_bench.models.source import is_local, load_architecture
-from sparta_bench.records import LOCK, RUNNING, read_json
+from sparta_bench.models.source import is_local
+from sparta_bench.records import PROTOCOL, RUNNING, read_json
 from sparta_bench.results import (
-    PROTOCOL,
     environment,
     error_of,
     new_record,
@@ -56,13 +54,6 @@ from sparta_bench.shared import Shared
 from sparta_bench.sparta import store
 from sparta_bench.training.loop import Progress, Training, evaluation_batch_size
 from sparta_bench.training.progress import ProgressReporter, watched
-
-WAIT_SECONDS = 1.0
-T = TypeVar("T")
-
-
-class BusyError(Exception):
-    """Another process is at this run; the folder is that of the run."""
 
 
 def run(
@@ -100,19 +91,21 @@ def run(
     """
     shared = Shared() if shared is None else shared
     accelerator = accelerator_of(config)
-    load_architecture(config.model)  # a folder of another shape than the named model's is refused
     precision = precision_of(config, accelerator.device)
     run_id = identify(config, shared, accelerator.device)
+    if agreed(accelerator, run_id) != run_id:
+        raise RuntimeError("the processes of one run do not see the same data or base model")
     folder = run_folder(config, run_id)
     _make_folder(folder)
-    with _only_here(folder, accelerator, wait):
-        found = _agreed(accelerator, read_json(folder))
+    with claimed(folder, accelerator, wait):
+        found = agreed(accelerator, read_json(folder))
         settled = found is not None and _is_settled(found, folder, config, since)
-        if found is not None and _agreed(accelerator, settled):  # clocks differ
+        if found is not None and agreed(accelerator, settled):  # clocks differ
             return found, folder / "result.json", True
         record = new_record(config, run_id, shared.base_fingerprint(config.model))
         if accelerator.is_main_process:  # for `status`
             write_json(folder / RUNNING, record)
+        unlike: Exception | None = None
         try:
             _fill(record, config, accelerator, precision, shared, folder, label)
             record["status"] = "completed"
@@ -125,7 +118,14 @@ def run(
             raise
         except Exception as error:
             record |= {"status": "failed", "error": error_of(_explained(error, config))}
-        return record, _finish(record, folder, accelerator), False
+            if accelerator.num_processes > 1 and not isinstance(error, TrainingError):
+                unlike = error  # the others may not have it, and would wait for this one
+        path = _finish(record, folder, accelerator)
+        if unlike is not None:
+            raise unlike
+        if record["status"] == "failed":
+            shared.forget_backbone()
+        return record, path, False
 
 
 def identify(config: Config, shared: Shared, device: torch.device) -> str:
@@ -134,8 +134,9 @@ def identify(config: Config, shared: Shared, device: torch.device) -> str:
     Raises
     ------
     InputError
-        If either cannot be had.
+        If either cannot be had, or the folder's model is of another shape than the one named.
     """
+    shared.check_architecture(config.model)
     return run_id_of(
         config,
         precision_of(config, device),
@@ -145,57 +146,18 @@ def identify(config: Config, shared: Shared, device: torch.device) -> str:
 
 
 def _is_settled(found: dict[str, Any], folder: Path, config: Config, since: float | None) -> bool:
-    if found["status"] == "completed" and not config.force:
+    if found.get("status") == "completed" and not config.force:
         return True
-    ended = found["status"] in ("completed", "failed")
-    return ended and since is not None and (folder / "result.json").stat().st_mtime > since
+    ended = found.get("status") in ("completed", "failed")
+    return ended and since is not None and written_at(folder) > since
 
 
-@contextmanager
-def _only_here(folder: Path, accelerator: Accelerator, wait: bool) -> Iterator[None]:
-    """Hold the run's lock, which ends with its holder; of several processes the main one holds it.
-
-    Raises BusyError if somebody else has it and `wait` is false.
-    """
-    lock = FileLock(folder / LOCK, timeout=0)
-    mine = False
-    told = False
-    while not mine:
-        if accelerator.is_main_process:
-            try:
-                lock.acquire()
-                mine = True
-            except Timeout:
-                mine = False
-        mine = _agreed(accelerator, mine)
-        if not mine and not wait:
-            raise BusyError(folder)
-        if not mine:
-            if not told and accelerator.is_main_process:
-                print(f"waiting: another process is at {folder}", file=sys.stderr)
-            told = True
-            time.sleep(WAIT_SECONDS)
+def written_at(folder: Path) -> float:
+    """When the record was written, in seconds since the epoch; 0 if it is not there."""
     try:
-        yield
-    finally:
-        if accelerator.is_main_process:
-            if _is_completed(folder):  # nobody needs it any more
-                (folder / LOCK).unlink(missing_ok=True)
-            lock.release()
-
-
-def _is_completed(folder: Path) -> bool:
-    found = read_json(folder)
-    return found is not None and found["status"] == "completed"
-
-
-def _agreed(accelerator: Accelerator, value: T) -> T:
-    """The main process's value, in all processes."""
-    if accelerator.num_processes == 1:
-        return value
-    values: list[Any] = [value]
-    broadcast_object_list(values)
-    return values[0]  # type: ignore[no-any-return]
+        return (folder / "result.json").stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _fill(
@@ -212,6 +174,7 @@ def _fill(
     if accelerator.is_main_process:
         print(f"{label}{_what(record)}", file=sys.stderr, flush=True)
     record["environment"] = environment(device, precision, accelerator.num_processes)
+    shared.keep_only(config, precision, device)
     forget_peak(device)
 
     data = shared.data(config)
@@ -237,7 +200,7 @@ def _fill(
         features_seconds = round(time.perf_counter() - started, 3)
     train, dev, test = sets
 
-    checkpoint = folder / "checkpoint.safetensors"
+    checkpoint = folder / CHECKPOINT
     if config.force:
         checkpoint.unlink(missing_ok=True)
     training = Training(
@@ -261,7 +224,6 @@ def _fill(
     if accelerator.is_main_process:
         tokenizer = shared.tokenizer(config.model, config.task)
         _save(config, classifier, tokenizer, trained, record, folder)
-        checkpoint.unlink(missing_ok=True)
     shared.give_back(classifier, trained, config, precision, device)
 
 
@@ -331,8 +293,12 @@ def _training_summary(
 
 def _finish(record: dict[str, Any], folder: Path, accelerator: Accelerator) -> Path:
     record["finished"] = now()
+    """Write the record; a completed one, made before and forced to be made again, is kept until
+    there is another."""
     if accelerator.is_main_process:
-        write_record(folder, record)
+        before = read_json(folder)
+        if record["status"] == "completed" or (before or {}).get("status") != "completed":
+            write_record(folder, record)
         (folder / RUNNING).unlink(missing_ok=True)
     return folder / "result.json"
 

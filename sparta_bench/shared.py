@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.load import load_classifier
 from sparta_bench.models.precision import Precision
-from sparta_bench.models.source import fingerprint_of, load_tokenizer
+from sparta_bench.models.source import fingerprint_of, load_architecture, load_tokenizer
 from sparta_bench.sparta.store import fingerprint_of as values_of
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ class Shared:
         self._kept: dict[str, tuple[str, Any]] = {}
         self._fingerprints: dict[str, str] = {}
         self._sizes: dict[str, Sizes] = {}
+        self._checked: set[str] = set()
         self._values = ""  # the kept backbone's, so that one that was not restored is noticed
 
     # ------------------------------------------------------------------------------ data
@@ -74,6 +76,13 @@ class Shared:
             self._fingerprints[key] = fingerprint_of(model)
         return self._fingerprints[key]
 
+    def check_architecture(self, model: ModelConfig) -> None:
+        """Raise InputError if a folder's shape is not that of the model whose name it bears."""
+        key = _key(model)
+        if key not in self._checked:
+            load_architecture(model)
+            self._checked.add(key)
+
     def tokenizer(self, model: ModelConfig, task: TaskConfig) -> Any:
         """The model's tokenizer for inputs of such a task."""
         key = f"{_key(model)} {task.separator} {len(task.columns)}"
@@ -96,14 +105,26 @@ class Shared:
         It is this run's alone from now on: where the run fails, the next one loads anew.
         """
         tokenizer = self.tokenizer(config.model, config.task)
-        key, kept = self._kept.pop("backbone", ("", None))
-        if key != _backbone_key(config, precision, device):
-            kept = None  # before the next one is loaded: two may not fit into memory
+        self.keep_only(config, precision, device)
+        _, kept = self._kept.pop("backbone", ("", None))
         if kept is not None and values_of(kept) != self._values:
             raise RuntimeError("a backbone was not restored after a run; please report this")
         classifier = load_classifier(config, tokenizer, precision, device, kept)
         self._values = values_of(classifier.backbone)
         return classifier
+
+    def keep_only(self, config: Config, precision: Precision, device: torch.device) -> None:
+        """Let go of a backbone that is not this run's: two may not fit into memory."""
+        key, _ = self._kept.get("backbone", ("", None))
+        if key and key != _backbone_key(config, precision, device):
+            self.forget_backbone()
+
+    def forget_backbone(self) -> None:
+        """Free the backbone, also one that a failed run has left in a reference cycle."""
+        self._kept.pop("backbone", None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def give_back(
         self,
@@ -114,8 +135,10 @@ class Shared:
         device: torch.device,
     ) -> None:
         """Keep the backbone for the next run, if the method can restore it exactly."""
-        if config.task.separator == "sep_token" or not trained.release():
-            return  # new embeddings, or other weights
+        new_rows = config.task.separator == "sep_token"
+        # checkpointing leaves hooks on the modules, a few more with every run
+        if new_rows or config.train.gradient_checkpointing or not trained.release():
+            return
         self._kept["backbone"] = (_backbone_key(config, precision, device), classifier.backbone)
 
     def _last(self, kind: str, key: str, make: Callable[[], T]) -> T:
@@ -132,7 +155,12 @@ def _key(part: ModelConfig | TaskConfig) -> str:
 
 
 def _backbone_key(config: Config, precision: Precision, device: torch.device) -> str:
-    settings = (precision.model_dtype, device, config.train.gradient_checkpointing)
+    settings = (
+        precision.model_dtype,
+        device,
+        config.train.gradient_checkpointing,
+        config.task.separator,
+    )
     return f"{_key(config.model)} {settings}"
 
 

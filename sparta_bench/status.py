@@ -12,23 +12,24 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
+from sparta_bench.claim import is_held
 from sparta_bench.durations import as_duration
 from sparta_bench.errors import InputError
-from sparta_bench.records import LOCK, RUNNING, Cell, Record, read_records, record_of
+from sparta_bench.records import LOCK, PROTOCOL, RUNNING, Cell, Record, read_records, record_of
 from sparta_bench.subcommands import Parser
 from sparta_bench.sweeps import Sweep, sweeps_of
 from sparta_bench.tables.layout import LAYOUTS
 from sparta_bench.tables.protocol import reason_against
+
+NOT_FIXED = {"learning_rate", "batch_size", "checkpoint_every"}
 
 
 class Run(NamedTuple):
     """A run of a sweep: its cell, what the grid varies, its seed."""
 
     cell: Cell
-    learning_rate: float | None  # null: the preset's, which is one for all
-    batch_size: int | None
+    learning_rate: float
+    batch_size: int
     seed: int
 
 
@@ -84,11 +85,9 @@ def progress(folders: list[Path]) -> list[Progress]:
 
 
 def _of_table(key: str, records: list[Record], running: list[Record]) -> Progress:
-    wanted: dict[Run, Sweep] = {}
-    for sweep in sweeps_of(key):
-        wanted |= dict.fromkeys(_runs(sweep), sweep)
+    wanted = dict(pair for sweep in sweeps_of(key) for pair in _runs(sweep))
     states = {
-        state: {run for record in found for run in _is_one_of(record, wanted)}
+        state: {run for record in found if (run := _run_of(record, wanted)) is not None}
         for state, found in (
             ("done", [record for record in records if record.status == "completed"]),
             ("failed", [record for record in records if record.status == "failed"]),
@@ -114,34 +113,32 @@ def _of_table(key: str, records: list[Record], running: list[Record]) -> Progres
     )
 
 
-def _runs(sweep: Sweep) -> Iterable[Run]:
+def _runs(sweep: Sweep) -> Iterable[tuple[Run, dict[str, Any]]]:
+    """Its runs, with the training settings of each that are one for all of its cell."""
     axes = sweep.axes
-    rates = axes.get("train.learning_rate", [None])
-    batches = axes.get("train.batch_size", [None])
-    for model, task, density, rate, batch, seed in product(
-        axes["model"],
-        axes["task"],
-        axes.get("method.density", [None]),
-        rates,
-        batches,
-        axes["seed"],
-    ):
-        yield Run(Cell(model, task, sweep.method, density), rate, batch, seed)
+    densities = axes.get("method.density", [None])
+    for model, task, density in product(axes["model"], axes["task"], densities):
+        train = sweep.train(model, task, density)
+        cell = Cell(model, task, sweep.method, density)
+        rates = axes.get("train.learning_rate", [train["learning_rate"]])
+        batches = axes.get("train.batch_size", [train["batch_size"]])
+        for rate, batch, seed in product(rates, batches, axes["seed"]):
+            yield Run(cell, rate, batch, seed), train
 
 
-def _is_one_of(record: Record, wanted: dict[Run, Sweep]) -> list[Run]:
+def _run_of(record: Record, wanted: dict[Run, dict[str, Any]]) -> Run | None:
     """The run of the table that the record is of, if any."""
     train = record.train
-    for rate, batch in (
-        (train["learning_rate"], train["batch_size"]),
-        (None, None),
-    ):
-        run = Run(record.cell, rate, batch, record.seed)
-        sweep = wanted.get(run)
-        if sweep is not None:
-            fixed = sweep.train.items()
-            return [run] if all(train.get(key) == value for key, value in fixed) else []
-    return []
+    run = Run(record.cell, train["learning_rate"], train["batch_size"], record.seed)
+    # the embedded tasks use all of their data; the paper's have been looked at already
+    whole = (
+        not record.cell.task.startswith("tiny-")
+        or record.raw["config"]["task"]["max_train_examples"] is None
+    )
+    if run not in wanted or record.raw.get("protocol") != PROTOCOL or not whole:
+        return None
+    fixed = wanted[run].keys() - NOT_FIXED
+    return run if all(train.get(key) == wanted[run][key] for key in fixed) else None
 
 
 def _running(folders: list[Path]) -> list[Record]:
@@ -149,7 +146,7 @@ def _running(folders: list[Path]) -> list[Record]:
     found = []
     for folder in folders:
         for parent, _, files in os.walk(folder):
-            if RUNNING in files and LOCK in files and _is_held(Path(parent, LOCK)):
+            if RUNNING in files and LOCK in files and is_held(Path(parent, LOCK)):
                 found += _record(Path(parent, RUNNING))
     return found
 
@@ -162,16 +159,8 @@ def _record(path: Path) -> list[Record]:
     return [] if isinstance(record, str) else [record]
 
 
-def _is_held(lock: Path) -> bool:
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
 def _seconds_left(left: Iterable[Run], records: list[Record]) -> float | None:
-    """Each run as the median of those of its cell, else of its model and task."""
+    """Each run as the median of those of its cell, else of its model, task and method."""
     seconds: dict[Any, list[float]] = defaultdict(list)
     for record in records:
         if record.status == "completed":
@@ -179,10 +168,10 @@ def _seconds_left(left: Iterable[Run], records: list[Record]) -> float | None:
             took = training["seconds"] + training["evaluation_seconds"]
             took += training.get("features_seconds") or 0.0
             seconds[record.cell].append(took)
-            seconds[record.cell.model, record.cell.task].append(took)
+            seconds[record.cell[:3]].append(took)
     total = 0.0
     for run in left:
-        alike = seconds.get(run.cell) or seconds.get((run.cell.model, run.cell.task))
+        alike = seconds.get(run.cell) or seconds.get(run.cell[:3])
         if not alike:
             return None
         total += statistics.median(alike)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
+import copy
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -13,16 +13,25 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from sparta_bench.compose import choices, config_dir, to_plain
+from sparta_bench.config import from_dict
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """`axes` has model, task and seed, and every key that varies; `train` what the file fixes."""
+    """`axes` has model, task and seed, and every other key that varies."""
 
     name: str
     method: str
     axes: dict[str, list[Any]]
-    train: dict[str, Any]
+    composed: dict[str, Any]  # of its first job, presets not filled in
+
+    def train(self, model: str, task: str, density: float | None) -> dict[str, Any]:
+        """The training settings that a run of a cell gets where the sweep varies none."""
+        plain = copy.deepcopy(self.composed)
+        plain["model"]["name"], plain["task"]["name"] = model, task
+        if density is not None:
+            plain["method"]["density"] = density
+        return asdict(from_dict(plain).train)
 
 
 def sweeps_of(table: str) -> list[Sweep]:
@@ -33,7 +42,6 @@ def sweeps_of(table: str) -> list[Sweep]:
 
 
 def _read(name: str) -> Sweep:
-    unset = _unset_train()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         composed = hydra_compose("config", [f"+sweep={name}"], return_hydra_config=True)
@@ -42,7 +50,7 @@ def _read(name: str) -> Sweep:
             key: _values(parser.parse_override(f"{key}={values}"))
             for key, values in composed.hydra.sweeper.params.items()
         }
-    groups = ["model", "task", "method", "train", "seed"]
+    groups = [str(key) for key in composed if key != "hydra"]
     config = to_plain(OmegaConf.masked_copy(composed, groups))
     for key, value in (
         ("model", config["model"]["name"]),
@@ -50,21 +58,7 @@ def _read(name: str) -> Sweep:
         ("seed", config["seed"]),
     ):
         axes.setdefault(key, [value])
-    fixed = {
-        key: value
-        for key, value in config["train"].items()
-        if value != unset[key] and key != "checkpoint_every"
-    }
-    return Sweep(name, config["method"]["name"], axes, fixed)
-
-
-@cache
-def _unset_train() -> dict[str, Any]:
-    """`train` as it is without a sweep."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        train: dict[str, Any] = to_plain(hydra_compose("config"))["train"]
-    return train
+    return Sweep(name, config["method"]["name"], axes, config)
 
 
 def _values(override: Any) -> list[Any]:

@@ -8,20 +8,25 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 
+from sparta_bench.claim import CHECKPOINT, BusyError
 from sparta_bench.cli import main
-from sparta_bench.compose import compose, compose_all, sweep_jobs
+from sparta_bench.compose import compose, compose_all, config_dir, sweep_jobs, to_plain
+from sparta_bench.config import from_dict
 from sparta_bench.durations import as_duration
 from sparta_bench.errors import InputError
 from sparta_bench.grid import Grid
 from sparta_bench.records import LOCK, RUNNING
 from sparta_bench.results import write_record
-from sparta_bench.run import BusyError, run
+from sparta_bench.run import run
 from sparta_bench.shared import Shared
 
 QUICK = ["train.max_steps=4", "train.eval_every=2", "task.max_train_examples=200", "save=none"]
@@ -69,7 +74,32 @@ def test_shared_composing_gives_what_hydra_gives() -> None:
          "train.learning_rate=1e-3,null", "method.targets=[v_proj],all"]
     )  # fmt: skip
     assert len(jobs) == 32
-    assert compose_all(jobs) == [compose(job) for job in jobs]
+    jobs += [
+        ["seed=1", "++seed=2"],  # the later one counts
+        ["task.dev.examples=3", "task.dev={examples:5}"],
+        ["task.dev={examples:5}", "task.dev.examples=3"],
+        ["train.betas=[0.8,0.9]", "task.separator=sep_token"],
+    ]
+
+    def by_hydra(job: list[str]) -> Any:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            return from_dict(to_plain(hydra_compose("config", job)))
+
+    assert compose_all(jobs) == [by_hydra(job) for job in jobs]
+
+
+def test_a_key_that_only_a_swept_method_has() -> None:
+    configs = compose_all(sweep_jobs(["method=lora", "method.r=4,8"]))
+    assert [config.method.r for config in configs] == [4, 8]  # type: ignore[union-attr]
+    assert len(sweep_jobs(["method=lora,lora", "method.r=4"])) == 2
+    with pytest.raises(InputError, match=r"method.r=4: no such key"):
+        compose_all(sweep_jobs(["method=lora,head", "method.r=4"]))
+
+
+def test_of_many_faulty_jobs_some_are_told() -> None:
+    with pytest.raises(InputError) as caught:
+        compose_all([["seed=-1", f"train.batch_size={n}"] for n in range(1, 1000)])
+    assert caught.value.lines == ("seed=-1: must be a whole number from 0 to 2^63 - 1",)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +133,8 @@ def test_runs_that_share_a_process_end_as_if_alone(tmp_path: Path) -> None:
         ["method=sparta", "save=full"],
         ["method=lora", "train.gradient_checkpointing=true"],
         ["method=head", "train.dropout=0.1"],
+        ["method=lora", "task=tiny-mnli"],
+        ["method=sparta", "task=tiny-rte", "task.separator=sep_token"],
     ]
     for number, overrides in enumerate(orders):
         base = [*QUICK, *overrides]
@@ -154,6 +186,96 @@ def test_a_failed_run_leaves_nothing_to_the_next(
     assert failed["status"] == "failed"
     after, _, _ = run(compose([*QUICK, *places(tmp_path), "method=sparta"]), shared)
     assert [after[key] for key in SCORES] == [alone[key] for key in SCORES]
+
+
+def test_a_failed_run_is_freed_before_the_next_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparta_bench import shared as module
+    from sparta_bench.training import loop
+
+    seen: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    original = module.load_classifier
+
+    def watched(*arguments: Any) -> Any:
+        alive.append(sum(ref() is not None for ref in seen))
+        classifier = original(*arguments)
+        seen.append(weakref.ref(classifier.backbone))
+        return classifier
+
+    def breaks(*_: Any) -> None:
+        raise RuntimeError("it broke")
+
+    monkeypatch.setattr(module, "load_classifier", watched)
+    monkeypatch.setattr(loop.Training, "_step", breaks)
+    shared = Shared()
+    for seed in range(3):
+        run(compose([*QUICK, *places(tmp_path), f"seed={seed}"]), shared)
+    assert alive == [0, 0, 0]
+
+
+def test_a_forced_run_that_fails_does_not_lose_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparta_bench.training import loop
+
+    settings = [*QUICK, *places(tmp_path), "method=head"]
+    record, path, _ = run(compose(settings))
+
+    def breaks(*_: Any) -> None:
+        raise RuntimeError("it broke")
+
+    monkeypatch.setattr(loop.Training, "_step", breaks)
+    failed, _, _ = run(compose([*settings, "force=true"]))
+    assert failed["status"] == "failed"
+    assert json.loads(path.read_text())["test"] == record["test"]
+
+
+def test_a_sweep_ends_where_the_device_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sparta_bench import grid as module
+    from sparta_bench.training import loop
+
+    def breaks(*_: Any) -> None:
+        raise RuntimeError("device-side assert")
+
+    monkeypatch.setattr(loop.Training, "_step", breaks)
+    monkeypatch.setattr(module, "_answers", lambda device: False)
+    grid = Grid(compose_all(sweep_jobs([*QUICK, *places(tmp_path), "seed=0,1,2"])), Shared())
+    lines = [outcome.line for outcome in grid.run_all(lambda _: None)]
+    assert [line.endswith("not tried") for line in lines] == [False, True, True]
+    assert len(records(tmp_path / "results")) == 1
+    assert "the device does not answer any more" in capsys.readouterr().err
+
+
+def test_the_checkpoint_goes_after_the_record_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sparta_bench.run as module
+
+    original = module.write_record
+    there: list[bool] = []
+
+    def watched(folder: Path, record: Any) -> Path:
+        there.append((folder / CHECKPOINT).exists())
+        return original(folder, record)
+
+    monkeypatch.setattr(module, "write_record", watched)
+    _, path, _ = run(compose([*QUICK, *places(tmp_path), "train.checkpoint_every=2"]))
+    assert there == [True]
+    assert [file.name for file in path.parent.iterdir()] == ["result.json"]
+
+
+def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path: Path) -> None:
+    config = compose([*QUICK, *places(tmp_path)])
+    record, path, _ = run(config)
+    write_record(path.parent, record | {"status": "interrupted"})
+    (path.parent / ".checkpoint.safetensors.somewhere.1.tmp").write_bytes(b"half")
+    (path.parent / ".adapter.somewhere.1.tmp").mkdir()
+    run(config)
+    assert [file.name for file in path.parent.iterdir()] == ["result.json"]
 
 
 # ---------------------------------------------------------------------------------- locks
@@ -325,3 +447,121 @@ def test_hydras_launchers_give_the_same_runs(
     again = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert again.returncode == 0
     assert "4 runs: 4 done, 0 to go" in again.stderr
+
+
+# ------------------------------------------------------------- several processes of one run
+ONE_FAILS = """
+import os, sys
+from sparta_bench.cli import main
+from sparta_bench.training import loop
+
+original, calls = loop.Training._backward, []
+
+def breaks(self, *rest):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == 2:
+        raise RuntimeError("one process alone")
+    return original(self, *rest)
+
+loop.Training._backward = breaks
+sys.exit(main(sys.argv[1:]))
+"""
+ONE_SEES_A_RUN_DONE = """
+import json, os, sys
+from pathlib import Path
+import sparta_bench.grid as grid
+from sparta_bench.cli import main
+
+original, calls = grid.read_json, []
+
+def sees_more(folder):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == 1:
+        return json.loads(Path(os.environ["DONE"]).read_text())
+    return original(folder)
+
+grid.read_json = sees_more
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def two_processes(
+    script: str, port: int, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    return subprocess.run(
+        [sys.executable, *launch, script, *arguments, "device=cpu"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_where_one_of_two_processes_fails_both_end(tmp_path: Path) -> None:
+    script = tmp_path / "one_fails.py"
+    script.write_text(ONE_FAILS)
+    done = two_processes(str(script), 29531, "-m", "seed=0,1", *QUICK, *places(tmp_path))
+    assert done.returncode != 0
+    assert "one process alone" in done.stderr
+    assert not [r for r in records(tmp_path / "results").values() if r["status"] == "completed"]
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_sweep_agree_on_what_is_to_do(tmp_path: Path) -> None:
+    _, path, _ = run(compose([*QUICK, *places(tmp_path, "alone"), "seed=0"]))
+    run(compose([*QUICK, *places(tmp_path, "alone"), "seed=1"]))
+    script = tmp_path / "one_sees_more.py"
+    script.write_text(ONE_SEES_A_RUN_DONE)
+    arguments = ["-m", "seed=0,1", *QUICK, *places(tmp_path)]
+    done = two_processes(str(script), 29532, *arguments, DONE=str(path))
+    assert done.returncode == 0, done.stderr
+    alone, both = records(tmp_path / "alone"), records(tmp_path / "results")
+    assert alone.keys() == both.keys() and len(both) == 2
+    for run_id, record in both.items():
+        assert record["environment"]["processes"] == 2
+        assert record["test"]["loss"] == pytest.approx(alone[run_id]["test"]["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_launcher_whose_worker_dies_waits_for_the_others(tmp_path: Path) -> None:
+    """The other job's result counts; the dead one's is told, and the same command makes it."""
+    killer = tmp_path / "sitecustomize.py"
+    killer.write_text(
+        "import os, sys, threading, time\n"
+        "def look():\n"
+        "    while True:\n"
+        "        time.sleep(0.05)\n"
+        "        loop = sys.modules.get('sparta_bench.training.loop')\n"
+        "        if loop is not None and hasattr(loop, 'Training'):\n"
+        "            original = loop.Training.train\n"
+        "            def train(self, *rest, **more):\n"
+        "                if self.seed == 1:\n"
+        "                    os.kill(os.getpid(), 9)\n"
+        "                return original(self, *rest, **more)\n"
+        "            loop.Training.train = train\n"
+        "            return\n"
+        "if os.environ.get('KILL_SEED_1'):\n"
+        "    threading.Thread(target=look, daemon=True).start()\n"
+    )
+    arguments = ["-m", "seed=0,1", "hydra/launcher=submitit_local", *QUICK, *places(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "sparta_bench.cli", *arguments]
+    died = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=environment | {"KILL_SEED_1": "1"},
+        timeout=240,
+        check=False,
+    )
+    assert died.returncode == 1, died.stderr
+    assert "seed 1: no result; give the same command again" in died.stderr
+    assert [r["seed"] for r in records(tmp_path / "results").values()] == [0]
+    again = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=240, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert len(records(tmp_path / "results")) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,25 @@ from forged_records import forge, write
 
 from sparta_bench.cli import main
 from sparta_bench.records import LOCK, RUNNING
-from sparta_bench.sweeps import sweeps_of
+from sparta_bench.sweeps import Sweep, sweeps_of
 
 RUNS = {"table3": 72, "table4": 2646, "table5": 2646, "table10": 2646, "table11": 2646}
 TWINS = {"table3-twins": 24, **{f"table{n}-twins": 42 for n in (4, 5, 10, 11)}}
 
 
+@cache
+def sweeps(table: str) -> dict[str, Sweep]:
+    return {sweep.method: sweep for sweep in sweeps_of(table)}
+
+
 def gemma(seed: int = 0, rate: float = 1e-4, **changes: Any) -> dict[str, Any]:
     """A run of the sweep table4_head."""
-    settings = {"config__train__patience": 0, "training": {"seconds": 90.0,
-                "evaluation_seconds": 10.0, "features_seconds": None}}  # fmt: skip
-    return forge("gemma-2b-it", "rte", "head", seed=seed, rate=rate, **(settings | changes))
+    train = sweeps("table4")["head"].train("gemma-2b-it", "rte", None)
+    settings = {
+        "config__train": train | {"learning_rate": rate, "batch_size": 24},
+        "training": {"seconds": 90.0, "evaluation_seconds": 10.0, "features_seconds": None},
+    }
+    return forge("gemma-2b-it", "rte", "head", seed=seed, **(settings | changes))
 
 
 def status(capsys: pytest.CaptureFixture[str], folder: Path) -> dict[str, dict[str, Any]]:
@@ -51,6 +60,7 @@ def test_done_failed_and_running(capsys: pytest.CaptureFixture[str], tmp_path: P
         gemma(seed=7),
         gemma(config__train__epochs=5.0),  # the sweep has two
         gemma(config__task__max_train_examples=100),
+        gemma(protocol=1),
         gemma(status="failed", rate=1e-3, training=None),  # failed once, done since
     ]
     write(tmp_path, *done, failed, *other)
@@ -69,7 +79,13 @@ def test_done_failed_and_running(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 def test_a_table_that_is_done(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     records = [
-        forge(model, "tiny-imdb", sweep.method, density)
+        forge(
+            model,
+            "tiny-imdb",
+            sweep.method,
+            density,
+            config__train=sweep.train(model, "tiny-imdb", density),
+        )
         for sweep in sweeps_of("table3-twins")
         for model in sweep.axes["model"]
         for density in sweep.axes.get("method.density", [None])
@@ -77,7 +93,8 @@ def test_a_table_that_is_done(capsys: pytest.CaptureFixture[str], tmp_path: Path
     took = {"seconds": 5.0, "evaluation_seconds": 1.0}
     for record in records:
         record["training"] = took
-    write(tmp_path, *records[:-1])
+    other = forge("tiny-gemma", "tiny-imdb", "head", rate=0.5, training=took)
+    write(tmp_path, *records[:-1], other)
     table = status(capsys, tmp_path)["table3-twins"]
     assert (table["done"], table["missing"], table["cells_done"]) == (23, 1, 23)
     assert table["seconds_left"] == 6.0

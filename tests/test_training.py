@@ -254,7 +254,7 @@ def test_a_checkpoint_cut_short_is_no_checkpoint(tmp_path: Path, word_tokenizer:
 
 def test_golden_losses(tmp_path: Path, word_tokenizer: Any) -> None:
     """Numbers of one seed, so that a change of the protocol is seen. They may only change
-    together with `PROTOCOL` in results.py."""
+    together with `PROTOCOL` in records.py."""
     got = {}
     for method in METHODS:
         progress = training(tmp_path, word_tokenizer, method=method).train(Silent())
