@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from argparse import ArgumentError, Namespace
+from collections import Counter
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -201,7 +202,7 @@ def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
         if not elsewhere:
             grid.run_all(show)
         else:
-            for outcome in grid.outcomes:
+            for outcome in dict.fromkeys(grid.outcomes):
                 show(outcome)
             job_of = {id(config): job for config, job in zip(configs, jobs, strict=True)}
             left = [job_of[id(config)] for config in grid.pending.values()]
@@ -222,8 +223,9 @@ def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
 def _close(outcomes: list[Outcome]) -> int:
     bad = [outcome for outcome in outcomes if outcome.kind != "done"]
     if bad and len(outcomes) > 1:
-        lines = [outcome.line.splitlines()[0] for outcome in bad]
-        tell(f"{len(bad)} of {len(outcomes)} runs did not complete:", *lines)
+        lines = Counter(outcome.line.splitlines()[0] for outcome in bad)
+        told = [f"{line} ({n:,} runs)" if n > 1 else line for line, n in lines.items()]
+        tell(f"{len(bad):,} of {len(outcomes):,} runs did not complete:", *told)
     if all(outcome.kind == "refused" for outcome in bad):
         return WRONG_INPUT if bad else DONE
     return FAILED

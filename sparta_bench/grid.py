@@ -118,7 +118,8 @@ class Grid:
 
     def heading(self) -> str:
         """How many runs there are, how many are done, and how long the others will take."""
-        text = f"{self.runs:,} runs: {self.done:,} done, {len(self.pending):,} to go"
+        noun = "run" if self.runs == 1 else "runs"
+        text = f"{self.runs:,} {noun}: {self.done:,} done, {len(self.pending):,} to go"
         if self.failed_before:
             text += f" ({self.failed_before:,} of them failed before)"
         if self.refused:
@@ -141,7 +142,7 @@ class Grid:
         KeyboardInterrupt
             If interrupted; what is done stays done.
         """
-        for outcome in self.outcomes:
+        for outcome in dict.fromkeys(self.outcomes):  # a fault of all runs of a model once
             show(outcome)
         number = self.runs - len(self.pending)
         told = False

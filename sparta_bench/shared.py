@@ -13,6 +13,7 @@ import torch
 from sparta_bench.config import Config, ModelConfig, TaskConfig
 from sparta_bench.data.encode import EncodedSplits, encode_splits
 from sparta_bench.data.splits import Splits, load_splits
+from sparta_bench.errors import InputError
 from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.load import load_classifier
@@ -45,6 +46,7 @@ class Shared:
         self._fingerprints: dict[str, str] = {}
         self._sizes: dict[str, Sizes] = {}
         self._checked: set[str] = set()
+        self._faults: dict[str, InputError] = {}
         self._values = ""  # the kept backbone's, so that one that was not restored is noticed
 
     # ------------------------------------------------------------------------------ data
@@ -61,7 +63,7 @@ class Shared:
         """A hash of what the task's three sets hold."""
         key = _key(task)
         if key not in self._fingerprints:
-            self.splits(task)
+            self._unless_it_failed(key, lambda: self.splits(task))
         return self._fingerprints[key]
 
     def sizes(self, task: TaskConfig) -> Sizes:
@@ -73,7 +75,7 @@ class Shared:
         """What identifies the base model's files. Raises InputError if the hub cannot be asked."""
         key = _key(model)
         if key not in self._fingerprints:
-            self._fingerprints[key] = fingerprint_of(model)
+            self._fingerprints[key] = self._unless_it_failed(key, lambda: fingerprint_of(model))
         return self._fingerprints[key]
 
     def check_architecture(self, model: ModelConfig) -> None:
@@ -95,6 +97,16 @@ class Shared:
         return self._last(
             "data", key, lambda: encode_splits(config, self.splits(config.task), tokenizer)
         )
+
+    def _unless_it_failed(self, key: str, make: Callable[[], T]) -> T:
+        """A hub that cannot be reached takes half a minute to say so: once for a whole grid."""
+        if key in self._faults:
+            raise self._faults[key]
+        try:
+            return make()
+        except InputError as error:
+            self._faults[key] = error
+            raise
 
     # -------------------------------------------------------------------------- backbone
     def take_classifier(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import weakref
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from filelock import FileLock
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
+from sparta_bench import cli, job
 from sparta_bench.claim import CHECKPOINT, BusyError
 from sparta_bench.cli import main
 from sparta_bench.compose import compose, compose_all, config_dir, sweep_jobs, to_plain
@@ -316,13 +318,37 @@ def test_the_heading_counts_and_what_failed_elsewhere_is_not_tried_again(
 def test_the_time_of_runs_that_nobody_has_made_is_estimated(tmp_path: Path) -> None:
     configs = compose_all([[*QUICK, *places(tmp_path)]])
     heading = Grid(configs, Shared()).heading()
-    assert heading.startswith("1 runs: 0 done, 1 to go; about ")
+    assert heading.startswith("1 run: 0 done, 1 to go; about ")
     assert heading.endswith(" s left for one process, roughly, by its FLOPs")
 
 
 def test_durations() -> None:
     texts = [as_duration(seconds) for seconds in (0.4, 119, 121, 7199, 7200, 172_799, 200_000)]
     assert texts == ["0 s", "119 s", "2 min", "120 min", "2 h 0 min", "2.0 days", "2.3 days"]
+
+
+def test_a_fault_of_many_runs_is_looked_for_and_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparta_bench import shared as module
+
+    asked: list[str] = []
+
+    def unreachable(model: Any) -> str:
+        asked.append(model.name)
+        raise InputError("model=tiny-gemma: cannot be loaded")
+
+    monkeypatch.setattr(module, "fingerprint_of", unreachable)
+    monkeypatch.setattr(job, "shared", lru_cache(Shared))
+    monkeypatch.setattr(cli, "shared", job.shared)
+    assert main(["-m", "seed=0,1,2", *QUICK, *places(tmp_path)]) == 2
+    assert asked == ["tiny-gemma"]
+    assert capsys.readouterr().err.splitlines() == [
+        "sparta-bench: 3 runs: 0 done, 0 to go, 3 cannot run",
+        "sparta-bench: model=tiny-gemma: cannot be loaded",
+        "sparta-bench: 3 of 3 runs did not complete:",
+        "sparta-bench: model=tiny-gemma: cannot be loaded (3 runs)",
+    ]
 
 
 def test_the_same_run_twice_in_a_grid_is_one(tmp_path: Path) -> None:
@@ -336,7 +362,7 @@ def test_a_forced_run_that_another_process_has_made_since_is_not_made_again(
     configs = compose_all([[*QUICK, *places(tmp_path), "force=true"]])
     _, path, _ = run(configs[0])
     grid = Grid(configs, Shared())
-    assert grid.heading().startswith("1 runs: 0 done, 1 to go")
+    assert grid.heading().startswith("1 run: 0 done, 1 to go")
     assert not run(configs[0])[2]
     stamp = path.stat().st_mtime_ns
     (outcome,) = grid.run_all(lambda _: None)
