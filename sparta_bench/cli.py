@@ -9,14 +9,14 @@ import signal
 import sys
 from argparse import ArgumentError, Namespace
 from collections import Counter
-from collections.abc import Callable
+from importlib import import_module
 from types import FrameType
 from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 
-from sparta_bench import __version__, subcommands
+from sparta_bench import __version__
 from sparta_bench.compose import (
     HYDRA_ERRORS,
     compose,
@@ -29,6 +29,15 @@ from sparta_bench.errors import InputError, did_you_mean, reason_of
 from sparta_bench.job import INTERRUPTED, Outcome, quiet_libraries, run_composed, shared, show, tell
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
+# what reads its own command line, by the module that has it
+COMMANDS = {
+    "bench": ("sparta_bench.bench.command", "main"),
+    "merge": ("sparta_bench.subcommands", "merge"),
+    "predict": ("sparta_bench.subcommands", "predict"),
+    "report": ("sparta_bench.report.command", "main"),
+    "status": ("sparta_bench.status", "main"),
+    "tables": ("sparta_bench.tables.command", "main"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,19 +68,18 @@ def _as_interrupt(number: int, frame: FrameType | None) -> None:
 
 # ---------------------------------------------------------------------------- subcommands
 def _subcommand(name: str, arguments: list[str]) -> int:
-    commands: dict[str, Callable[[list[str]], int]] = {
-        "plan": _plan,
-        "bench": _bench,
-        "predict": _predict,
-        "merge": _merge,
-        "tables": _tables,
-        "report": _report,
-        "status": _status,
-    }
-    if name not in commands:
-        near = did_you_mean(name, commands)
+    if name == "plan":
+        return _plan(arguments)
+    if name not in COMMANDS:
+        near = did_you_mean(name, ["plan", *COMMANDS])
         raise InputError(f"{name}: neither a subcommand{near} nor of the form key=value")
-    return commands[name](arguments)
+    quiet_libraries()
+    module, function = COMMANDS[name]
+    try:
+        getattr(import_module(module), function)(arguments)
+    except SystemExit as end:  # argparse, after --help
+        return int(end.code or DONE)
+    return DONE
 
 
 def _plan(arguments: list[str]) -> int:
@@ -93,55 +101,12 @@ def _plan(arguments: list[str]) -> int:
     return DONE
 
 
-def _bench(arguments: list[str]) -> int:
-    quiet_libraries()
-    from sparta_bench.bench.command import main
-
-    main(arguments)
-    return DONE
-
-
-def _predict(arguments: list[str]) -> int:
-    return _parsed(subcommands.predict, arguments)
-
-
-def _merge(arguments: list[str]) -> int:
-    return _parsed(subcommands.merge, arguments)
-
-
-def _tables(arguments: list[str]) -> int:
-    from sparta_bench.tables.command import main
-
-    return _parsed(main, arguments)
-
-
-def _report(arguments: list[str]) -> int:
-    from sparta_bench.report.command import main
-
-    return _parsed(main, arguments)
-
-
-def _status(arguments: list[str]) -> int:
-    from sparta_bench.status import main
-
-    return _parsed(main, arguments)
-
-
-def _parsed(command: Callable[[list[str]], None], arguments: list[str]) -> int:
-    quiet_libraries()
-    try:
-        command(arguments)
-    except SystemExit as end:  # argparse, after --help
-        return int(end.code or DONE)
-    return DONE
-
-
 # ---------------------------------------------------------------------------- experiments
 def _experiments(arguments: list[str]) -> int:
     """One run, or with `-m` one after the other, through Hydra; the worst outcome is the code."""
     options, overrides = _options(arguments)
-    onlyshows = options.help or options.hydra_help or options.info or options.cfg
-    if not (onlyshows or options.shell_completion):
+    only_shows = options.help or options.hydra_help or options.info or options.cfg
+    if not (only_shows or options.shell_completion):
         # Hydra would stop at its first error, and in a sweep only after earlier runs
         if not options.multirun:
             compose(overrides)
@@ -160,7 +125,7 @@ def _experiments(arguments: list[str]) -> int:
     except HYDRA_ERRORS as error:
         compose(overrides)  # which says it better, if it is the overrides' fault
         raise InputError(reason_of(error)) from None
-    except OSError as error:  # Hydra's own folders; those of a run are told by `_one`
+    except OSError as error:  # Hydra's own folders; those of a run are told by `attempt`
         raise InputError(f"hydra.run.dir or hydra.sweep.dir: {error}") from None
     finally:
         sys.argv = before

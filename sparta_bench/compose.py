@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,18 @@ def to_plain(composed: Any) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items() if key != "hydra"}
 
 
+@contextmanager
+def our_hydra() -> Iterator[None]:
+    """Hydra's compose API, with the folder of our YAML."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        yield
+
+
+class _OnlyHydraError(Exception):
+    """A job that must be composed by Hydra itself, for its result or for the words of its fault."""
+
+
 def compose(overrides: list[str]) -> Config:
     """One experiment from overrides such as `["task=rte", "seed=1"]`.
 
@@ -71,12 +85,11 @@ def compose_all(jobs: list[list[str]]) -> list[Config]:
 
     Hydra takes some 50 ms for a configuration. Jobs that differ in plain values alone share one.
     """
-    GlobalHydra.instance().clear()
     lines: dict[str, None] = {}
     configs = []
     bases: dict[tuple[str, ...], dict[str, Any]] = {}
     faulty = 0
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with our_hydra():
         parsed_once: dict[str, Override] = {}
         for job in jobs:
             try:
@@ -84,7 +97,7 @@ def compose_all(jobs: list[list[str]]) -> list[Config]:
                     if text not in parsed_once:
                         parsed_once[text] = _parse([text])[0]
                 configs.append(_compose_like([parsed_once[text] for text in job], bases))
-            except InputError:
+            except (InputError, _OnlyHydraError):
                 try:
                     configs.append(_compose_one(job))
                 except InputError as error:
@@ -101,23 +114,23 @@ def _compose_like(job: list[Override], bases: dict[tuple[str, ...], dict[str, An
     """A configuration from one of the `bases` that has the same groups and values of a kind that
     only Hydra can set; a base that is not there yet is composed and put there."""
     if any(_misuse(override) for override in job):
-        raise InputError("told by _compose_one")
+        raise _OnlyHydraError
     plain = {str(override.input_line) for override in job if _is_plain(override)}
     others = [override for override in job if str(override.input_line) not in plain]
     for override in job:
         parts = override.key_or_group.split(".")
         parents = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
         if str(override.input_line) in plain and parents & {o.key_or_group for o in others}:
-            raise InputError("told by _compose_one")  # their order counts
+            raise _OnlyHydraError  # their order counts
     key = tuple(str(override.input_line) for override in others)
     if key not in bases:
         try:
             composed = hydra_compose("config", overrides=list(key))
             if "${" in OmegaConf.to_yaml(composed):  # a value that may follow one of the job's
-                raise InputError("told by _compose_one")
+                raise _OnlyHydraError
             bases[key] = to_plain(composed)
         except HYDRA_ERRORS:
-            raise InputError("told by _compose_one") from None
+            raise _OnlyHydraError from None
     config = copy.deepcopy(bases[key])
     for override in job:
         if str(override.input_line) in plain:
@@ -140,7 +153,7 @@ def _set(config: dict[str, Any], path: list[str], value: Any) -> None:
     for name in parents:
         config = config.get(name, {}) if isinstance(config, dict) else {}
     if not isinstance(config, dict) or last not in config or isinstance(config[last], dict):
-        raise InputError("told by _compose_one")
+        raise _OnlyHydraError
     config[last] = value
 
 
@@ -150,8 +163,7 @@ def sweep_jobs(overrides: list[str]) -> list[list[str]]:
 
     A key on the command line takes the place of the same key in a sweep's file.
     """
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with our_hydra():
         parsed = _parse(overrides)
         sweeps = [override for override in parsed if override.key_or_group == "sweep"]
         parsed = [override for override in parsed if override.key_or_group != "sweep"]

@@ -54,8 +54,12 @@ def attempt(config: Config, shared: Shared, **how: Any) -> tuple[Outcome, dict[s
             print(f"sparta-bench: {outcome.line}", file=sys.stderr, flush=True)
             sys.exit(1)
         return outcome, None
+    return _outcome(record, path, was_there), record
+
+
+def _outcome(record: dict[str, Any], path: Path, was_there: bool) -> Outcome:
     kind: Literal["done", "failed"] = "done" if record["status"] == "completed" else "failed"
-    return Outcome(kind, summary_line(record, path, was_there)), record
+    return Outcome(kind, summary_line(record, path, was_there))
 
 
 def _failed(config: Config, why: str) -> Outcome:
@@ -77,41 +81,41 @@ class Grid:
         self.outcomes: list[Outcome] = []
         self.pending: dict[str, Config] = {}  # by run_id: two jobs may be one run
         self.failed_before = 0
-        self._accelerator = None if elsewhere else accelerator_of(configs[0])
-        self._devices = _devices(asked) if elsewhere else [self._accelerator.device]  # type: ignore[union-attr]
+        accelerator = None if elsewhere else accelerator_of(configs[0])
+        self._devices = [accelerator.device] if accelerator else _devices(asked)
+        self._folders: dict[str, list[Path]] = {}  # by run_id: where the run's record may be
         self.times = Times(shared, self._devices[0])
         identified: dict[str, Config] = {}
         for config in configs:
             try:
-                identified.setdefault(self._ids(config)[0], config)
+                ids = [identify(config, shared, device) for device in self._devices]
             except InputError as error:
                 self.outcomes.append(Outcome("refused", "\n".join(error.lines)))
+                continue
+            identified.setdefault(ids[0], config)
+            self._folders[ids[0]] = [run_folder(config, run_id) for run_id in ids]
         self.refused = len(self.outcomes)
         self.runs = len(identified) + self.refused
         for run_id, config in identified.items():
             self._look_up(run_id, config)
-        if self._accelerator is not None:  # another process may have ended a run in between
-            self.started, pending = agreed(self._accelerator, (self.started, list(self.pending)))
+        if accelerator is not None:  # another process may have ended a run in between
+            self.started, pending = agreed(accelerator, (self.started, list(self.pending)))
             self.pending = {run_id: identified[run_id] for run_id in pending}
         self.done = len(identified) - len(self.pending)
 
-    def _ids(self, config: Config) -> list[str]:
-        return [identify(config, self.shared, device) for device in self._devices]
-
-    def _records(self, config: Config) -> list[tuple[dict[str, Any], Path]]:
+    def _records(self, run_id: str) -> list[tuple[dict[str, Any], Path]]:
         """What there is of a run: a completed record first, then the latest."""
-        folders = [run_folder(config, run_id) for run_id in self._ids(config)]
+        folders = self._folders[run_id]
         found = [(record, folder) for folder in folders if (record := read_json(folder))]
         found = [one for one in found if one[0].get("status") in STATUSES]
         return sorted(found, key=lambda one: (one[0]["status"] != "completed", -written_at(one[1])))
 
     def _look_up(self, run_id: str, config: Config) -> None:
-        for found, folder in self._records(config)[:1]:
+        for found, folder in self._records(run_id)[:1]:
             if found["status"] == "completed":
                 self.times.add(config, found)
                 if not config.force:
-                    line = summary_line(found, folder / "result.json", was_there=True)
-                    self.outcomes.append(Outcome("done", line))
+                    self.outcomes.append(_outcome(found, folder / "result.json", was_there=True))
                     return
             self.failed_before += found["status"] == "failed"
         self.pending[run_id] = config
@@ -176,23 +180,20 @@ class Grid:
 
     def look_again(self, wait: bool = True) -> list[Outcome]:
         """Take what others have made of the runs that were to do; waits for those in progress."""
-        for config in self.pending.values():
-            for run_id in self._ids(config):
-                while wait and is_held(run_folder(config, run_id) / LOCK):
+        for run_id, config in self.pending.items():
+            for folder in self._folders[run_id]:
+                while wait and is_held(folder / LOCK):
                     time.sleep(SECONDS_BETWEEN_LOOKS)
             made = [
                 (found, folder)
-                for found, folder in self._records(config)
+                for found, folder in self._records(run_id)
                 if found["status"] != "interrupted"
                 and (written_at(folder) > self.started or not config.force)
             ]
             if not made:
                 self.outcomes.append(_failed(config, "no result; give the same command again"))
             for found, folder in made[:1]:
-                kind: Literal["done", "failed"]
-                kind = "done" if found["status"] == "completed" else "failed"
-                line = summary_line(found, folder / "result.json", was_there=False)
-                self.outcomes.append(Outcome(kind, line))
+                self.outcomes.append(_outcome(found, folder / "result.json", was_there=False))
         return self.outcomes
 
 

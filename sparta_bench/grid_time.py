@@ -14,6 +14,7 @@ from sparta_bench.config import Config, FullFtConfig, HeadConfig, SpartaConfig
 from sparta_bench.models.counts import count_parameters, empty_backbone
 from sparta_bench.models.precision import precision_of
 from sparta_bench.models.source import load_architecture
+from sparta_bench.records import seconds_of
 from sparta_bench.shared import Shared
 from sparta_bench.training.loop import plan_steps
 
@@ -35,11 +36,8 @@ class Times:
 
     def add(self, config: Config, record: dict[str, Any]) -> None:
         """Take a completed run into account."""
-        training = record["training"]
-        seconds = training["seconds"] + training["evaluation_seconds"]
-        seconds += training.get("features_seconds") or 0.0
         for key in _alike(config):
-            self._seconds[key].append(seconds)
+            self._seconds[key].append(seconds_of(record))
 
     def left(self, configs: Iterable[Config]) -> tuple[float, bool]:
         """Seconds for all of these, and whether every one is like a run that was measured."""

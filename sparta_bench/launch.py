@@ -10,21 +10,22 @@ from collections.abc import Callable
 from typing import Any
 
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext
 
-from sparta_bench.compose import config_dir
+from sparta_bench.compose import our_hydra
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 def uses_launcher(overrides: list[str]) -> bool:
     """Whether the overrides choose another launcher than Hydra's basic one."""
-    return str(_composed(overrides).hydra.launcher._target_) != BASIC
+    with our_hydra():
+        composed = hydra_compose("config", overrides, return_hydra_config=True)
+    return str(composed.hydra.launcher._target_) != BASIC
 
 
 def launch(jobs: list[list[str]], task: Callable[[Any], Any]) -> list[JobReturn]:
@@ -34,7 +35,7 @@ def launch(jobs: list[list[str]], task: Callable[[Any], Any]) -> list[JobReturn]
     process can import it.
     """
     own = [[text for text in job if not _is_hydras(text)] for job in jobs]
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with our_hydra():
         config = hydra_compose("config", jobs[0], return_hydra_config=True)
         loader = GlobalHydra.instance().config_loader()
         launcher = Plugins.instance().instantiate_launcher(
@@ -43,12 +44,6 @@ def launch(jobs: list[list[str]], task: Callable[[Any], Any]) -> list[JobReturn]
             config=config,
         )
         return list(launcher.launch(own, initial_job_idx=0))
-
-
-def _composed(overrides: list[str]) -> Any:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return hydra_compose("config", overrides, return_hydra_config=True)
 
 
 def _is_hydras(text: str) -> bool:

@@ -109,10 +109,11 @@ def read_records(folders: Iterable[Path]) -> tuple[list[Record], list[LeftOut]]:
     A file that is no record of this version is left out with the reason, as is the second copy
     of a run.
     """
+    names = [name for folder in folders for name in files_below(folder, "result.json")]
     collecting = gc.isenabled()
     gc.disable()  # nothing here is garbage, and looking for it takes a third of the time
     try:
-        return _read_records(sorted(name for folder in folders for name in _result_files(folder)))
+        return _read_records(sorted(names))
     finally:
         if collecting:
             gc.enable()
@@ -122,18 +123,7 @@ def _read_records(names: Iterable[str]) -> tuple[list[Record], list[LeftOut]]:
     records: dict[str, Record] = {}
     left_out: list[LeftOut] = []
     for path in map(Path, names):
-        try:
-            raw = json.loads(path.read_bytes())
-            record = record_of(path, raw)
-        except OSError as error:
-            left_out.append(LeftOut(path, f"cannot be read: {error.strerror}"))
-            continue
-        except (ValueError, RecursionError):
-            left_out.append(LeftOut(path, "is no JSON"))
-            continue
-        except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
-            left_out.append(LeftOut(path, "lacks a key of a record, or has one of another type"))
-            continue
+        record = read_record(path)
         if isinstance(record, str):
             left_out.append(LeftOut(path, record))
             continue
@@ -149,12 +139,32 @@ def _read_records(names: Iterable[str]) -> tuple[list[Record], list[LeftOut]]:
     return list(records.values()), left_out
 
 
-def _result_files(folder: Path) -> list[str]:
+def read_record(path: Path) -> Record | str:
+    """The record in a file, or the reason why it holds none."""
+    try:
+        return record_of(path, json.loads(path.read_bytes()))
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except (ValueError, RecursionError):
+        return "is no JSON"
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
+        return "lacks a key of a record, or has one of another type"
+
+
+def files_below(folder: Path, name: str) -> list[str]:
+    """The paths of all files of that name."""
     return [
-        os.path.join(parent, "result.json")  # noqa: PTH118, thousands of texts sort faster
+        os.path.join(parent, name)  # noqa: PTH118, thousands of texts sort faster
         for parent, _, files in os.walk(folder)
-        if "result.json" in files
+        if name in files
     ]
+
+
+def seconds_of(raw: Mapping[str, Any]) -> float:
+    """What a completed run took: training, evaluations and features."""
+    training = raw["training"]
+    features = training.get("features_seconds") or 0.0  # null, and not there in older records
+    return float(training["seconds"] + training["evaluation_seconds"] + features)
 
 
 def record_of(path: Path, raw: Any) -> Record | str:

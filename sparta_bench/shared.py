@@ -122,7 +122,8 @@ class Shared:
         if kept is not None and values_of(kept) != self._values:
             raise RuntimeError("a backbone was not restored after a run; please report this")
         classifier = load_classifier(config, tokenizer, precision, device, kept)
-        self._values = values_of(classifier.backbone)
+        if kept is None:
+            self._values = values_of(classifier.backbone)
         return classifier
 
     def keep_only(self, config: Config, precision: Precision, device: torch.device) -> None:
@@ -147,9 +148,9 @@ class Shared:
         device: torch.device,
     ) -> None:
         """Keep the backbone for the next run, if the method can restore it exactly."""
-        new_rows = config.task.separator == "sep_token"
+        changed = config.save == "full" or config.task.separator == "sep_token"  # weights, new rows
         # checkpointing leaves hooks on the modules, a few more with every run
-        if new_rows or config.train.gradient_checkpointing or not trained.release():
+        if changed or config.train.gradient_checkpointing or not trained.release():
             return
         self._kept["backbone"] = (_backbone_key(config, precision, device), classifier.backbone)
 

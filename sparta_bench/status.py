@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
@@ -15,7 +14,17 @@ from typing import Any, NamedTuple
 from sparta_bench.claim import is_held
 from sparta_bench.durations import as_duration
 from sparta_bench.errors import InputError
-from sparta_bench.records import LOCK, PROTOCOL, RUNNING, Cell, Record, read_records, record_of
+from sparta_bench.records import (
+    LOCK,
+    PROTOCOL,
+    RUNNING,
+    Cell,
+    Record,
+    files_below,
+    read_record,
+    read_records,
+    seconds_of,
+)
 from sparta_bench.subcommands import Parser
 from sparta_bench.sweeps import Sweep, sweeps_of
 from sparta_bench.tables.layout import LAYOUTS
@@ -143,20 +152,9 @@ def _run_of(record: Record, wanted: dict[Run, dict[str, Any]]) -> Run | None:
 
 def _running(folders: list[Path]) -> list[Record]:
     """Runs whose lock is held at this moment."""
-    found = []
-    for folder in folders:
-        for parent, _, files in os.walk(folder):
-            if RUNNING in files and LOCK in files and is_held(Path(parent, LOCK)):
-                found += _record(Path(parent, RUNNING))
-    return found
-
-
-def _record(path: Path) -> list[Record]:
-    try:
-        record = record_of(path, json.loads(path.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
-    return [] if isinstance(record, str) else [record]
+    paths = [Path(name) for folder in folders for name in files_below(folder, RUNNING)]
+    found = [read_record(path) for path in paths if is_held(path.parent / LOCK)]
+    return [record for record in found if isinstance(record, Record)]
 
 
 def _seconds_left(left: Iterable[Run], records: list[Record]) -> float | None:
@@ -164,9 +162,7 @@ def _seconds_left(left: Iterable[Run], records: list[Record]) -> float | None:
     seconds: dict[Any, list[float]] = defaultdict(list)
     for record in records:
         if record.status == "completed":
-            training = record.raw["training"]
-            took = training["seconds"] + training["evaluation_seconds"]
-            took += training.get("features_seconds") or 0.0
+            took = seconds_of(record.raw)
             seconds[record.cell].append(took)
             seconds[record.cell[:3]].append(took)
     total = 0.0

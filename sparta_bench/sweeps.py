@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from sparta_bench.compose import choices, config_dir, to_plain
+from sparta_bench.compose import choices, our_hydra, to_plain
 from sparta_bench.config import from_dict
 
 
@@ -42,8 +41,7 @@ def sweeps_of(table: str) -> list[Sweep]:
 
 
 def _read(name: str) -> Sweep:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with our_hydra():
         composed = hydra_compose("config", [f"+sweep={name}"], return_hydra_config=True)
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())
         axes = {

@@ -129,16 +129,13 @@ class LoraTrained(Trained):
     ) -> None:
         super().__init__(values, base_fingerprint=base_fingerprint)
         self.classifier = classifier
-        self.merged = False
 
     def merge_for_good(self) -> None:
         self.classifier.backbone = self.classifier.backbone.merge_and_unload()  # type: ignore[operator]
-        self.merged = True
 
     def release(self) -> bool:
-        if not self.merged:
-            self.classifier.backbone = self.classifier.backbone.unload()  # type: ignore[operator]
-        return not self.merged
+        self.classifier.backbone = self.classifier.backbone.unload()  # type: ignore[operator]
+        return True
 
 
 def sparta(
@@ -166,7 +163,6 @@ class SpartaTrained(Trained):
     def __init__(self, adapter: SpartaAdapter, head_weight: nn.Parameter) -> None:
         super().__init__({**adapter.deltas, HEAD: head_weight}, sampled=adapter.chosen)
         self.sparta = adapter
-        self.merged = False
 
     def write(self) -> None:
         self.sparta.merge()
@@ -180,9 +176,7 @@ class SpartaTrained(Trained):
 
     def merge_for_good(self) -> None:
         self.sparta.bake()
-        self.merged = True
 
     def release(self) -> bool:
-        if not self.merged:
-            self.sparta.detach()
-        return not self.merged
+        self.sparta.detach()
+        return True

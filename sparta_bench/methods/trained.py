@@ -73,5 +73,6 @@ class Trained:
         """Make the backbone plain, with all changes in its own weights."""
 
     def release(self) -> bool:
-        """Give the backbone back bit for bit as it was; false if that cannot be done."""
+        """Give the backbone back bit for bit as it was; false if that cannot be done. Not to be
+        called after `merge_for_good`."""
         return True

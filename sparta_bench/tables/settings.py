@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
-
-from sparta_bench.compose import compose_all, config_dir, to_plain
+from sparta_bench.compose import compose_all
 from sparta_bench.config import Config, LoraConfig, from_dict
 from sparta_bench.paper import number_of, rows_of
+from sparta_bench.sweeps import sweeps_of
 from sparta_bench.tables.protocol import MODELS
 from sparta_bench.tables.table import Heading, Table
 from sparta_bench.tables.texts import rate_text
@@ -105,10 +101,11 @@ def is_the_papers(ours: str, printed: str) -> bool:
 # ------------------------------------------------------------------------------------ Table 13
 def _table13() -> Table:
     lists = rows_of("table13")
-    methods = dict.fromkeys(printed["row"] for printed in lists)
-    places = [(method, number) for method in methods for number in GLUE_TABLES]
-    grids = _grids(f"table{number}_{method}" for method, number in places)
-    found = dict(zip(places, grids, strict=True))
+    found = {
+        (sweep.method, number): (from_dict(sweep.composed), sweep.axes)
+        for number in GLUE_TABLES
+        for sweep in sweeps_of(f"table{number}")
+    }
     rows = []
     for printed in lists:
         paper = [number_of(text) for text in printed["values"].strip("[]").split(",")]
@@ -133,23 +130,9 @@ def _table13() -> Table:
     )
 
 
-def _grids(sweeps: Iterable[str]) -> list[tuple[Config, dict[str, list[str]]]]:
-    """Each sweep's first configuration, and the values of each key that it goes through."""
-    GlobalHydra.instance().clear()
-    found = []
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        for sweep in sweeps:
-            composed = hydra_compose("config", [f"+sweep={sweep}"], return_hydra_config=True)
-            params = composed.hydra.sweeper.params or {}
-            grid = {str(key): str(values).split(",") for key, values in params.items()}
-            ours = [str(key) for key in composed if key != "hydra"]
-            found.append((from_dict(to_plain(OmegaConf.masked_copy(composed, ours))), grid))
-    return found
-
-
-def _values(config: Config, grid: dict[str, list[str]], parameter: str) -> list[str]:
+def _values(config: Config, grid: dict[str, list[Any]], parameter: str) -> list[str]:
     key = f"train.{parameter.replace(' ', '_')}"
     if key in grid:
         write = rate_text if parameter == "learning rate" else "{:g}".format
-        return [write(number_of(text.strip())) for text in grid[key]]
+        return [write(value) for value in grid[key]]
     return [_value(config, parameter)]
