@@ -32,7 +32,7 @@ DONE, FAILED, WRONG_INPUT = 0, 1, 2
 # what reads its own command line, by the module that has it
 COMMANDS = {
     "bench": ("sparta_bench.bench.command", "main"),
-    "merge": ("sparta_bench.subcommands", "merge"),
+    "merge": ("sparta_bench.merge.command", "main"),
     "predict": ("sparta_bench.subcommands", "predict"),
     "report": ("sparta_bench.report.command", "main"),
     "status": ("sparta_bench.status", "main"),

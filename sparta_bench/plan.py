@@ -9,7 +9,7 @@ from sparta_bench.config import Config
 from sparta_bench.data.encode import encode_splits
 from sparta_bench.data.splits import load_splits
 from sparta_bench.errors import InputError
-from sparta_bench.memory import paper_formula_bytes
+from sparta_bench.memory.formula import paper_formula_bytes
 from sparta_bench.models.answers import answer_tokens
 from sparta_bench.models.counts import count_parameters, empty_backbone
 from sparta_bench.models.source import is_local, load_architecture, load_tokenizer

@@ -25,7 +25,7 @@ from sparta_bench.data.encode import (
 )
 from sparta_bench.errors import InputError, TrainingError
 from sparta_bench.files import whole_folder, write_json
-from sparta_bench.memory import forget_peak, peak_bytes
+from sparta_bench.memory.tracker import forget_peak, peak_bytes
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from sparta_bench.claim import is_held
 from sparta_bench.durations import as_duration
 from sparta_bench.errors import InputError
+from sparta_bench.options import Parser
 from sparta_bench.records import (
     LOCK,
     PROTOCOL,
@@ -25,7 +26,6 @@ from sparta_bench.records import (
     read_records,
     seconds_of,
 )
-from sparta_bench.subcommands import Parser
 from sparta_bench.sweeps import Sweep, sweeps_of
 from sparta_bench.tables.layout import LAYOUTS
 from sparta_bench.tables.protocol import reason_against

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from sparta_bench.errors import InputError
-from sparta_bench.merge import bake, export
+from sparta_bench.merge.bake import bake, export
 from sparta_bench.saved import load
 from sparta_bench.sparta import authors_layout
 

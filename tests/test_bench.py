@@ -18,7 +18,7 @@ from sparta_bench.bench.gradient import CROSSOVER_DENSITIES
 from sparta_bench.bench.setting import Setting
 from sparta_bench.cli import main
 from sparta_bench.errors import InputError
-from sparta_bench.memory import TensorMemory
+from sparta_bench.memory.tracker import TensorMemory
 from sparta_bench.sparta.gradient import weight_gradient_at
 
 HIDDEN, WIDE, LAYERS, HEADS, WORDS, ROWS, TOKENS, CLASSES = 16, 64, 2, 2, 50, 3, 5, 2

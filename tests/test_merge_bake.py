@@ -25,7 +25,7 @@ from sparta_bench.data.prompts import render
 from sparta_bench.data.splits import load_splits
 from sparta_bench.errors import InputError
 from sparta_bench.files import whole_folder
-from sparta_bench.merge import bake
+from sparta_bench.merge.bake import bake
 from sparta_bench.models.load import load_backbone
 from sparta_bench.models.source import load_tokenizer
 from sparta_bench.predict import ready

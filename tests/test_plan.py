@@ -9,7 +9,7 @@ import pytest
 
 from sparta_bench.compose import compose
 from sparta_bench.errors import InputError
-from sparta_bench.memory import paper_formula_bytes
+from sparta_bench.memory.formula import paper_formula_bytes
 from sparta_bench.models.counts import count_parameters, empty_backbone
 from sparta_bench.models.source import load_architecture
 from sparta_bench.plan import as_json, as_text, plan

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from forged_records import forge, write
 
+from sparta_bench.charts import plots
+from sparta_bench.charts.chart import TONES, linear_axis, log_axis, thinned
 from sparta_bench.errors import InputError
 from sparta_bench.paper import number_of, results_of
-from sparta_bench.report import content, plots, svg
-from sparta_bench.report.chart import TONES, linear_axis, log_axis, thinned
+from sparta_bench.report import content, svg
 from sparta_bench.report.command import main
 from sparta_bench.report.page import table
 from sparta_bench.tables.layout import score_of
@@ -532,8 +533,8 @@ def test_without_matplotlib_one_line_names_the_extra(
     with pytest.raises(InputError) as error:
         main([str(tmp_path / "records")])
     assert error.value.lines == (
-        "report: the figures need matplotlib: pip install 'sparta-bench[plots]', or give "
-        "--page-only",
+        "report without --page-only: the figures need matplotlib: "
+        "pip install 'sparta-bench[plots]'",
     )
     assert charts(page_of(tmp_path / "records", "--page-only"))
 

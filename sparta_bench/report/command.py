@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sparta_bench.charts.plots import check_matplotlib, write_figures
+from sparta_bench.charts.text import counted
 from sparta_bench.errors import InputError
 from sparta_bench.files import whole_file
+from sparta_bench.options import Parser
 from sparta_bench.records import read_records
 from sparta_bench.report.content import report
-from sparta_bench.report.plots import check_matplotlib, write_figures
-from sparta_bench.report.text import counted
-from sparta_bench.subcommands import Parser
 
 
 def _parser() -> Parser:
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
     if missing:
         raise InputError(*(f"report: {folder}: no such folder" for folder in missing))
     if not options.page_only:
-        check_matplotlib()
+        check_matplotlib("report without --page-only")
     records, unread = read_records(folders)
     if not records and not unread:
         names = ", ".join(map(str, folders))

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sparta_bench.charts.chart import Figure
+from sparta_bench.charts.text import counted, shortened
 from sparta_bench.records import LeftOut, Record
 from sparta_bench.report import figures as drawn
-from sparta_bench.report.chart import Figure
 from sparta_bench.report.facts import facts_of, failures_of, gaps_of
 from sparta_bench.report.groups import Group, groups_of
 from sparta_bench.report.numbers import numbers_table
@@ -25,7 +26,6 @@ from sparta_bench.report.page import (
     paragraph,
     table,
 )
-from sparta_bench.report.text import counted, shortened
 from sparta_bench.tables.build import TWIN_NOTE, build_tables
 from sparta_bench.tables.select import Selection, select
 from sparta_bench.tables.table import Table

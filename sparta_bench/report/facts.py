@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparta_bench.charts.text import shortened
 from sparta_bench.records import LeftOut, Record
 from sparta_bench.report.groups import cell_order, device_of
-from sparta_bench.report.text import shortened
 from sparta_bench.tables import layout
 from sparta_bench.tables.select import Selection
 

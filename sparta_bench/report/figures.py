@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sparta_bench.records import Record
-from sparta_bench.report.chart import (
+from sparta_bench.charts.chart import (
     MARKERS,
     Axis,
     Bar,
@@ -23,6 +22,8 @@ from sparta_bench.report.chart import (
     number,
     thinned,
 )
+from sparta_bench.charts.text import counted, shortened, spread_text
+from sparta_bench.records import Record
 from sparta_bench.report.groups import (
     METHODS,
     Group,
@@ -33,7 +34,6 @@ from sparta_bench.report.groups import (
     share_of,
     value_at,
 )
-from sparta_bench.report.text import counted, shortened, spread_text
 from sparta_bench.tables import layout
 from sparta_bench.tables.select import Chosen
 

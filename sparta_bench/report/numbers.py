@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from sparta_bench.charts.text import shortened, spread_text
 from sparta_bench.report.groups import Group, share_of, trained_of
-from sparta_bench.report.text import shortened, spread_text
 from sparta_bench.tables import layout
 from sparta_bench.tables.select import Chosen, Spread
 from sparta_bench.tables.table import Heading, Table

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparta_bench import __version__
+from sparta_bench.charts.chart import TONES, Figure
+from sparta_bench.charts.text import counted, escaped, plain
 from sparta_bench.report import svg
-from sparta_bench.report.chart import TONES, Figure
 from sparta_bench.report.facts import Facts, Failure, Gap
-from sparta_bench.report.text import counted, escaped, plain
 from sparta_bench.tables.table import Heading, Table
 
 MOST_ROWS = 200  # of failed runs; more are counted

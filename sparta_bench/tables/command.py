@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sparta_bench.errors import InputError
 from sparta_bench.files import whole_file
+from sparta_bench.options import Parser
 from sparta_bench.records import LeftOut, read_records
-from sparta_bench.subcommands import Parser
 from sparta_bench.tables.build import build_tables
 from sparta_bench.tables.counts import MODELS, count_tables, read_plans
 from sparta_bench.tables.layout import LAYOUTS

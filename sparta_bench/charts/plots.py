@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sparta_bench.charts.chart import TONES, Bars, Figure, Line, Marker, Plot, Series
+from sparta_bench.charts.text import shortened
 from sparta_bench.errors import InputError
 from sparta_bench.files import whole_file
-from sparta_bench.report.chart import TONES, Bars, Figure, Line, Marker, Plot, Series
-from sparta_bench.report.text import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,14 +58,16 @@ SETTINGS: dict[Any, Any] = {
 }
 
 
-def check_matplotlib() -> None:
-    """Fail early, in one line, where the optional dependency is not there."""
+def check_matplotlib(option: str) -> None:
+    """Fail early, in one line, where the optional dependency is not there.
+
+    `option` is what asked for figures, or what goes without them, as the message has it.
+    """
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise InputError(
-            "report: the figures need matplotlib: pip install 'sparta-bench[plots]', or give "
-            "--page-only"
+            f"{option}: the figures need matplotlib: pip install 'sparta-bench[plots]'"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of a run or of a step, and the paper's formula for it (section 5)."""
+"""Peak memory of a run or of a step, as it is."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from sparta_bench.models.counts import ParameterCounts
 
 
 def forget_peak(device: torch.device) -> None:
@@ -96,21 +94,3 @@ def _parts(tensor: Tensor) -> list[Tensor]:
     if tensor.layout == torch.sparse_csr:
         return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
     return [tensor]
-
-
-def paper_formula_bytes(counts: ParameterCounts, method: str) -> dict[str, int]:
-    """Bytes to train with Adam, all in bfloat16, activations aside (section 5, inequality 1).
-
-    Each trained scalar needs itself, its gradient and two moments. SpaRTA's deltas are trained
-    beside the weights, and each chosen scalar has two 16-bit indices.
-    """
-    trained = 4 * 2 * counts.trainable
-    weights = 0 if method == "full_ft" else 2 * counts.total
-    indices = 2 * 2 * (counts.sampled or 0)
-    return {
-        "weights": weights,
-        "trained": trained,
-        "indices": indices,
-        "total": weights + trained + indices,
-        "full_ft_total": 4 * 2 * counts.total,
-    }

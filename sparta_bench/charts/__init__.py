@@ -1,0 +1,1 @@
+"""Figures as plain values, and their drawing by matplotlib."""

@@ -1,0 +1,53 @@
+"""What the subcommands' command lines share: a parser whose errors are told as all others are."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sparta_bench.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are told as all of this program's are."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings
+        )
+
+    def error(self, message: str) -> NoReturn:
+        verb = self.prog.removeprefix("sparta-bench ")
+        raise InputError(f"{verb}: {message} (see sparta-bench {verb} --help)")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, as a type of an option."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+    return int(text)
+
+
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """What says where a trained thing and its base are."""
+    parser.add_argument(
+        "adapter",
+        metavar="ADAPTER",
+        type=Path,
+        help="folder of an adapter, of a whole classifier (save=full, merge bake), or of an "
+        "adapter of the authors' package peft-sparta",
+    )
+    parser.add_argument(
+        "--base",
+        metavar="DIR|NAME",
+        help="folder or hub name of the base model; needed where it was in a folder in training",
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="DIR|NAME", help="the same for a tokenizer that is not beside it"
+    )
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read the .pt files that peft-sparta's trainer writes (tensors only)",
+    )
