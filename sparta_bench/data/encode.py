@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparta_bench.config import Config
 from sparta_bench.data.examples import Examples
-from sparta_bench.data.prompts import render
+from sparta_bench.data.prompts import Reading, render
 from sparta_bench.data.splits import Splits
 from sparta_bench.errors import InputError
 from sparta_bench.files import write_tensors
@@ -78,7 +78,7 @@ def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSpli
     """
     folder = cache_folder(config)
     encoded = {
-        name: _encode(examples, config, tokenizer, folder, name)
+        name: encode(examples, config.task, config.model.kind, tokenizer, folder, name)
         for name, examples in (("train", splits.train), ("dev", splits.dev), ("test", splits.test))
     }
     limit = config.task.max_train_tokens
@@ -118,10 +118,17 @@ def cache_folder(config: Config) -> Path:
     return Path(home) / "sparta-bench"
 
 
-def _encode(
-    examples: Examples, config: Config, tokenizer: Any, folder: Path, split: str
+def encode(
+    examples: Examples, reading: Reading, kind: str, tokenizer: Any, folder: Path, split: str
 ) -> Encoded:
-    texts = [render(text, config.task, config.model.kind) for text in examples.texts]
+    """Token ids of a set as a model of this kind reads it; kept in `folder` for the next time.
+
+    Raises
+    ------
+    InputError
+        If an input has no token at all; names the split and the example.
+    """
+    texts = [render(text, reading, kind) for text in examples.texts]
     path = folder / f"{_cache_key(texts, tokenizer)}.safetensors"
     ids = _read_cache(path, len(texts))
     if ids is None:

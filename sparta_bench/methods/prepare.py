@@ -92,10 +92,19 @@ def _move_gradient_to(copy: nn.Parameter) -> Any:
 
 def lora(classifier: Classifier, method: LoraConfig, precision: Precision, seed: int) -> Trained:
     """peft's LoRA on the named modules, and the head (appendix C)."""
+    torch.manual_seed(seed)  # of the A matrices; B starts at zero
+    base = fingerprint_of(classifier.backbone)
+    values = wrap_in_lora(classifier, method, precision)
+    return LoraTrained(classifier, {**values, HEAD: classifier.head_weight}, base)
+
+
+def wrap_in_lora(
+    classifier: Classifier, method: LoraConfig, precision: Precision
+) -> dict[str, nn.Parameter]:
+    """Put peft's LoRA around the backbone; returns its matrices, in the trained dtype, by name."""
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
-    torch.manual_seed(seed)  # of the A matrices; B starts at zero
     settings = PeftLoraConfig(
         r=method.r,
         lora_alpha=method.alpha,
@@ -103,7 +112,6 @@ def lora(classifier: Classifier, method: LoraConfig, precision: Precision, seed:
         target_modules=list(method.targets),
         bias="none",
     )
-    base = fingerprint_of(classifier.backbone)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns that nobody named a task type
@@ -118,7 +126,7 @@ def lora(classifier: Classifier, method: LoraConfig, precision: Precision, seed:
     }
     for value in values.values():
         value.data = value.data.to(precision.trained_dtype)
-    return LoraTrained(classifier, {**values, HEAD: classifier.head_weight}, base)
+    return values
 
 
 class LoraTrained(Trained):

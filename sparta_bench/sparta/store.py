@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,13 @@ def checksum_of(tensors: Mapping[str, Tensor]) -> str:
 def fingerprint_of(backbone: nn.Module) -> str:
     """What tells one base from another, whatever file it came from: names, shapes and up to
     4,096 evenly spaced values of every tensor, as float32."""
+    return fingerprint_of_tensors(backbone.named_parameters())
+
+
+def fingerprint_of_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
+    """The same without a model: of the backbone's parameters, in any order."""
     probes = {}
-    for name, tensor in backbone.named_parameters():
+    for name, tensor in named:
         every = max(tensor.numel() // _PROBES, 1)
         shape = "x".join(map(str, tensor.shape))
         probes[f"{name} {shape} "] = tensor.detach().reshape(-1)[::every][:_PROBES]

@@ -17,7 +17,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -26,13 +25,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from sparta_bench.config import TrainConfig
-from sparta_bench.data.batches import BatchSource, evaluation_batches, training_batches
+from sparta_bench.data.batches import BatchSource, training_batches
 from sparta_bench.errors import TrainingError
 from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.features import FeatureClassifier
 from sparta_bench.training import checkpoint as ckpt
-from sparta_bench.training.metrics import score
+from sparta_bench.training.evaluation import evaluate
 from sparta_bench.training.optim import build_optimizer, learning_rate_at
 from sparta_bench.training.progress import Reporter
 
@@ -157,8 +156,8 @@ class Training:
     def evaluate(self, data: BatchSource) -> dict[str, float]:
         """Loss (nats per example), accuracy and mcc of the present state."""
         started = time.perf_counter()
-        logits = self._logits(data)
-        scores = score(logits, np.asarray(data.labels))
+        size = evaluation_batch_size(self.settings)
+        scores = evaluate(self.accelerator, self.classifier, data, size)
         self.progress.evaluation_seconds += time.perf_counter() - started
         return scores
 
@@ -293,22 +292,6 @@ class Training:
             }
         )
         progress.loss_sum, progress.loss_examples = 0.0, 0
-
-    @torch.no_grad()
-    def _logits(self, data: BatchSource) -> np.ndarray[Any, Any]:
-        """Logits of all examples (float32, examples x classes), in the order of `data`."""
-        self.classifier.eval()
-        size = evaluation_batch_size(self.settings)
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        classes = self.classifier.head.out_features
-        logits = torch.zeros(len(data), classes, device=self.device)
-        for rows in evaluation_batches(data.lengths(), size)[rank::world]:
-            batch = self._to_device(data.collate(rows))
-            batch.pop("labels")
-            logits[torch.tensor(rows, device=self.device)] = self.classifier(**batch)
-        if world > 1:
-            logits = self.accelerator.reduce(logits, "sum")
-        return logits.cpu().numpy()
 
     # ------------------------------------------------------------------- checkpoints
     def _checkpoint_is_due(self) -> bool:
