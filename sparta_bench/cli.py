@@ -34,6 +34,7 @@ COMMANDS = {
     "bench": ("sparta_bench.bench.command", "main"),
     "merge": ("sparta_bench.merge.command", "main"),
     "predict": ("sparta_bench.subcommands", "predict"),
+    "ranks": ("sparta_bench.ranks.command", "main"),
     "report": ("sparta_bench.report.command", "main"),
     "status": ("sparta_bench.status", "main"),
     "tables": ("sparta_bench.tables.command", "main"),

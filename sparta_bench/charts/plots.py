@@ -139,6 +139,8 @@ def _height(panel: Plot | Bars) -> float:
 def _plot(axes: Axes, plot: Plot) -> None:
     if plot.x.log:
         axes.set_xscale("log")
+    if plot.y.log:
+        axes.set_yscale("log")
     axes.minorticks_off()
     axes.set_xlim(plot.x.low, plot.x.high)
     axes.set_ylim(plot.y.low, plot.y.high)

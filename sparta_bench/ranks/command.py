@@ -1,0 +1,111 @@
+"""The command line of `sparta-bench ranks`. Nothing heavy is imported before it is read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparta_bench.charts.plots import check_matplotlib, write_figures
+from sparta_bench.errors import InputError
+from sparta_bench.files import whole_file, write_json
+from sparta_bench.options import Parser
+from sparta_bench.tables.render import as_csv, as_latex, as_markdown
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparta_bench.ranks.compare import Compared
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="sparta-bench ranks",
+        description="Ranks of what fine-tuning changed in each weight matrix (appendix A, Tables 7\n"
+        "and 8), from safetensors alone: no model is built. Each of BASE and TUNED is\n"
+        "a file, a folder (shards too), a model of conf/model, or a name on the hub;\n"
+        "TUNED may be an adapter or a whole classifier that a run saved.",
+    )
+    parser.add_argument("base", metavar="BASE", help="what the tuning began with")
+    parser.add_argument("tuned", metavar="TUNED", nargs="+", help="what came of it")
+    parser.add_argument("--json", action="store_true", help="print a JSON list and nothing else")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="also write ranks.json, .md, .csv and .tex there"
+    )
+    parser.add_argument(
+        "--figure",
+        metavar="PATH",
+        type=Path,
+        help="draw the spectra: PATH.png and PATH.svg (spectrum.* where PATH is a folder)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float64"),
+        default="float32",
+        help="of the computation, and so of the tolerance (float32)",
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(auto: CUDA if there)"
+    )
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """`sparta-bench ranks`: print the table, or the JSON."""
+    options = _parser().parse_args(arguments)
+    if options.figure is not None:
+        check_matplotlib("ranks --figure")
+    figure = _figure_path(options.figure)
+    _check_out(options.out)
+    from sparta_bench.ranks.compare import compare
+    from sparta_bench.ranks.spectrum import WORK_DTYPES
+
+    device = _device(options.device)
+    found = compare(options.base, options.tuned, WORK_DTYPES[options.dtype], device)
+    rows = found.as_list()
+    try:
+        if options.out is not None:
+            write(found, rows, options.out)
+        if figure is not None:
+            write_figures([found.figure(figure.name)], figure.parent)
+    except OSError as error:
+        raise InputError(f"ranks: {error.filename}: cannot be written: {error.strerror}") from None
+    if options.json:
+        print(json.dumps(rows, allow_nan=False))
+        for note in found.notes:
+            print(f"sparta-bench: {note}", file=sys.stderr)
+    else:
+        print(as_markdown(found.table()), end="")
+
+
+def write(found: Compared, rows: list[dict[str, Any]], folder: Path) -> None:
+    """The four files of `--out`."""
+    table = found.table()
+    write_json(folder / "ranks.json", rows)
+    texts = {"md": as_markdown(table), "csv": as_csv(table), "tex": as_latex(table)}
+    for end, text in texts.items():
+        with whole_file(folder / f"ranks.{end}") as path:
+            path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("ranks: --device cuda: torch sees no CUDA device here; use cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _figure_path(path: Path | None) -> Path | None:
+    """Folder and name of the figure's files, without an ending."""
+    if path is None:
+        return None
+    if path.suffix in (".png", ".svg"):
+        return path.with_suffix("")
+    return path / "spectrum"
+
+
+def _check_out(folder: Path | None) -> None:
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise InputError(f"ranks: --out {folder}: is no folder")
