@@ -16,7 +16,7 @@ from sparta_bench.bench.contenders import DENSITIES, Ready, build, missing
 from sparta_bench.bench.flops import flops_of
 from sparta_bench.bench.gradient import shares_of
 from sparta_bench.bench.setting import Setting
-from sparta_bench.memory.tracker import TensorMemory
+from sparta_bench.memory.tracker import peak_of
 from sparta_bench.models.counts import empty_backbone
 from sparta_bench.models.source import load_architecture
 
@@ -98,13 +98,7 @@ def _counted(name: str, setting: Setting, batch: dict[str, Tensor]) -> dict[str,
         "note": ready.note,
         **flops_of(ready, batch),
     }
-    if setting.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        ready.step(batch)
-        return counts | {"peak_memory_bytes": torch.cuda.max_memory_allocated()}
-    with TensorMemory() as memory:
-        ready.step(batch)
-    return counts | {"peak_memory_bytes": memory.peak}
+    return counts | {"peak_memory_bytes": peak_of(lambda: ready.step(batch), setting.device)}
 
 
 def _timed(

@@ -1,23 +1,73 @@
-"""The paper's formula for the memory of training (section 5)."""
+"""The paper's formula for the memory of training (section 5), Table 1, and the break-even."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from sparta_bench.models.counts import ParameterCounts
+
+WEIGHT = 2  # bytes of a bfloat16 number
+TRAINED = 4 * WEIGHT  # a trained scalar: itself, its gradient and Adam's two moments
+INDICES = 2 * 2  # row and column of a chosen scalar, 16 bits each
+
+SPARSITIES = (50, 80, 90, 95, 99)  # percent, as in Table 1
+SIZES = {"2B": 2e9, "7B": 7e9}  # parameters of Table 1's models
 
 
 def paper_formula_bytes(counts: ParameterCounts, method: str) -> dict[str, int]:
     """Bytes to train with Adam, all in bfloat16, activations aside (section 5, inequality 1).
 
-    Each trained scalar needs itself, its gradient and two moments. SpaRTA's deltas are trained
-    beside the weights, and each chosen scalar has two 16-bit indices.
+    SpaRTA's deltas are trained beside the weights, and each chosen scalar has two indices.
     """
-    trained = 4 * 2 * counts.trainable
-    weights = 0 if method == "full_ft" else 2 * counts.total
-    indices = 2 * 2 * (counts.sampled or 0)
+    trained = TRAINED * counts.trainable
+    weights = 0 if method == "full_ft" else WEIGHT * counts.total
+    indices = INDICES * (counts.sampled or 0)
     return {
         "weights": weights,
         "trained": trained,
         "indices": indices,
         "total": weights + trained + indices,
-        "full_ft_total": 4 * 2 * counts.total,
+        "full_ft_total": TRAINED * counts.total,
     }
+
+
+class PerScalar(NamedTuple):
+    """Bytes for each scalar of a model: all of it trained; frozen; chosen, beside the frozen."""
+
+    full_ft: int
+    frozen: int
+    chosen: int
+
+    def of_sparta(self, sparsity: int) -> float:
+        """Bytes for each scalar of the model with SpaRTA at a sparsity in percent."""
+        return self.frozen + self.chosen * (100 - sparsity) / 100
+
+    @property
+    def break_even(self) -> float:
+        """The density at which SpaRTA needs as much as full fine-tuning (inequality 1)."""
+        return (self.full_ft - self.frozen) / self.chosen
+
+
+PAPER = PerScalar(TRAINED, WEIGHT, TRAINED + INDICES)
+
+
+def table1_gb() -> dict[str, dict[str, float]]:
+    """Table 1 by model and column, as `paper.rows_of("table1")` names them; GB = 1e9 bytes."""
+    return {
+        model: {
+            "storage": WEIGHT * parameters / 1e9,
+            "full_ft": PAPER.full_ft * parameters / 1e9,
+            **{f"sparta-{s}": PAPER.of_sparta(s) * parameters / 1e9 for s in SPARSITIES},
+        }
+        for model, parameters in SIZES.items()
+    }
+
+
+def saved_beside_weights(sparsity: int) -> float:
+    """What indices and deltas on disk add to the weights, as a share of them (section 5: 3k)."""
+    return (INDICES + WEIGHT) * (100 - sparsity) / 100 / WEIGHT
+
+
+def less_than_full_ft(sparsity: int) -> float:
+    """Which share of full fine-tuning's memory SpaRTA does not need (section 5)."""
+    return 1 - PAPER.of_sparta(sparsity) / PAPER.full_ft

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import resource
 import weakref
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -38,6 +40,24 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def live_bytes(device: torch.device) -> int:
+    """Bytes of all tensors that there are: CUDA's allocator; on a CPU those of the process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return TensorMemory().live
+
+
+def peak_of(work: Callable[[], Any], device: torch.device) -> int:
+    """Bytes of all tensors at the peak of `work`: CUDA's allocator; on a CPU `TensorMemory`."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device)
+    with TensorMemory() as memory:
+        work()
+    return memory.peak
+
+
 class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of all tensors of the process while torch works inside a `with` block.
 
@@ -45,23 +65,27 @@ class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     that were there before the block: weights, optimizer state. What an operation needs inside
     itself and frees again is not seen, save in this project's own operators.
 
+    Parameters
+    ----------
+    there
+        What counts as being there before the block; null: all tensors of the process.
+
     Attributes
     ----------
     live, peak
         Bytes now, and the most there were at any time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, there: Iterable[Tensor] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._held: dict[int, weakref.ref[UntypedStorage]] = {}
-        gc.collect()
-        for thing in gc.get_objects():
-            if issubclass(type(thing), Tensor):  # isinstance would ask, and wake, lazy objects
-                self._hold(thing)
+        for tensor in _all_tensors() if there is None else there:
+            self._hold(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "sparta_bench" and args[0].device.type == "cpu":
+        ours = func.namespace == "sparta_bench" and not isinstance(args[0], FakeTensor)
+        if ours and args[0].device.type == "cpu":
             with self:  # its kernel is made of torch's operations, whose temporaries count
                 made = func._op_dk(torch._C.DispatchKey.CPU, *args, **(kwargs or {}))
         else:
@@ -85,6 +109,12 @@ class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._held[key] = weakref.ref(storage, let_go)
             self.live += size
         self.peak = max(self.peak, self.live)
+
+
+def _all_tensors() -> Iterable[Tensor]:
+    gc.collect()
+    # isinstance would ask, and wake, lazy objects
+    return (thing for thing in gc.get_objects() if issubclass(type(thing), Tensor))
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:

@@ -1,0 +1,108 @@
+"""Activations of a step, estimated by a dry run: the real code on tensors without values.
+
+Two decoder layers and three tell what a further layer keeps and what is there once; the batch is so
+large that all else vanishes beside it. Attention is torch's fused one, which keeps no scores.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sparta_bench.bench.setting import Setting
+from sparta_bench.config import LoraConfig, SpartaConfig
+from sparta_bench.memory.parts import is_sampled_at
+from sparta_bench.memory.tracker import TensorMemory
+from sparta_bench.methods.prepare import full_ft, wrap_in_lora
+from sparta_bench.models.source import load_architecture
+from sparta_bench.sparta.layer import Places, touch
+from sparta_bench.sparta.sample import sampled_tensors
+
+MANY_TOKENS = 1 << 22  # beside whose activations no gradient of a weight counts
+
+
+class Activations(NamedTuple):
+    """Bytes for each row of a batch: `kept` by each layer for the backward pass, `at_work`
+    whatever the number of layers is (temporaries of the layer at work; first and last layer)."""
+
+    kept: float
+    at_work: float
+
+
+def activations_of(setting: Setting, checkpointing: bool) -> Activations:
+    """For rows of `setting.tokens` tokens without padding, with or without gradient
+    checkpointing."""
+    # not one and two: of two layers on, the first one's input is there beside a later one's
+    two, three = (_peak_of_a_row(setting, layers, checkpointing) for layers in (2, 3))
+    return Activations(three - two, 3 * two - 2 * three)
+
+
+def _peak_of_a_row(setting: Setting, layers: int, checkpointing: bool) -> float:
+    dry = _with_layers(setting, layers, checkpointing)
+    method, precision = setting.config.method, setting.precision
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers renames checkpointing
+        classifier = replace(dry, device=torch.device("meta")).classifier()
+    classifier.head_weight.requires_grad_(True)
+    if isinstance(method, LoraConfig):  # not further below: peft moves what it makes
+        wrap_in_lora(classifier, method, precision)
+    with FakeTensorMode():
+        # `to_empty` does the same, but refuses to mix devices with values and without
+        classifier._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # type: ignore[no-untyped-call]
+        there = [*classifier.parameters(), *classifier.buffers()]
+        if isinstance(method, SpartaConfig):
+            there += _touch(classifier.backbone, method, precision.trained_dtype, setting.device)
+        elif method.name == "full_ft":
+            there += full_ft(classifier, precision).values.values()
+        batch = dry.batch()
+        labels = batch.pop("labels")
+        with TensorMemory(there) as memory:
+            before = memory.live
+            loss = F.cross_entropy(classifier(**batch), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+    return (memory.peak - before) / dry.rows
+
+
+def _with_layers(setting: Setting, layers: int, checkpointing: bool) -> Setting:
+    """The same with so many layers and a large batch, on a CPU: the only device whose fused
+    attention runs dry everywhere."""
+    config = setting.config
+    shape = load_architecture(config.model).to_dict() | {"num_hidden_layers": layers}
+    dtype = setting.precision.as_dict()["model"]
+    model = replace(config.model, path=None, embedded=False, shape=shape, dtype=dtype)
+    train = replace(config.train, gradient_checkpointing=checkpointing)
+    return replace(
+        setting,
+        config=replace(config, model=model, train=train),
+        device=torch.device("cpu"),
+        rows=max(MANY_TOKENS // setting.tokens, 1),
+    )
+
+
+def _touch(
+    backbone: nn.Module, method: SpartaConfig, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """Deltas at the expected number of places, each layer as it would be on `device`."""
+    chances = sampled_tensors(backbone, method.density, method.targets, method.density_of)
+    made: list[Tensor] = []
+    for path, module in list(backbone.named_modules()):
+        deltas, places, way = {}, {}, "dense"
+        for name, tensor in module.named_parameters(recurse=False):
+            chance = chances.get(f"{path}.{name}" if path else name, 0.0)
+            chosen = round(chance * tensor.numel())
+            if chosen:
+                deltas[name] = nn.Parameter(torch.zeros(chosen, dtype=dtype))
+                indices = torch.zeros(chosen, dtype=torch.int32)
+                places[name] = Places(indices, torch.zeros(chosen, dtype=tensor.dtype))
+                made += [deltas[name], indices]
+                if is_sampled_at(tensor.shape, chance, device):
+                    way = "sampled"
+        if deltas:
+            touch(module, deltas, places, way)
+    return made
