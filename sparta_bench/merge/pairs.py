@@ -197,6 +197,7 @@ def _check_same(run: Record, scores: Mapping[str, Mapping[str, float]]) -> None:
 def record_of(merger: Merger, pair: Pair, rule: Rule) -> dict[str, Any]:
     """The scores of one pair, alone and merged, for JSON."""
     runs = (pair.one, pair.other)
+    drops = rule.keep is not None and pair.one.raw["method"] != "lora"
     return {
         "schema": MERGE_SCHEMA,
         "merge_id": pair.merge_id(rule),
@@ -207,8 +208,8 @@ def record_of(merger: Merger, pair: Pair, rule: Rule) -> dict[str, Any]:
         "runs": [{"run_id": run.run_id, "task": run.cell.task, "seed": run.seed} for run in runs],
         "overlap": merger.overlap(pair),
         "alone": [merger.alone(run, Rule()) for run in runs],
-        # what the rule itself costs, without another model
-        "thinned": None if rule.keep is None else [merger.alone(run, rule) for run in runs],
+        # what the rule itself costs, without another model; peft drops nothing of a single adapter
+        "thinned": [merger.alone(run, rule) for run in runs] if drops else None,
         "merged": merger.merged(pair, rule),
         "finished": now(),
         "environment": merger.environment(),
