@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 from sparta_bench.paper import rows_of
 from sparta_bench.records import MERGE, LeftOut, Record, files_below, read_merge
-from sparta_bench.tables.layout import METHOD_NAMES, row_name, task_name
+from sparta_bench.tables.layout import row_name, task_name
 from sparta_bench.tables.protocol import TWIN_MODELS
 from sparta_bench.tables.select import Selection
 from sparta_bench.tables.table import Heading, Table
 from sparta_bench.tables.texts import MISSING, count, signed
+from sparta_bench.tables.views import line_order
 
 TABLE6 = ("sparta", 0.01)  # method and density: "99% sparsity"
 TABLE6_TASKS = ("sst2", "cola")
@@ -174,12 +175,9 @@ def _ways(merges: Sequence[Merge]) -> dict[Way, list[Merge]]:
     by_way: dict[Way, list[Merge]] = defaultdict(list)
     for merge in merges:
         by_way[merge.way].append(merge)
-    order = list(METHOD_NAMES)
 
     def key(way: Way) -> tuple[Any, ...]:
-        first = way.method.split()[0]
-        place = order.index(first) if first in order else len(order)
-        return place, way.method, -(way.density or 0), way.same_seed, way.rule
+        return *line_order((way.method, way.density)), way.same_seed, way.rule
 
     return {way: by_way[way] for way in sorted(by_way, key=key)}
 
