@@ -60,6 +60,8 @@ def test_each_two_tasks_have_as_many_pairs_as_seeds(tmp_path: Path) -> None:
     (pairs,) = groups_of(made, same_seeds=True)
     assert {(p.one.seed, p.other.seed) for p in pairs} == {(0, 0), (1, 1), (2, 2)}
     assert len(pairs) == 9
+    assert groups_of(made, same_seeds=False, method="lora") == []
+    assert len(groups_of(made, same_seeds=False, method="sparta")) == 1
 
 
 def test_only_the_best_setting_of_a_task_is_merged(tmp_path: Path) -> None:
@@ -131,6 +133,7 @@ def test_other_data_than_the_runs_is_noticed(runs: Path, capfd: pytest.CaptureFi
         (["nowhere"], "there is no such folder"),
         (["."], "no two tasks with completed runs of different seeds"),
         ([".", "--seeds", "same"], "no two tasks with completed runs of one seed"),
+        ([".", "--method", "sparto"], "invalid choice: 'sparto'"),
         ([".", "seed=1"], "must be a setting of device"),
         ([".", "task=sst2"], "must be a setting of device"),
     ],

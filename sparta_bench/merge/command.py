@@ -8,6 +8,7 @@ from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparta_bench.config import METHODS
 from sparta_bench.errors import InputError
 from sparta_bench.options import Parser, add_base, add_sources, check_settings
 
@@ -68,6 +69,7 @@ def _merge_parser() -> Parser:
         default="different",
         help="same: pairs of one seed, where SpaRTA's places coincide (different)",
     )
+    pairs.add_argument("--method", choices=METHODS, help="only runs of this one (all)")
     pairs.add_argument("--json", action="store_true", help="print the records as a JSON list")
     add_base(pairs)
     for verb in (bake, export):
@@ -243,6 +245,7 @@ def _pairs(options: Namespace) -> None:
         options.folder,
         [Rule(options.how, None, options.dare, options.seed)],
         options.seeds == "same",
+        options.method,
         options.base,
         options.tokenizer,
         options.settings,

@@ -69,16 +69,18 @@ def folder_of(record: Record) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def groups_of(records: Sequence[Record], same_seeds: bool) -> list[list[Pair]]:
+def groups_of(
+    records: Sequence[Record], same_seeds: bool, method: str | None = None
+) -> list[list[Pair]]:
     """The pairs of each model and method, by the best setting of each task (`tables.select`).
 
     Of each two tasks as many pairs as there are seeds: seed by seed the same one, or each with the
-    next, so that SpaRTA's places are independent draws.
+    next, so that SpaRTA's places are independent draws. With a `method` only those of that.
     """
     groups: dict[tuple[str, str, float | None], dict[str, list[Record]]] = defaultdict(dict)
     for cell, chosen in select(records).cells.items():
         runs = [run for run in chosen.runs if folder_of(run) is not None]
-        if runs:
+        if runs and method in (None, runs[0].raw["method"]):
             groups[cell.model, cell.method, cell.density][cell.task] = runs
     found = []
     for tasks in groups.values():
@@ -220,6 +222,7 @@ def measure_pairs(
     folder: Path,
     rules: Sequence[Rule],
     same_seeds: bool = False,
+    method: str | None = None,
     base: str | None = None,
     tokenizer: str | None = None,
     settings: Sequence[str] = (),
@@ -233,6 +236,8 @@ def measure_pairs(
     ----------
     same_seeds
         Pair runs of one seed, whose places coincide; else of different ones.
+    method
+        Only runs of this one; null: of all.
     base, tokenizer
         Where they are, if not where the adapters say.
     settings
@@ -244,7 +249,7 @@ def measure_pairs(
         If there is no pair, or a model or its data cannot be had.
     """
     records, _ = read_records([folder])
-    groups = groups_of(records, same_seeds)
+    groups = groups_of(records, same_seeds, method)
     if not groups:
         seeds = "one seed" if same_seeds else "different seeds"
         raise InputError(
