@@ -64,7 +64,7 @@ def test_what_is_linked_within_the_page_is_a_heading() -> None:
 
 @pytest.mark.parametrize("command", ELSEWHERE)
 def test_a_command_for_another_machine_can_be_read(command: str) -> None:
-    from sparta_bench.memory.command import read_arguments
+    from sparta_bench.memory.command import _parser
 
     from sparta_bench.bench.command import read_options
     from sparta_bench.compose import compose, sweep_jobs
@@ -73,7 +73,7 @@ def test_a_command_for_another_machine_can_be_read(command: str) -> None:
     if words[0] == "bench":
         assert read_options(words[1:]).out is not None
     elif words[0] == "memory":
-        assert read_arguments(words[1:]).measure
+        assert _parser().parse_intermixed_args(words[1:]).measure
     elif words[0] == "-m":
         assert compose(sweep_jobs(words[1:])[0][1:]).train.epochs > 0
         assert len(sweep_jobs(words[1:])) in (9, 1323)
