@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,9 @@ def _peak_of_a_row(setting: Setting, layers: int, checkpointing: bool) -> float:
     with FakeTensorMode():
         # `to_empty` does the same, but refuses to mix devices with values and without
         classifier._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # type: ignore[no-untyped-call]
+        # no value says that nothing is masked: then keys would be repeated for a mask
+        for module in classifier.backbone.modules():
+            module.register_forward_pre_hook(_without_mask, with_kwargs=True)
         there = [*classifier.parameters(), *classifier.buffers()]
         if isinstance(method, SpartaConfig):
             there += _touch(classifier.backbone, method, precision.trained_dtype, setting.device)
@@ -67,6 +70,10 @@ def _peak_of_a_row(setting: Setting, layers: int, checkpointing: bool) -> float:
             loss = F.cross_entropy(classifier(**batch), labels)
             loss.backward()  # type: ignore[no-untyped-call]
     return (memory.peak - before) / dry.rows
+
+
+def _without_mask(module: nn.Module, args: Any, named: dict[str, Any]) -> tuple[Any, Any]:
+    return args, named | ({"attention_mask": None} if "attention_mask" in named else {})
 
 
 def _with_layers(setting: Setting, layers: int, checkpointing: bool) -> Setting:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparta_bench.bench.contenders import DENSITIES
 from sparta_bench.bench.setting import Setting
 from sparta_bench.compose import compose
 from sparta_bench.memory.activations import Activations, activations_of
-from sparta_bench.memory.parts import Parts, parts_of
+from sparta_bench.memory.parts import Parts, Transient, parts_of, transient_of
+from sparta_bench.models.counts import empty_backbone
 from sparta_bench.models.source import load_architecture
 
 # as the benchmark calls them (bench.contenders)
 METHODS = ("full_ft", "head", "lora", *(f"sparta-{density}" for density in DENSITIES))
 CHECKPOINTING = (False, True)
+# Of a GPU, for CUDA's own needs and what the allocator cannot use; a guess, never measured.
+KEPT_FREE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Estimate:
     name: str
     setting: Setting
     parts: Parts
+    transient: Transient
     layers: int
     activations: dict[bool, Activations]  # without and with gradient checkpointing
 
@@ -36,13 +40,14 @@ class Estimate:
         """The most in a step.
 
         In the backward pass gradients grow as activations go, so the larger of the two counts.
-        The optimizer's step has all gradients and no activations. No rows: no batch at all.
+        The end of that pass, and the optimizer's step, have all gradients and no activations.
+        No rows: no batch at all.
         """
-        parts, found = self.parts, self.activations[checkpointing]
+        parts, passing, found = self.parts, self.transient, self.activations[checkpointing]
         kept, at_work = rows * self.layers * found.kept, rows * found.at_work
-        backward = max(kept, parts.gradients) + at_work + parts.gradient_transient
-        update = parts.gradients + parts.update_transient
-        return parts.held + round(max(backward, update))
+        backward = max(kept, parts.gradients - passing.last) + at_work + passing.backward
+        end = parts.gradients + max(passing.backward, passing.update)
+        return parts.held + round(max(backward, end))
 
     def largest_rows(self, limit_bytes: int, checkpointing: bool) -> int:
         """The largest batch within a limit; 0 where not even one row fits."""
@@ -64,10 +69,7 @@ def setting_of(name: str, like: Setting) -> Setting:
     overrides = [*like.overrides, f"method={method}"]
     if density:
         overrides.append(f"method.density={density}")
-    config = compose(overrides)
-    # which the benchmark's `build` would not read from the method's presets
-    trained = f"train.trained_dtype={config.train.trained_dtype}"
-    return Setting((*overrides, trained), config, like.device, like.rows, like.tokens)
+    return replace(like, overrides=tuple(overrides), config=compose(overrides))
 
 
 def estimate(name: str, like: Setting) -> Estimate:
@@ -79,29 +81,9 @@ def estimate(name: str, like: Setting) -> Estimate:
         If the model's shape cannot be had, or the method does not fit it.
     """
     setting = setting_of(name, like)
-    layers: int = load_architecture(setting.config.model).num_hidden_layers
+    architecture = load_architecture(setting.config.model)
+    backbone = empty_backbone(architecture)
+    parts, transient = parts_of(setting, backbone), transient_of(setting, backbone)
     activations = {way: activations_of(setting, way) for way in CHECKPOINTING}
-    return Estimate(name, setting, parts_of(setting), layers, activations)
-
-
-def as_dict(found: Estimate, limits_gib: list[int]) -> dict[str, Any]:
-    """For the JSON."""
-    rows = found.setting.rows
-    return {
-        "name": found.name,
-        "dtypes": found.setting.precision.as_dict(),
-        **found.parts.as_dict(),
-        "activation_bytes": found.activation_bytes(rows, False),
-        "activation_bytes_with_checkpointing": found.activation_bytes(rows, True),
-        "peak_bytes": found.peak_bytes(rows, False),
-        "peak_bytes_with_checkpointing": found.peak_bytes(rows, True),
-        "fits": [
-            {
-                "gpu_gib": gib,
-                "weights_fit": found.parts.weights <= gib << 30,
-                "largest_rows": found.largest_rows(gib << 30, False),
-                "largest_rows_with_checkpointing": found.largest_rows(gib << 30, True),
-            }
-            for gib in limits_gib
-        ],
-    }
+    layers: int = architecture.num_hidden_layers
+    return Estimate(name, setting, parts, transient, layers, activations)
