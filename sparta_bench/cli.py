@@ -32,6 +32,7 @@ DONE, FAILED, WRONG_INPUT = 0, 1, 2
 # what reads its own command line, by the module that has it
 COMMANDS = {
     "bench": ("sparta_bench.bench.command", "main"),
+    "memory": ("sparta_bench.memory.command", "main"),
     "merge": ("sparta_bench.merge.command", "main"),
     "predict": ("sparta_bench.subcommands", "predict"),
     "ranks": ("sparta_bench.ranks.command", "main"),

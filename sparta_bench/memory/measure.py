@@ -53,9 +53,8 @@ def measure(setting: Setting) -> Measured:
     ready.optimizer = build_optimizer([{"params": ready.values}], setting.config.train)
     ready.step(smallest)  # makes the optimizer's state
     held = live_bytes(setting.device)
-    smallest_peak, peak = (
-        peak_of(lambda rows=rows: ready.step(rows), setting.device) for rows in (smallest, batch)
-    )
+    smallest_peak = peak_of(lambda: ready.step(smallest), setting.device)
+    peak = peak_of(lambda: ready.step(batch), setting.device)
     parts = _parts(ready, weights, smallest)
     return Measured(parts, held - before, smallest_peak - before, peak - before)
 

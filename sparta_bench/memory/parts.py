@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from sparta_bench.bench.setting import Setting
-from sparta_bench.config import SpartaConfig
+from sparta_bench.config import LoraConfig, SpartaConfig
 from sparta_bench.memory.formula import PerScalar
-from sparta_bench.models.counts import count_parameters
+from sparta_bench.models.counts import ParameterCounts, lora_sizes
 from sparta_bench.models.precision import Precision
 from sparta_bench.sparta.gradient import sampling_pays
 from sparta_bench.sparta.sample import sampled_tensors
@@ -64,17 +64,9 @@ class Transient(NamedTuple):
     last: int
 
 
-def parts_of(setting: Setting, backbone: nn.Module) -> Parts:
-    """The parts of the setting's method on `backbone` (on any device), in its dtypes; SpaRTA's
-    count is the expected one.
-
-    Raises
-    ------
-    InputError
-        If the method does not fit the model.
-    """
-    method, precision = setting.config.method, setting.precision
-    counts = count_parameters(backbone, len(setting.config.task.labels), method)
+def parts_of(setting: Setting, counts: ParameterCounts) -> Parts:
+    """The parts of the setting's method in its dtypes; SpaRTA's count is the expected one."""
+    precision = setting.precision
     weight, value = precision.model_dtype.itemsize, precision.trained_dtype.itemsize
     sampled = counts.sampled or 0
     return Parts(
@@ -87,12 +79,11 @@ def parts_of(setting: Setting, backbone: nn.Module) -> Parts:
     )
 
 
-def transient_of(setting: Setting, backbone: nn.Module) -> Transient:
-    """What comes and goes in a step of the setting's method."""
+def transient_of(setting: Setting, backbone: nn.Module, counts: ParameterCounts) -> Transient:
+    """What comes and goes in a step of the setting's method on `backbone` (on any device)."""
     method, precision = setting.config.method, setting.precision
     weight = precision.model_dtype.itemsize
     sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
-    counts = count_parameters(backbone, len(setting.config.task.labels), method)
     backward = last = 0
     if isinstance(method, SpartaConfig):
         chances = sampled_tensors(backbone, method.density, method.targets, method.density_of)
@@ -102,8 +93,10 @@ def transient_of(setting: Setting, backbone: nn.Module) -> Transient:
         largest, last = max(sizes.values()), precision.trained_dtype.itemsize * counts.embeddings
         if not _trains_itself(setting):
             backward = weight * largest  # before it moves to the copy
+    elif isinstance(method, LoraConfig):
+        largest = max(counts.head, *lora_sizes(backbone, method))
     else:
-        largest = counts.trainable  # at most
+        largest = counts.head
     stochastic = precision.trained_dtype == torch.bfloat16
     return Transient(backward, STOCHASTIC_UPDATE * largest if stochastic else 0, last)
 
@@ -112,8 +105,7 @@ def _trains_itself(setting: Setting) -> bool:
     """Whether the weights train, and not copies of them (see `models.precision`)."""
     precision = setting.precision
     return (
-        setting.config.method.name == "full_ft"
-        and precision.model_dtype == precision.trained_dtype
+        setting.config.method.name == "full_ft" and precision.model_dtype == precision.trained_dtype
     )
 
 
