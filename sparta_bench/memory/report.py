@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -67,15 +67,17 @@ def _break_even(case: str, sizes: PerScalar) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------- estimated
-def estimated(setting: Setting, limits_gib: Sequence[int]) -> dict[str, Any]:
-    """Every method on the setting's model. One that does not fit the model is left out, and why.
+class Estimates(NamedTuple):
+    """Of the methods that fit the setting's model, and why others do not."""
 
-    Raises
-    ------
-    InputError
-        If no method fits, or the model cannot be had.
-    """
-    found, left_out = estimates_of(setting)
+    setting: Setting
+    found: list[Estimate]
+    left_out: dict[str, str]
+
+
+def estimated(estimates: Estimates, limits_gib: Sequence[int]) -> dict[str, Any]:
+    """What every method needs, and what fits memories of these sizes."""
+    setting, found, left_out = estimates
     return {
         **_heading(setting, found),
         "device": setting.device.type,
@@ -86,13 +88,13 @@ def estimated(setting: Setting, limits_gib: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def estimates_of(setting: Setting) -> tuple[list[Estimate], dict[str, str]]:
-    """The estimates of the methods that fit the setting's model, and why others do not.
+def estimates_of(setting: Setting) -> Estimates:
+    """Every method on the setting's model.
 
     Raises
     ------
     InputError
-        If none does.
+        If none fits, or the model cannot be had.
     """
     found: list[Estimate] = []
     left_out: dict[str, str] = {}
@@ -103,7 +105,7 @@ def estimates_of(setting: Setting) -> tuple[list[Estimate], dict[str, str]]:
             if not found:  # full fine-tuning fits every model: it is the model's fault
                 raise
             left_out[name] = error.lines[0]
-    return found, left_out
+    return Estimates(setting, found, left_out)
 
 
 def _heading(setting: Setting, found: Sequence[Estimate]) -> dict[str, Any]:
@@ -128,16 +130,10 @@ def _own_break_even(found: Sequence[Estimate]) -> dict[str, Any]:
 
 
 # -------------------------------------------------------------------------------- measured
-def measured(setting: Setting, say: Callable[[str], None]) -> dict[str, Any]:
-    """Every method on the setting's model with random weights, on its device, which must be
-    there; with and without gradient checkpointing. `say` is told what begins.
-
-    Raises
-    ------
-    InputError
-        If no method fits, or the model cannot be had.
-    """
-    found, left_out = estimates_of(setting)
+def measured(estimates: Estimates, say: Callable[[str], None]) -> dict[str, Any]:
+    """The same methods measured on the setting's device, which must be there: on random weights,
+    with and without gradient checkpointing. `say` is told what begins."""
+    setting, found, left_out = estimates
     return {
         "date": now(),
         **environment(setting.device, setting.precision, 1),

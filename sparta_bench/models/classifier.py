@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,13 @@ class Classifier(nn.Module):
         ).last_hidden_state
         pooled = states[torch.arange(len(states), device=states.device), last_token(attention_mask)]
         return pooled.to(self.head.weight.dtype)
+
+
+def checkpoint_gradients(backbone: Any) -> None:
+    """Let each layer of a transformers model compute its activations again in the backward pass."""
+    # transformers renames the method, and warns of the old name
+    enable = getattr(backbone, "activation_checkpointing_enable", None)
+    (enable or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def why_not_finite(model: nn.Module) -> str:
