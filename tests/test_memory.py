@@ -374,6 +374,10 @@ def test_a_folder_is_estimated_as_it_is(tmp_path: Path) -> None:
         (["--gpu-gib="], "is no whole number"),
         (["--rows=0"], "0 is no whole number"),
         (["--tokens=9000"], "--tokens 9000: gemma-2b reads 8,192 tokens at most"),
+        (
+            ["--tokens=400", "model=gemma-2b", "model.shape.max_position_embeddings=300"],
+            "reads 300",
+        ),
         (["--wrong"], "unrecognized arguments: --wrong"),
         (["model=gamma-2b"], "did you mean gemma-2b"),
         (["word"], "word: not of the form key=value"),

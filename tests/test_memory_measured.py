@@ -171,6 +171,7 @@ def test_what_is_measured_goes_by_the_device(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert measured_of() == [("small-gemma", "cpu", 16, 64)]
+    assert measured_of("device=auto") == [("small-gemma", "cpu", 16, 64)]
     assert measured_of("model=tiny-mistral") == [("tiny-mistral", "cpu", 32, 384)]
     assert measured_of("--rows=2", "--tokens=9") == [("small-gemma", "cpu", 2, 9)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

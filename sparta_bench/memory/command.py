@@ -150,10 +150,11 @@ def _setting(overrides: list[str], rows: int | None, tokens: int | None) -> Sett
     config = compose(overrides)
     device = torch.device("cpu" if config.device == "cpu" else "cuda")
     longest = config.task.max_train_tokens
-    most = getattr(load_architecture(config.model), "max_position_embeddings", None) or longest
-    if tokens is not None and tokens > max(most, longest):
+    most = getattr(load_architecture(config.model), "max_position_embeddings", None)
+    if tokens is None:
+        tokens = longest if most is None else min(longest, most)
+    elif most is not None and tokens > most:
         raise InputError(f"--tokens {tokens}: {config.model.name} reads {most:,} tokens at most")
-    tokens = tokens or min(longest, most)
     return Setting(tuple(overrides), config, device, rows or config.train.batch_size, tokens)
 
 
@@ -167,7 +168,7 @@ def _measurable(settings: list[Setting], options: argparse.Namespace) -> list[Se
 
     device = device_of(settings[0].config)
     if device.type == "cpu" and not any(word.startswith("model=") for word in options.overrides):
-        small = [*SMALL, "device=cpu", *options.overrides]
+        small = [*SMALL, *options.overrides, "device=cpu"]
         return [_setting(small, options.rows or SMALL_ROWS, options.tokens or TOKENS)]
     return [replace(setting, device=device) for setting in settings]
 

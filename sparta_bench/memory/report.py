@@ -28,11 +28,14 @@ from sparta_bench.results import environment, now
 
 def paper_values() -> dict[str, Any]:
     """Table 1 and the savings of section 5: from the formulas, and as printed."""
+    formulas = table1_gb()
     table1 = [
-        {"model": row["model"], "formula_gb": formula, "printed_gb": printed}
+        {
+            "model": row["model"],
+            "formula_gb": formulas[row["model"]],
+            "printed_gb": {name: text for name, text in row.items() if name != "model"},
+        }
         for row in rows_of("table1")
-        for formula in [table1_gb()[row["model"]]]
-        for printed in [{name: row[name] for name in formula}]
     ]
     savings = [
         {
@@ -82,7 +85,7 @@ def estimated(estimates: Estimates, limits_gib: Sequence[int]) -> dict[str, Any]
         **_heading(setting, found),
         "device": setting.device.type,
         "kept_free_bytes": KEPT_FREE,
-        "break_even": _own_break_even(found),
+        "break_even": _own_break_even(setting, found[0].setting),
         "methods": [as_dict(one, limits_gib) for one in found],
         "left_out": left_out,
     }
@@ -119,14 +122,12 @@ def _heading(setting: Setting, found: Sequence[Estimate]) -> dict[str, Any]:
     }
 
 
-def _own_break_even(found: Sequence[Estimate]) -> dict[str, Any]:
+def _own_break_even(sparta: Setting, full_ft: Setting) -> dict[str, Any]:
     """In the dtypes of the model's presets."""
-    precision = {one.name: one.setting.precision for one in found}
-    full_ft, sparta = precision[METHODS[0]], precision[METHODS[-1]]
-    trained = [one.as_dict()["trained"] for one in (full_ft, sparta)]
-    model = found[0].setting.config.model.name
+    trained = [one.precision.as_dict()["trained"] for one in (full_ft, sparta)]
+    model = sparta.config.model.name
     case = f"{model} here: full FT trained in {trained[0]}, SpaRTA in {trained[1]}"
-    return _break_even(case, per_scalar(full_ft, sparta))
+    return _break_even(case, per_scalar(full_ft.precision, sparta.precision))
 
 
 # -------------------------------------------------------------------------------- measured
@@ -197,8 +198,10 @@ def _side(parts: dict[str, int], held: int, smallest: int, peak: int) -> dict[st
 
 def _too_large(found: Estimate, way: bool) -> str | None:
     """Why it is not tried on a CPU: there a lack of memory ends the process, or another."""
+    if found.setting.device.type != "cpu":
+        return None
     free = psutil.virtual_memory().available
     needed = found.peak_bytes(found.setting.rows, way)
-    if found.setting.device.type != "cpu" or needed < free:
+    if needed < free:
         return None
     return f"not tried: needs {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} are free"
