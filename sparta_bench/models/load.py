@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from sparta_bench.config import Config, ModelConfig
 from sparta_bench.errors import InputError
 from sparta_bench.models.answers import answer_tokens, vocabulary_rows
-from sparta_bench.models.classifier import Classifier, random_head
+from sparta_bench.models.classifier import Classifier, checkpoint_gradients, random_head
 from sparta_bench.models.precision import Precision
 from sparta_bench.models.source import revision_of, source_of, unreachable
 
@@ -48,7 +48,7 @@ def load_classifier(
     classifier = Classifier(backbone, head.to(precision.trained_dtype))
     classifier.requires_grad_(False)
     if config.train.gradient_checkpointing:
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_gradients(backbone)
     return classifier.to(device)
 
 
