@@ -42,8 +42,9 @@ class Stored:
 class Checkpoint:
     """The tensors of some safetensors files by their names in the backbone.
 
-    A causal language model's `model.layers…` and a bare backbone's `layers…` are the same name
-    here. Files are mapped into memory, so that only what is asked for is read.
+    `label` is what the user called it. A causal language model's `model.layers…` and a bare
+    backbone's `layers…` are the same name here. Files are mapped into memory, so that only what is
+    asked for is read.
 
     Raises
     ------
@@ -56,7 +57,7 @@ class Checkpoint:
         self.tensors: dict[str, Stored] = {}
         for path in paths:
             try:
-                file = safe_open(path, framework="pt")
+                file: Any = safe_open(path, framework="pt")
             except SafetensorError as error:
                 reason = reason_of(error)
                 raise InputError(f"{path}: no safetensors file, or cut short ({reason})") from None
@@ -70,6 +71,19 @@ class Checkpoint:
                 dtype = DTYPES.get(about.get_dtype())
                 self.tensors[name] = Stored(own, file, tuple(about.get_shape()), dtype)
 
+    @property
+    def name(self) -> str:
+        """The label without the folders around it."""
+        path = Path(self.label)
+        if path.name == SINGLE:
+            path = path.parent
+        return path.resolve().name or self.label
+
+    def shape_of(self, name: str) -> tuple[int, ...] | None:
+        """Null where there is no such tensor."""
+        stored = self.tensors.get(name)
+        return None if stored is None else stored.shape
+
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows of a matrix (at most stop - start x columns), in the dtype of the file."""
         stored = self.tensors[name]
@@ -82,8 +96,8 @@ class Checkpoint:
         return fingerprint_of_tensors(
             (name, stored.file.get_tensor(stored.name).to(dtype or stored.dtype))
             for name, stored in self.tensors.items()
-            # very old checkpoints hold a buffer of the rotary embedding
-            if not is_head(name) and not name.endswith("inv_freq")
+            # quantised weights are no base of ours; very old checkpoints hold a rotary buffer
+            if stored.dtype is not None and not is_head(name) and not name.endswith("inv_freq")
         )
 
 
@@ -128,9 +142,14 @@ def _files(label: str, where: str, revision: str | None) -> list[Path]:
         return [single]
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        found = {shard: _file(label, where, shard, revision) for shard in shards}
+        outside = [shard for shard in shards if Path(shard).name != shard]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{index}: no index of shards (weight_map), or cut short") from None
+        raise InputError(
+            f"{label}: {INDEX} has no weight_map of file names, or is cut short"
+        ) from None
+    if outside:
+        raise InputError(f"{label}: {INDEX} names {outside[0]}, and shards lie beside it")
+    found = {shard: _file(label, where, shard, revision) for shard in shards}
     missing = [shard for shard, path in found.items() if path is None]
     if missing:
         raise InputError(f"{label}: {INDEX} names {missing[0]}, which is not there")

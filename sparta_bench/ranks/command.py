@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 def _parser() -> Parser:
     parser = Parser(
         prog="sparta-bench ranks",
-        description="Ranks of what fine-tuning changed in each weight matrix (appendix A, Tables 7\n"
-        "and 8), from safetensors alone: no model is built. Each of BASE and TUNED is\n"
-        "a file, a folder (shards too), a model of conf/model, or a name on the hub;\n"
-        "TUNED may be an adapter or a whole classifier that a run saved.",
+        description="Ranks of what fine-tuning changed in each weight matrix (appendix A, Tables\n"
+        "7 and 8), from safetensors alone: no model is built. Each of BASE and TUNED\n"
+        "is a file, a folder (shards too), a model of conf/model, or a name on the\n"
+        "hub; TUNED may be an adapter or a whole classifier that a run saved.",
     )
     parser.add_argument("base", metavar="BASE", help="what the tuning began with")
     parser.add_argument("tuned", metavar="TUNED", nargs="+", help="what came of it")
@@ -57,7 +58,8 @@ def main(arguments: list[str]) -> None:
     if options.figure is not None:
         check_matplotlib("ranks --figure")
     figure = _figure_path(options.figure)
-    _check_out(options.out)
+    _check_folder("--out", options.out)
+    _check_folder("--figure", figure and figure.parent)
     from sparta_bench.ranks.compare import compare
     from sparta_bench.ranks.spectrum import WORK_DTYPES
 
@@ -106,6 +108,12 @@ def _figure_path(path: Path | None) -> Path | None:
     return path / "spectrum"
 
 
-def _check_out(folder: Path | None) -> None:
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise InputError(f"ranks: --out {folder}: is no folder")
+def _check_folder(option: str, folder: Path | None) -> None:
+    """Before anything is computed, which may take an hour."""
+    if folder is None:
+        return
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"ranks: {option} {folder}: {there} is no folder")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"ranks: {option} {folder}: {there} cannot be written to")
