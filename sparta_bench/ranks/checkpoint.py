@@ -25,6 +25,7 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+NOT_FROM_HUB = "cannot be had from the hub (a folder with its files does as well)"
 HEADS = ("lm_head", "score")  # what stands on a backbone in a checkpoint
 
 
@@ -134,12 +135,21 @@ def open_checkpoint(source: str) -> Checkpoint:
 
 def _files(label: str, where: str, revision: str | None) -> list[Path]:
     """The files of a folder or a repository, the shards' in the order of their names."""
+    single = _file(label, where, SINGLE, revision)
+    if single is not None:
+        return [single]
     index = _file(label, where, INDEX, revision)
     if index is None:
-        single = _file(label, where, SINGLE, revision)
-        if single is None:
-            raise InputError(f"{label}: {_why_nothing(Path(where))}")
-        return [single]
+        raise InputError(f"{label}: {_why_nothing(where, revision)}")
+    found = {shard: _file(label, where, shard, revision) for shard in _shards(label, index)}
+    missing = [shard for shard, path in found.items() if path is None]
+    if missing:
+        raise InputError(f"{label}: {INDEX} names {missing[0]}, which is not there")
+    return [path for path in found.values() if path is not None]
+
+
+def _shards(label: str, index: Path) -> list[str]:
+    """The names in an index. None may lead out of its folder."""
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         outside = [shard for shard in shards if Path(shard).name != shard]
@@ -149,25 +159,27 @@ def _files(label: str, where: str, revision: str | None) -> list[Path]:
         ) from None
     if outside:
         raise InputError(f"{label}: {INDEX} names {outside[0]}, and shards lie beside it")
-    found = {shard: _file(label, where, shard, revision) for shard in shards}
-    missing = [shard for shard, path in found.items() if path is None]
-    if missing:
-        raise InputError(f"{label}: {INDEX} names {missing[0]}, which is not there")
-    return [path for path in found.values() if path is not None]
+    return shards
 
 
 def _file(label: str, where: str, name: str, revision: str | None) -> Path | None:
-    """Null where the folder or repository has no such file."""
+    """Null where the folder or repository has no such file, or none is in the cache, offline."""
     try:
         path = cached_file(
             where, name, revision=revision, _raise_exceptions_for_missing_entries=False
         )
     except OSError as error:
-        raise InputError(f"{label}: cannot be had from the hub: {reason_of(error)}") from None
+        raise InputError(f"{label}: {NOT_FROM_HUB}: {reason_of(error)}") from None
     return None if path is None else Path(path)
 
 
-def _why_nothing(folder: Path) -> str:
+def _why_nothing(where: str, revision: str | None) -> str:
+    folder = Path(where)
+    if not folder.is_dir():
+        try:
+            cached_file(where, SINGLE, revision=revision)
+        except OSError as error:  # which tells a file that is missing from a hub out of reach
+            return f"{NOT_FROM_HUB}: {reason_of(error)}"
     for inner in ("adapter", "model"):
         if (folder / inner).is_dir():
             return f"a run's folder; what it trained is in {folder / inner}"

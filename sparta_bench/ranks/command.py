@@ -70,15 +70,29 @@ def main(arguments: list[str]) -> None:
         if options.out is not None:
             write(found, rows, options.out)
         if figure is not None:
-            write_figures([found.figure(figure.name)], figure.parent)
+            _draw(found, figure)
     except OSError as error:
         raise InputError(f"ranks: {error.filename}: cannot be written: {error.strerror}") from None
-    if options.json:
-        print(json.dumps(rows, allow_nan=False))
-        for note in found.notes:
-            print(f"sparta-bench: {note}", file=sys.stderr)
-    else:
+    finally:  # what an hour may have computed is told whatever became of the files
+        _tell(found, rows, options.json)
+
+
+def _tell(found: Compared, rows: list[dict[str, Any]], as_json: bool) -> None:
+    if not as_json:
         print(as_markdown(found.table()), end="")
+        return
+    print(json.dumps(rows, allow_nan=False))
+    for note in found.notes:
+        print(f"sparta-bench: {note}", file=sys.stderr)
+
+
+def _draw(found: Compared, path: Path) -> None:
+    """The two files of `--figure`; `path` has no ending."""
+    figure = found.figure(path.name)
+    if figure.panels:
+        write_figures([figure], path.parent)
+    else:
+        print("sparta-bench: nothing changed, so there is no spectrum to draw", file=sys.stderr)
 
 
 def write(found: Compared, rows: list[dict[str, Any]], folder: Path) -> None:

@@ -145,7 +145,8 @@ class SpartaAdapter(Adapter):
 
 
 class LoraAdapter(Adapter):
-    """W + alpha / r · B A, rounded as peft rounds it on a CPU."""
+    """W + alpha / r · B A, rounded as peft rounds it on a CPU (of a block of rows, the product's
+    last bit may differ from that in the whole)."""
 
     def __init__(
         self, source: str, base: Checkpoint, config: Mapping[str, Any], tensors: dict[str, Tensor]
@@ -153,7 +154,9 @@ class LoraAdapter(Adapter):
         super().__init__(source, base, config, tensors)
         method = config["method"]
         self.label = f"lora r={method['r']}"
-        self.scale = method["alpha"] / method["r"]
+        self.alpha = method["alpha"]
+        if not isinstance(self.alpha, int | float):
+            raise TypeError(f"method.alpha={self.alpha}")
         self.factors: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             if match := _LORA.fullmatch(key):
@@ -165,7 +168,7 @@ class LoraAdapter(Adapter):
 
     def _check_factors(self, name: str, factor: Mapping[str, Tensor]) -> None:
         a, b = factor.get("A"), factor.get("B")
-        if a is None or b is None or a.dim() != 2 or b.dim() != 2 or len(a) != b.shape[1]:
+        if a is None or b is None or a.dim() != 2 or b.dim() != 2 or not len(a) == b.shape[1] > 0:
             raise InputError(f"{self.source}: {name} has no two factors that can be multiplied")
         product = (len(b), a.shape[1])
         if product != self.shapes.get(name):
@@ -179,10 +182,8 @@ class LoraAdapter(Adapter):
         if name not in self.factors:
             return base
         a, b = self.factors[name]["A"], self.factors[name]["B"][start : start + len(base)]
-        if a.dtype in HALF:
-            change = (b.float() @ a.float() * self.scale).to(a.dtype)
-        else:
-            change = b @ a * self.scale
+        wide = torch.float32 if a.dtype in HALF else a.dtype
+        change = (b.to(wide) @ a.to(wide) * (self.alpha / len(a))).to(a.dtype)
         total = base.clone()
         total += change  # rounds once where the change is wider than the weight
         return total
@@ -227,7 +228,7 @@ def open_tuned(source: str, base: Checkpoint) -> Tuned:
         return kind(source, base, config, store.read_tensors(folder, config))
     except ValueError as error:
         raise InputError(reason_of(error)) from None
-    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder / store.CONFIG}: {error} is missing or of another kind"
         ) from None
