@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sparta_bench.config import TaskConfig
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, shown
 
 
 @dataclass
@@ -26,6 +27,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def add(self, texts: tuple[str, ...], label: int) -> None:
+        """One more example."""
+        self.texts.append(texts)
+        self.labels.append(label)
+
     def select(self, rows: Sequence[int]) -> Examples:
         """The examples at these places, in this order."""
         return Examples([self.texts[i] for i in rows], [self.labels[i] for i in rows])
@@ -40,6 +46,35 @@ class Examples:
         for texts, label in zip(self.texts, self.labels, strict=True):
             digest.update(json.dumps([texts, label]).encode())
         return digest.hexdigest()[:16]
+
+
+class Ends(Examples):
+    """Only the first and the last of many examples; those between are counted and let go."""
+
+    def __init__(self, first: int, last: int) -> None:
+        super().__init__()
+        self._first = first
+        self._tail: deque[tuple[tuple[str, ...], int]] = deque(maxlen=last)
+        self._rows = 0
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def add(self, texts: tuple[str, ...], label: int) -> None:
+        self._rows += 1
+        if len(self.labels) < self._first:
+            super().add(texts, label)
+        else:
+            self._tail.append((texts, label))
+
+    def select(self, rows: Sequence[int]) -> Examples:
+        chosen = Examples()
+        for row in rows:
+            if row < self._first:
+                chosen.add(self.texts[row], self.labels[row])
+            else:
+                chosen.add(*self._tail[row - self._rows])
+        return chosen
 
 
 class BadRowError(ValueError):
@@ -61,7 +96,7 @@ def parse_label(value: Any, names: Sequence[str]) -> int:
     if is_number and number in range(len(names)):
         return int(number)
     known = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
-    raise BadRowError(f"label {value!r} is none of {known}")
+    raise BadRowError(f"label {shown(repr(value))} is none of {known}")
 
 
 def parse_row(row: Mapping[str, Any], task: TaskConfig) -> tuple[tuple[str, ...], int]:
@@ -86,11 +121,12 @@ def parse_texts(row: Mapping[str, Any], columns: Sequence[str], *others: str) ->
     """
     for column in (*columns, *others):
         if column not in row:
-            raise BadRowError(f"column {column} is missing (there are: {', '.join(row)})")
+            there = shown(", ".join(row))
+            raise BadRowError(f"column {column} is missing (there are: {there})")
     texts = tuple(row[column] for column in columns)
     for column, text in zip(columns, texts, strict=True):
         if not isinstance(text, str):
-            raise BadRowError(f"{column} is {text!r}, not a text")
+            raise BadRowError(f"{column} is {shown(repr(text))}, not a text")
         if not is_unicode(text):
             raise BadRowError(f"{column} holds half a surrogate pair")
     return texts
@@ -119,8 +155,7 @@ def add_rows(
                 ) from None
             examples.bad_rows += 1
             continue
-        examples.texts.append(texts)
-        examples.labels.append(label)
+        examples.add(texts, label)
 
 
 def is_unicode(text: str) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from sparta_bench.config import Hub, TaskConfig
 from sparta_bench.data import local_files
-from sparta_bench.data.examples import Examples, add_rows
+from sparta_bench.data.examples import Ends, Examples, add_rows
 from sparta_bench.data.tiny import generate
-from sparta_bench.errors import InputError, one_of, reason_of
+from sparta_bench.errors import InputError, one_of
 
 
 @dataclass
@@ -37,23 +40,30 @@ def load_splits(task: TaskConfig) -> Splits:
     """
     needed = dict.fromkeys([task.train_split, task.dev.split, *task.test_splits])
     raw = {split: _read(task, split) for split in needed}
-    dev_rows, rest = _draw_dev(task, len(raw[task.dev.split]))
-    dev = raw[task.dev.split].select(dev_rows)
     bad_rows = sum(examples.bad_rows for examples in raw.values())
-    raw[task.dev.split] = raw[task.dev.split].select(rest)
-    train = raw[task.train_split]
-    train = train.select(range(min(len(train), task.max_train_examples or len(train))))
+    dev_rows, others = _draw_dev(task, len(raw[task.dev.split]))
+    rows: dict[str, Sequence[int]] = {
+        split: range(len(examples)) for split, examples in raw.items()
+    }
+    rows[task.dev.split] = others
+    train_rows = rows[task.train_split][: task.max_train_examples]
     test = Examples()
     for split in task.test_splits:
-        test.texts += raw[split].texts
-        test.labels += raw[split].labels
-    return Splits(train, dev, test, bad_rows)
+        part = raw[split].select(rows[split])
+        test.texts += part.texts
+        test.labels += part.labels
+    return Splits(
+        raw[task.train_split].select(train_rows),
+        raw[task.dev.split].select(dev_rows),
+        test,
+        bad_rows,
+    )
 
 
-def _draw_dev(task: TaskConfig, rows: int) -> tuple[list[int], list[int]]:
+def _draw_dev(task: TaskConfig, rows: int) -> tuple[Sequence[int], Sequence[int]]:
     """Places of the dev rows in their raw split, and of the others."""
     if task.dev.take == "all":
-        return list(range(rows)), []
+        return range(rows), range(0)
     wanted = task.dev.examples or 0
     if wanted >= rows:
         raise InputError(
@@ -61,47 +71,81 @@ def _draw_dev(task: TaskConfig, rows: int) -> tuple[list[int], list[int]]:
             "must be left"
         )
     if task.dev.take == "last":
-        return list(range(rows - wanted, rows)), list(range(rows - wanted))
+        return range(rows - wanted, rows), range(rows - wanted)
     drawn = set(random.Random(task.draw_seed).sample(range(rows), wanted))
     return sorted(drawn), [row for row in range(rows) if row not in drawn]
 
 
 def _read(task: TaskConfig, split: str) -> Examples:
     if task.data_dir is not None:
-        return local_files.read_split(task, split)
+        return local_files.read_split(task, split, _room_for(task, split))
     if task.generated is not None:
         made = generate(task.generated)
         if split not in made:
             raise InputError(f"split {split}: task {task.name} has only {one_of(made)}")
-        return _from_rows(made[split], task, f"task.generated={task.generated}")
+        return _from_rows(made[split], task, split, f"task.generated={task.generated}")
     assert task.hub is not None
-    return _from_rows(_hub_rows(task.hub, split), task, f"{task.hub.path}, split {split}")
+    rows = _hub_rows(task.hub, split)
+    return _from_rows(rows, task, split, f"{task.hub.path}, split {split}")
 
 
-def _from_rows(rows: list[dict[str, object]], task: TaskConfig, source: str) -> Examples:
-    examples = Examples()
+def _room_for(task: TaskConfig, split: str) -> Examples:
+    """Where a split's rows go: under a cap, training rows that are of no use are not kept."""
+    if task.max_train_examples is None or split != task.train_split:
+        return Examples()
+    if split != task.dev.split:
+        return Ends(task.max_train_examples, 0)
+    if task.dev.take == "last":
+        return Ends(task.max_train_examples, task.dev.examples or 0)
+    return Examples()
+
+
+def _from_rows(
+    rows: Iterable[Mapping[str, object]], task: TaskConfig, split: str, source: str
+) -> Examples:
+    examples = _room_for(task, split)
     add_rows(examples, enumerate(rows, start=1), task, source)
     if not examples:
         raise InputError(f"{source}: no usable rows")
     return examples
 
 
-def _hub_rows(hub: Hub, split: str) -> list[dict[str, object]]:
+def _hub_rows(hub: Hub, split: str) -> Iterable[Mapping[str, object]]:
+    """The rows of a split; raises InputError if they cannot be had at the revision asked for."""
+    from sparta_bench.hub import why
+
+    try:
+        rows: Iterable[Mapping[str, object]] = _prepared(hub).as_dataset(split=split)
+    except InputError:
+        raise
+    except Exception as error:  # the client raises many kinds, all of them about access or content
+        reason, is_access = why(error)
+        page = f"https://huggingface.co/datasets/{hub.path}"
+        first = f"look at {page}, log in with `hf auth login`; or " * is_access
+        raise InputError(
+            f"task.hub={hub.path}: cannot be loaded from the hub: {reason}. Ways out: {first}"
+            "download the files and set task.data_dir=DIR"
+        ) from None
+    return rows
+
+
+@lru_cache(maxsize=1)  # a task's splits are read one after the other
+def _prepared(hub: Hub) -> Any:
+    """The data set's builder, with its files here."""
     import datasets
 
+    from sparta_bench.hub import look
+
     datasets.disable_progress_bars()
-    try:
-        rows = datasets.load_dataset(
-            hub.path,
-            hub.name,
-            revision=hub.revision,
-            split=split,
-            download_config=datasets.DownloadConfig(max_retries=2),
-        )
-    except Exception as error:  # the client raises many kinds, all of them about access or content
+    datasets.logging.set_verbosity_error()
+    commit = look(hub.path, hub.revision, "dataset")
+    settings = {"download_config": datasets.DownloadConfig(max_retries=2)}
+    builder = datasets.load_dataset_builder(hub.path, hub.name, revision=hub.revision, **settings)
+    # from whatever goes wrong on the way it falls back on the latest that is in its cache
+    if commit not in (None, builder.hash):
         raise InputError(
-            f"task.hub={hub.path}: cannot be loaded from the hub "
-            f"({type(error).__name__}: {reason_of(error)}). Ways out: check the network, "
-            "or download the files and set task.data_dir=DIR"
-        ) from None
-    return list(rows)
+            f"task.hub.revision={hub.revision}: cannot be had from the hub, and the cache has only "
+            f"{builder.hash} of {hub.path}"
+        )
+    builder.download_and_prepare(**settings)
+    return builder
