@@ -21,6 +21,14 @@ class TrainingError(Exception):
     """A run that started and cannot go on, with the likely cause (exit code 1)."""
 
 
+def one_line(text: str) -> str:
+    """A text as it is told: line ends and control characters, which files and names may hold to
+    trick a reader or a terminal, spelt out."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 def one_of(names: Iterable[str]) -> str:
     """`a, b or c`."""
     ordered = list(names)
