@@ -10,7 +10,7 @@ JOBS ?= 2
 PAPER := table3 table4 table5 table10 table11
 
 .PHONY: demo test test-slow lint types check bench pretrain-tiny clean
-.PHONY: tables report status paper $(PAPER) tables-tiny
+.PHONY: tables report status paper table6 $(PAPER) tables-tiny
 
 demo: .venv/ready  ## the embedded default: offline, on a CPU, in about a minute
 	$(BIN)/sparta-bench
@@ -35,6 +35,11 @@ bench: .venv/ready  ## step time, FLOPs and memory of all methods on this machin
 
 $(PAPER): .venv/ready  ## the runs of one table of the paper; ARGS="seed=0 task=rte" for a part of them
 	$(BIN)/sparta-bench -m +sweep=$@_full_ft,$@_sparta,$@_lora,$@_head $(ARGS)
+
+table6: .venv/ready  ## Table 6: two single models and the merged one, gemma-2b
+	$(BIN)/sparta-bench -m +sweep=merging_table6 $(ARGS)
+	$(BIN)/sparta-bench merge pairs results
+	$(BIN)/sparta-bench tables
 
 paper: .venv/ready  ## all runs of the paper, then its tables; the same command again goes on
 	@ended=0; $(MAKE) --keep-going $(PAPER) || ended=$$?; $(MAKE) tables report status; exit $$ended

@@ -32,6 +32,7 @@ DONE, FAILED, WRONG_INPUT = 0, 1, 2
 # what reads its own command line, by the module that has it
 COMMANDS = {
     "bench": ("sparta_bench.bench.command", "main"),
+    "evaluate": ("sparta_bench.subcommands", "evaluate"),
     "merge": ("sparta_bench.merge.command", "main"),
     "predict": ("sparta_bench.subcommands", "predict"),
     "ranks": ("sparta_bench.ranks.command", "main"),

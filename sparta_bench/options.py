@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,6 +39,16 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         help="folder of an adapter, of a whole classifier (save=full, merge bake), or of an "
         "adapter of the authors' package peft-sparta",
     )
+    add_base(parser)
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read the .pt files that peft-sparta's trainer writes (tensors only)",
+    )
+
+
+def add_base(parser: argparse.ArgumentParser) -> None:
+    """What says where the base model is."""
     parser.add_argument(
         "--base",
         metavar="DIR|NAME",
@@ -46,8 +57,15 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", metavar="DIR|NAME", help="the same for a tokenizer that is not beside it"
     )
-    parser.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="read the .pt files that peft-sparta's trainer writes (tensors only)",
-    )
+
+
+def check_settings(command: str, settings: Sequence[str], with_task: bool = True) -> None:
+    """Raise InputError with a line for each `key=value` that does not say where data or work is."""
+    known = ["task"] * with_task + ["device", "cache_dir", "train.eval_batch_size"]
+    lines = [
+        f"{command}: {text}: must be a setting of {', '.join(known)} or task.*, as key=value"
+        for text in settings
+        if (key := text.partition("=")[0]) not in known and not key.startswith("task.")
+    ]
+    if lines:
+        raise InputError(*lines)

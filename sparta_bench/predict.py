@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ from sparta_bench.data.examples import BadRowError, is_unicode, parse_texts
 from sparta_bench.data.local_files import json_object, numbered_lines
 from sparta_bench.data.prompts import render
 from sparta_bench.errors import InputError
-from sparta_bench.models.classifier import why_not_finite
+from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.precision import DTYPES
+from sparta_bench.multi_head import LoadedHeads, MultiHead
 from sparta_bench.saved import Description, Loaded
 
 Texts = tuple[str, ...]  # of one example, in the model's reading order
@@ -39,9 +41,13 @@ class Prediction:
         """The label and its probability, with a tab between them."""
         return f"{self.label}\t{self.probabilities[self.label]:.6f}"
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"label": self.label, "probabilities": self.probabilities}
+
     def as_json(self) -> str:
         """One line of JSON."""
-        return json.dumps({"label": self.label, "probabilities": self.probabilities})
+        return json.dumps(self.as_dict())
 
 
 # ---------------------------------------------------------------------------------- reading
@@ -129,14 +135,19 @@ def ready(loaded: Loaded, device: torch.device, dtype: str | None) -> str:
     """
     if loaded.sparta is not None:
         loaded.merge_for_good()
-    trained = loaded.about.dtypes["model"]
+    return move(loaded.classifier, loaded.about.dtypes["model"], device, dtype)
+
+
+def move(
+    model: Classifier | MultiHead, trained: str, device: torch.device, dtype: str | None
+) -> str:
+    """`ready` of a model whose backbone is plain and was trained in that dtype."""
     if dtype is None:
         dtype = "float32" if device.type == "cpu" else trained
-    backbone = loaded.classifier.backbone
     if dtype != trained:
-        for parameter in backbone.parameters():  # buffers, such as RoPE's, keep their own dtype
+        for parameter in model.backbone.parameters():  # buffers, such as RoPE's, keep their dtype
             parameter.data = parameter.data.to(DTYPES[dtype])
-    loaded.classifier.to(device)
+    model.to(device)
     return dtype
 
 
@@ -151,12 +162,83 @@ def predict(
     InputError
         If a text gives no token, or `examples` raises it: when all before have been predicted.
     """
+    classifier = loaded.classifier
+    alone = MultiHead(classifier.backbone, {"": classifier.head_weight})
+    reader = _Reader(alone, loaded.tokenizer, {"": loaded.about})
+    for some in _predict_all([reader], examples, batch_size, batches):
+        yield [predictions[""] for predictions in some]
+
+
+def one_reading(heads: Mapping[str, Description]) -> Description:
+    """By which of several heads' tasks a line is read: the first; all have as many columns.
+
+    Raises
+    ------
+    InputError
+        If they have not: some read a text, others a pair.
+    """
+    first = next(iter(heads.values()))
+    for name, about in heads.items():
+        if len(about.columns) != len(first.columns):
+            raise InputError(
+                f"{name} reads {len(about.columns)} text(s) ({', '.join(about.columns)}), and "
+                f"{next(iter(heads))} {len(first.columns)}; --head NAME chooses one"
+            )
+    return first
+
+
+def predict_heads(
+    loaded: LoadedHeads, examples: Iterable[Example], batch_size: int, batches: int = 1
+) -> Iterator[list[dict[str, Prediction]]]:
+    """The same of every head, by name: one forward pass for all that read a text alike (those of
+    base models; instruction models have a prompt for each task).
+
+    Raises
+    ------
+    InputError
+        As `predict`.
+    """
+    reading: dict[str, dict[str, Description]] = {}
+    for name, about in loaded.about.items():
+        key = repr((about.prompt, about.separator, about.undo_spacing, about.model.kind))
+        reading.setdefault(key, {})[name] = about
+    readers = [_Reader(loaded.model, loaded.tokenizer, heads) for heads in reading.values()]
+    for some in _predict_all(readers, examples, batch_size, batches):
+        yield [{name: found[name] for name in loaded.about} for found in some]
+
+
+def as_text(predictions: Mapping[str, Prediction]) -> str:
+    """One line for all heads: name, label and probability of each, with tabs between them."""
+    return "\t".join(f"{name}\t{one.as_text()}" for name, one in predictions.items())
+
+
+def as_json(predictions: Mapping[str, Prediction]) -> str:
+    """One line of JSON: of each head, by name, what `Prediction.as_json` gives."""
+    return json.dumps({name: one.as_dict() for name, one in predictions.items()})
+
+
+@dataclass
+class _Reader:
+    """A model, and those of its heads that read a text alike."""
+
+    model: MultiHead
+    tokenizer: Any
+    heads: dict[str, Description]
+
+
+def _predict_all(
+    readers: Sequence[_Reader], examples: Iterable[Example], batch_size: int, batches: int
+) -> Iterator[list[dict[str, Prediction]]]:
     source = iter(examples)
     while True:
         some, fault = _take(source, batch_size * batches)
-        encoded, fault = _encode(loaded, some, fault)
-        if len(encoded):
-            yield _predict(loaded, encoded, batch_size)
+        found: list[list[dict[str, Prediction]]] = []
+        for reader in readers:
+            encoded, fault = _encode(reader, some, fault)
+            found.append(_predict(reader, encoded, batch_size))
+        # a text without a token ends what one reader can give
+        if together := [dict(ChainMap(*parts)) for parts in zip(*found, strict=False)]:
+            yield together
         if fault is not None:
             raise fault
         if len(some) < batch_size * batches:
@@ -176,11 +258,11 @@ def _take(source: Iterator[Example], count: int) -> tuple[list[Example], InputEr
 
 
 def _encode(
-    loaded: Loaded, some: list[Example], fault: InputError | None
+    reader: _Reader, some: list[Example], fault: InputError | None
 ) -> tuple[Encoded, InputError | None]:
-    about = loaded.about
+    about = next(iter(reader.heads.values()))
     inputs = [render(texts, about, about.model.kind) for _, texts in some]
-    rows = tokenize(inputs, loaded.tokenizer) if inputs else []
+    rows = tokenize(inputs, reader.tokenizer) if inputs else []
     for number, row in enumerate(rows):
         if not row:
             place = some[number][0]
@@ -194,19 +276,24 @@ def _encode(
 
 
 @torch.no_grad()
-def _predict(loaded: Loaded, encoded: Encoded, batch_size: int) -> list[Prediction]:
-    labels, classifier = loaded.about.labels, loaded.classifier
-    device = classifier.head_weight.device
-    logits = torch.zeros(len(encoded), len(labels), dtype=torch.float64)
+def _predict(reader: _Reader, encoded: Encoded, batch_size: int) -> list[dict[str, Prediction]]:
+    device = next(reader.model.parameters()).device
+    logits = {
+        name: torch.zeros(len(encoded), len(about.labels), dtype=torch.float64)
+        for name, about in reader.heads.items()
+    }
     for rows in evaluation_batches(encoded.lengths(), batch_size):
         batch = encoded.collate(rows)
-        out = classifier(batch["input_ids"].to(device), batch["attention_mask"].to(device))
-        logits[torch.tensor(rows)] = out.cpu().double()
-    if not logits.isfinite().all():
-        raise InputError(f"no probabilities come out: {why_not_finite(classifier)}")
-    return [
-        Prediction(labels[place], dict(zip(labels, row, strict=True)))
-        for place, row in zip(
-            logits.argmax(dim=1).tolist(), logits.softmax(dim=1).tolist(), strict=True
-        )
-    ]
+        batch.pop("labels")
+        out = reader.model(**{name: tensor.to(device) for name, tensor in batch.items()})
+        for name, values in logits.items():
+            values[torch.tensor(rows)] = out[name].cpu().double()
+    if not all(values.isfinite().all() for values in logits.values()):
+        raise InputError(f"no probabilities come out: {why_not_finite(reader.model)}")
+    predictions: list[dict[str, Prediction]] = [{} for _ in range(len(encoded))]
+    for name, values in logits.items():
+        labels = reader.heads[name].labels
+        best, shares = values.argmax(dim=1).tolist(), values.softmax(dim=1).tolist()
+        for found, place, row in zip(predictions, best, shares, strict=True):
+            found[name] = Prediction(labels[place], dict(zip(labels, row, strict=True)))
+    return predictions

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 SCHEMA = 1
 PROTOCOL = 2  # counted up when the code changes in a way that changes outcomes
+MERGE, MERGE_SCHEMA = "merge.json", 1  # the record of two merged runs (sparta_bench/merge/pairs.py)
 STATUSES = ("completed", "failed", "interrupted")
 LOCK = ".lock"  # in a run's folder, held by the process that is at it
 RUNNING = "running.json"  # beside it: the record before there is anything in it
@@ -158,6 +159,35 @@ def files_below(folder: Path, name: str) -> list[str]:
         for parent, _, files in os.walk(folder)
         if name in files
     ]
+
+
+def read_merge(path: Path) -> dict[str, Any] | str:
+    """The record of two merged runs in a file, or the reason why it holds none."""
+    try:
+        raw = json.loads(path.read_bytes())
+        if not isinstance(raw, dict) or raw.get("schema") != MERGE_SCHEMA:
+            return f"is of another schema than {MERGE_SCHEMA}"
+        rule, overlap = raw["rule"], raw["overlap"]
+        for key in ("alone", "merged", *(() if raw["thinned"] is None else ("thinned",))):
+            for number in (0, 1):
+                for split in ("dev", "test"):
+                    if not all(math.isfinite(raw[key][number][split][name]) for name in METRICS):
+                        return f"{key} holds scores that are not finite"
+        _text(rule["how"]), _text(raw["merge_id"]), _density(rule["keep"])
+        for number in (0, 1):
+            run = raw["runs"][number]
+            _text(run["run_id"]), _text(run["task"])
+            if not isinstance(run["seed"], int):
+                raise TypeError
+        if not all(math.isfinite(overlap[key]) for key in ("shared", "conflicts")):
+            raise TypeError
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except (ValueError, RecursionError):
+        return "is no JSON"
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
+        return "lacks a key of a merge's record, or has one of another type"
+    return raw
 
 
 def seconds_of(raw: Mapping[str, Any]) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from sparta_bench.config import (
@@ -203,46 +203,79 @@ def _why_nothing(folder: Path) -> str:
 def _load_adapter(folder: Path, base: str | None, tokenizer: str | None) -> Loaded:
     config = store.read_config(folder)
     about = Description.from_dict(config, folder / store.CONFIG)
-    classifier, words = _base(about, _where(about, base, tokenizer, folder))
-    expected = config.get("base_fingerprint")
-    found = store.fingerprint_of(classifier.backbone)
-    if found != expected:
-        raise InputError(
-            f"{folder}: was trained on another base model: the fingerprint of its weights is "
-            f"{expected}, and {_shown(about, base)} has {found}"
-        )
-    if about.tokenizer_fingerprint != tokenizer_fingerprint(words):
-        raise InputError(
-            f"{folder}: was trained with another tokenizer (fingerprint "
-            f"{about.tokenizer_fingerprint}, this one has {tokenizer_fingerprint(words)}; "
-            "--tokenizer says where it is)"
-        )
+    classifier, words = load_base(about, base_of(about, base, tokenizer, folder))
+    check_base(config, about, classifier.backbone, words, folder, _shown(about, base))
     if about.method["name"] == "sparta":
         return _with_sparta(classifier, words, about, folder, allow_pickle=False)
     precision = Precision(DTYPES[about.dtypes["model"]], DTYPES[about.dtypes["trained"]])
     if about.method["name"] == "lora":
-        try:
-            settings = method_of(about.method)
-        except InputError as error:
-            raise InputError(
-                *(f"{folder / store.CONFIG}: {line}" for line in error.lines)
-            ) from None
-        assert isinstance(settings, LoraConfig)
-        trained = train_lora(classifier, settings, precision, seed=0)
+        trained = train_lora(classifier, lora_settings(about, folder), precision, seed=0)
     else:
         trained = train_head(classifier)
     tensors = store.read_tensors(folder, config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    wanted = {name: tuple(value.shape) for name, value in trained.values.items()}
-    for name in sorted(shapes.keys() | wanted.keys()):
-        if shapes.get(name) != wanted.get(name):
-            raise InputError(
-                f"{folder / store.TENSORS}: {name} has the shape {shapes.get(name)}, where "
-                f"{wanted.get(name)} belongs"
-            )
+    check_shapes(tensors, trained.values, folder)
     trained.restore(tensors)
     classifier.requires_grad_(False).eval()
     return Loaded(classifier, words, about, None, trained.merge_for_good)
+
+
+def check_base(
+    config: Mapping[str, Any],
+    about: Description,
+    backbone: nn.Module,
+    tokenizer: Any,
+    folder: Path,
+    shown: str,
+) -> None:
+    """Whether an adapter was trained on this backbone with this tokenizer; `shown` is what the
+    user called them.
+
+    Raises
+    ------
+    InputError
+        If it was not.
+    """
+    expected = config.get("base_fingerprint")
+    found = store.fingerprint_of(backbone)
+    if found != expected:
+        raise InputError(
+            f"{folder}: was trained on another base model: the fingerprint of its weights is "
+            f"{expected}, and {shown} has {found}"
+        )
+    if about.tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
+        raise InputError(
+            f"{folder}: was trained with another tokenizer (fingerprint "
+            f"{about.tokenizer_fingerprint}, this one has {tokenizer_fingerprint(tokenizer)}; "
+            "--tokenizer says where it is)"
+        )
+
+
+def check_shapes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], folder: Path) -> None:
+    """Whether an adapter's file holds these tensors and no others.
+
+    Raises
+    ------
+    InputError
+        At the first name whose shapes differ.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    fitting = {name: tuple(value.shape) for name, value in wanted.items()}
+    for name in sorted(shapes.keys() | fitting.keys()):
+        if shapes.get(name) != fitting.get(name):
+            raise InputError(
+                f"{folder / store.TENSORS}: {name} has the shape {shapes.get(name)}, where "
+                f"{fitting.get(name)} belongs"
+            )
+
+
+def lora_settings(about: Description, folder: Path) -> LoraConfig:
+    """Those of a LoRA adapter. Raises InputError if they are none."""
+    try:
+        settings = method_of(about.method)
+    except InputError as error:
+        raise InputError(*(f"{folder / store.CONFIG}: {line}" for line in error.lines)) from None
+    assert isinstance(settings, LoraConfig)
+    return settings
 
 
 def _with_sparta(
@@ -255,7 +288,7 @@ def _with_sparta(
     return Loaded(classifier, tokenizer, about, adapter, adapter.bake)
 
 
-def _base(about: Description, model: ModelConfig) -> tuple[Classifier, Any]:
+def load_base(about: Description, model: ModelConfig) -> tuple[Classifier, Any]:
     """The base with a head of zeros, and its tokenizer."""
     try:
         tokenizer = load_tokenizer(model, about)
@@ -273,7 +306,7 @@ def _base(about: Description, model: ModelConfig) -> tuple[Classifier, Any]:
     return classifier, tokenizer
 
 
-def _where(
+def base_of(
     about: Description, base: str | None, tokenizer: str | None, folder: Path
 ) -> ModelConfig:
     """The base as it is to be loaded."""
@@ -292,13 +325,13 @@ def _where(
         _refuse_a_folder(folder, str(model.hub_id))
     if tokenizer is not None:
         _named(tokenizer, "--tokenizer", model)
-        return _changed(model, tokenizer=tokenizer)
+        return changed(model, tokenizer=tokenizer)
     if about.model.tokenizer is not None:
         raise InputError(
             f"{folder}: was trained with a tokenizer in a folder of its own, called "
             f"{about.model.tokenizer} then; say with --tokenizer DIR where it is"
         )
-    return _changed(model, tokenizer=None)
+    return changed(model, tokenizer=None)
 
 
 def _refuse_a_folder(adapter: Path, name: str) -> None:
@@ -313,14 +346,15 @@ def _refuse_a_folder(adapter: Path, name: str) -> None:
 def _named(name: str, option: str, model: ModelConfig) -> ModelConfig:
     """A folder, or a name on the hub."""
     if Path(name).is_dir():
-        return _changed(model, path=name, embedded=False)
+        return changed(model, path=name, embedded=False)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"{option} {name}: there is no such folder")
     revision = model.revision if name == model.hub_id else "main"
-    return _changed(model, name=name, hub_id=name, revision=revision, path=None, embedded=False)
+    return changed(model, name=name, hub_id=name, revision=revision, path=None, embedded=False)
 
 
-def _changed(model: ModelConfig, **values: Any) -> ModelConfig:
+def changed(model: ModelConfig, **values: Any) -> ModelConfig:
+    """The same with other values."""
     return ModelConfig(**{**asdict(model), **values})
 
 
@@ -351,9 +385,9 @@ def _load_authors(
     )  # fmt: skip
     model = _named(name, "--base", any_model)
     if tokenizer is not None:
-        model = _changed(model, tokenizer=tokenizer)
+        model = changed(model, tokenizer=tokenizer)
     elif (folder / "tokenizer_config.json").is_file():
-        model = _changed(model, tokenizer=str(folder))
+        model = changed(model, tokenizer=str(folder))
     about = Description(
         method={"name": "sparta"},
         density=None,
@@ -370,7 +404,7 @@ def _load_authors(
         dtypes={"model": dtype, "trained": "float32"},
         tokenizer_fingerprint=None,
     )
-    classifier, words = _base(about, model)
+    classifier, words = load_base(about, model)
     return _with_sparta(classifier, words, about, folder, allow_pickle)
 
 
@@ -397,10 +431,15 @@ def write_whole(classifier: Classifier, tokenizer: Any, about: Description, fold
     model = _transformers_classifier(classifier, about.labels, words.pad_token_id)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
+    write_json(folder / WHOLE, {"format": store.FORMAT, **portable(about)})
+    return str(words.pad_token)
+
+
+def portable(about: Description) -> dict[str, Any]:
+    """The description as it stands beside a backbone and a tokenizer of its own."""
     known = about.as_dict()
     known["model"] |= {"path": about.model.path and Path(about.model.path).name, "tokenizer": None}
-    write_json(folder / WHOLE, {"format": store.FORMAT, **known})
-    return str(words.pad_token)
+    return known
 
 
 def padding_token(tokenizer: Any) -> str:
@@ -444,7 +483,8 @@ def _transformers_classifier(classifier: Classifier, labels: list[str], pad: int
     return model
 
 
-def _load_whole(folder: Path) -> Loaded:
+def read_whole(folder: Path) -> Description:
+    """What a whole classifier says of itself. Raises InputError if it cannot be read."""
     path = folder / WHOLE
     try:
         values = json_of(path)
@@ -452,9 +492,13 @@ def _load_whole(folder: Path) -> Loaded:
         raise InputError(f"{path}: cannot be read, is not JSON, or cut short") from None
     if not isinstance(values, dict) or values.get("format") != store.FORMAT:
         raise InputError(f"{path}: not of the format {store.FORMAT}, which this version reads")
-    about = Description.from_dict(values, path)
-    model = _changed(about.model, path=str(folder), embedded=False, tokenizer=None)
-    classifier, tokenizer = _base(about, model)
+    return Description.from_dict(values, path)
+
+
+def _load_whole(folder: Path) -> Loaded:
+    about = read_whole(folder)
+    model = changed(about.model, path=str(folder), embedded=False, tokenizer=None)
+    classifier, tokenizer = load_base(about, model)
     with safe_open(file_of(SCORE, str(folder), None), framework="pt") as file:
         if SCORE not in file.keys():
             raise InputError(f"{folder}: the checkpoint has no {SCORE}")

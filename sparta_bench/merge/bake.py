@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from sparta_bench.errors import InputError
-from sparta_bench.files import whole_folder
+from sparta_bench.merge.files import refuse_to_replace, written
 from sparta_bench.saved import Loaded, load, write_whole
 from sparta_bench.sparta import authors_layout
 
@@ -29,10 +27,10 @@ def bake(
     InputError
         If there is nothing to bake, or `out` is not empty and `force` not given.
     """
-    _refuse_to_replace(folder, out, force)
+    refuse_to_replace(folder, out, force)
     loaded = load(folder, base, tokenizer, allow_pickle)
     loaded.merge_for_good()
-    with _written(out) as temporary:
+    with written(out) as temporary:
         pad = write_whole(loaded.classifier, loaded.tokenizer, loaded.about, temporary)
     scalars = sum(parameter.numel() for parameter in loaded.classifier.parameters())
     dtype = loaded.about.dtypes["model"]
@@ -79,7 +77,7 @@ def export(
     InputError
         If it is no SpaRTA adapter, or `out` is not empty and `force` not given.
     """
-    _refuse_to_replace(folder, out, force)
+    refuse_to_replace(folder, out, force)
     loaded = load(folder, base, tokenizer, allow_pickle)
     if loaded.sparta is None:
         name = loaded.about.method["name"]
@@ -87,7 +85,7 @@ def export(
     rows = loaded.classifier.backbone.config.vocab_size  # type: ignore[union-attr]
     if loaded.about.separator == "sep_token":
         raise InputError(f"{folder}: was trained with an added token, which is not exported")
-    with _written(out) as temporary:
+    with written(out) as temporary:
         authors_layout.write(
             loaded.sparta,
             loaded.classifier.head_weight,
@@ -107,21 +105,3 @@ def export(
             f"{loaded.about.dtypes['model']}, so its probabilities will differ a little"
         )
     return line
-
-
-def _refuse_to_replace(folder: Path, out: Path, force: bool) -> None:
-    if out.is_file():
-        raise InputError(f"--out {out}: is a file")
-    if out.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise InputError(f"--out {out}: holds the adapter that is to be read")
-    if out.is_dir() and any(out.iterdir()) and not force:
-        raise InputError(f"--out {out}: is not empty (--force replaces the whole folder)")
-
-
-@contextmanager
-def _written(out: Path) -> Iterator[Path]:
-    try:
-        with whole_folder(out) as temporary:
-            yield temporary
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written: {error.strerror}") from None

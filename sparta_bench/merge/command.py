@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sparta_bench.options import Parser, add_sources
+from sparta_bench.config import METHODS
+from sparta_bench.errors import InputError
+from sparta_bench.options import Parser, add_base, add_sources, check_settings
+
+if TYPE_CHECKING:
+    from sparta_bench.merge.rules import Rule
 
 LAYOUTS = ("peft-sparta",)
+HOWS = ("sum", "ties")
 
 
 def _merge_parser() -> Parser:
     parser = Parser(
         prog="sparta-bench merge", description="Make something else of what a run has trained."
     )
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
     bake = verbs.add_parser(
         "bake",
         help="a plain transformers folder, which needs none of this project",
@@ -26,12 +36,74 @@ def _merge_parser() -> Parser:
         help="a SpaRTA adapter in another program's layout",
         description="Write a SpaRTA adapter for another program.",
     )
+    several = verbs.add_parser(
+        "multi-head",
+        help="several adapters in one backbone, each with its own head (section 8)",
+        description="Add the changes of several models of one base up in one backbone, and keep\n"
+        "each head on top: one forward pass, a prediction for each task. predict and\n"
+        "evaluate take the folder.",
+    )
+    combine = verbs.add_parser(
+        "combine",
+        help="the same, weighted, with TIES' sign election, or DARE's drop and rescale",
+        description="As multi-head, by another rule than the plain sum.",
+    )
+    overlap = verbs.add_parser(
+        "overlap",
+        help="how many entries several models changed alike, and what chance would give",
+        description="Where several models of one base changed the same entries, with which signs.",
+    )
+    pairs = verbs.add_parser(
+        "pairs",
+        help="what merging costs: every two tasks' runs below a folder, alone and merged (Table 6)",
+        description="Merge the best runs of every two tasks, model by model and method by method,\n"
+        "and score them alone and merged. A record for each goes to FOLDER/merges;\n"
+        "`tables` makes Table 6 and a table of losses from these. What is done is skipped.",
+        epilog="Settings: task.*, device, cache_dir and train.eval_batch_size, for all tasks.",
+    )
+    pairs.add_argument("folder", metavar="FOLDER", type=Path, help="where the runs' records are")
+    pairs.add_argument("settings", metavar="key=value", nargs="*", help="see below")
+    pairs.add_argument(
+        "--seeds",
+        choices=("different", "same"),
+        default="different",
+        help="same: pairs of one seed, where SpaRTA's places coincide (different)",
+    )
+    pairs.add_argument("--method", choices=METHODS, help="only runs of this one (all)")
+    pairs.add_argument("--json", action="store_true", help="print the records as a JSON list")
+    add_base(pairs)
     for verb in (bake, export):
         add_sources(verb)
+    for verb in (several, combine, overlap):
+        verb.add_argument(
+            "adapters",
+            metavar="ADAPTER",
+            nargs="+",
+            type=Path,
+            help="folders of adapters or whole classifiers (save=full) of one base model",
+        )
+        add_base(verb)
+    for verb in (several, combine):
+        verb.add_argument(
+            "--names", metavar="A,B", help="what the heads are called (their tasks' names)"
+        )
+    for verb in (bake, export, several, combine):
         verb.add_argument("--out", metavar="DIR", type=Path, required=True, help="where to")
         verb.add_argument(
             "--force", action="store_true", help="replace the folder DIR, whatever is in it"
         )
+    for verb in (combine, pairs):
+        _add_rule(verb)
+    combine.add_argument(
+        "--weights", metavar="W,W", type=_numbers, help="one for each model (1 each)"
+    )
+    combine.add_argument(
+        "--heads",
+        choices=("separate", "average"),
+        default="separate",
+        help="separate is the only way there is",
+    )
+    overlap.add_argument("--json", action="store_true", help="print a JSON list, a pair each")
     export.add_argument("--layout", choices=LAYOUTS, required=True)
     export.add_argument(
         "--base-name",
@@ -42,13 +114,63 @@ def _merge_parser() -> Parser:
     return parser
 
 
+def _add_rule(parser: Any) -> None:
+    parser.add_argument(
+        "--how",
+        choices=HOWS,
+        default="sum",
+        help="sum (the default); ties: of each entry the mean of the changes that have the sign of "
+        "their sum",
+    )
+    parser.add_argument(
+        "--dare",
+        metavar="SHARE",
+        type=_share,
+        help="keep each changed entry with this probability, and divide it by that",
+    )
+    parser.add_argument("--seed", type=_seed, default=0, help="of that draw (0)")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(abs(number) < 1e6 for number in found):
+        raise ArgumentTypeError(f"{text} is no list of numbers, such as 0.5,0.5")
+    return found
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise ArgumentTypeError(f"{text} is no number inside (0, 1)")
+    return share
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 2**63):
+        raise ArgumentTypeError(f"{text} is no whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
 def main(arguments: list[str]) -> None:
     """`sparta-bench merge VERB`: write a folder and say what is there."""
-    parser = _merge_parser()
-    options = parser.parse_args(arguments)
-    if options.verb is None:
-        parser.print_help()
-        return
+    options = _merge_parser().parse_args(arguments)
+    if options.verb in ("bake", "export"):
+        _of_one(options)
+    elif options.verb == "pairs":
+        _pairs(options)
+    elif options.verb == "overlap":
+        _overlap(options)
+    else:
+        _of_several(options)
+
+
+def _of_one(options: Namespace) -> None:
     from sparta_bench.merge import bake as verbs
 
     common = {
@@ -61,3 +183,87 @@ def main(arguments: list[str]) -> None:
         print(verbs.bake(options.adapter, options.out, **common))
     else:
         print(verbs.export(options.adapter, options.out, options.base_name, **common))
+
+
+def _of_several(options: Namespace) -> None:
+    names = _head_names(options)
+    rule = _rule(options)
+    from sparta_bench.merge.combine import multi_head_of
+
+    line, warnings = multi_head_of(
+        options.adapters,
+        options.out,
+        rule,
+        options.base,
+        options.tokenizer,
+        names,
+        options.force,
+    )
+    for warning in warnings:
+        print(f"sparta-bench: {warning}", file=sys.stderr)
+    print(line)
+
+
+def _head_names(options: Namespace) -> list[str] | None:
+    if options.names is None:
+        return None
+    names: list[str] = options.names.split(",")
+    if len(set(names)) != len(names) or "" in names or len(names) != len(options.adapters):
+        raise InputError(
+            f"merge: --names {options.names}: must be {len(options.adapters)} different names, one "
+            "for each adapter"
+        )
+    return names
+
+
+def _rule(options: Namespace) -> Rule:
+    from sparta_bench.merge.rules import Rule
+
+    if options.verb == "multi-head":
+        return Rule()
+    if options.heads == "average":
+        raise InputError(
+            "merge: --heads average: heads are not averaged: each was trained in full for labels "
+            "of its own, and a mean of them would serve none (section 8); all are kept side by side"
+        )
+    if options.weights is not None and len(options.weights) != len(options.adapters):
+        raise InputError(
+            f"merge: --weights: {len(options.weights)} numbers for {len(options.adapters)} models; "
+            "one for each is needed"
+        )
+    return Rule(options.how, options.weights, options.dare, options.seed)
+
+
+def _pairs(options: Namespace) -> None:
+    if not options.folder.is_dir():
+        raise InputError(f"merge: {options.folder}: there is no such folder")
+    check_settings("merge pairs", options.settings, with_task=False)
+    from sparta_bench.merge.pairs import measure_pairs
+    from sparta_bench.merge.rules import Rule
+
+    records, there = measure_pairs(
+        options.folder,
+        [Rule(options.how, None, options.dare, options.seed)],
+        options.seeds == "same",
+        options.method,
+        options.base,
+        options.tokenizer,
+        options.settings,
+    )
+    if options.json:
+        print(json.dumps(records, allow_nan=False))
+    else:
+        what = f"{len(records):,} pairs, {there:,} of them there already"
+        print(f"{what} → {options.folder / 'merges'}; see sparta-bench tables {options.folder}")
+
+
+def _overlap(options: Namespace) -> None:
+    from sparta_bench.merge.overlap import as_text, overlaps_of
+    from sparta_bench.merge.sources import open_sources
+
+    base, sources = open_sources(options.adapters, options.base, options.tokenizer)
+    found = overlaps_of(sources, base)
+    if options.json:
+        print(json.dumps([overlap.as_dict() for overlap in found], allow_nan=False))
+    else:
+        print(as_text(found))

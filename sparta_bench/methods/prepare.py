@@ -102,20 +102,12 @@ def wrap_in_lora(
     classifier: Classifier, method: LoraConfig, precision: Precision
 ) -> dict[str, nn.Parameter]:
     """Put peft's LoRA around the backbone; returns its matrices, in the trained dtype, by name."""
-    from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
-    settings = PeftLoraConfig(
-        r=method.r,
-        lora_alpha=method.alpha,
-        lora_dropout=method.lora_dropout,
-        target_modules=list(method.targets),
-        bias="none",
-    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns that nobody named a task type
-            wrapped = get_peft_model(classifier.backbone, settings)  # type: ignore[arg-type]
+            wrapped = get_peft_model(classifier.backbone, peft_settings(method))  # type: ignore[arg-type]
     except ValueError as error:
         raise InputError(f"method.targets={method.targets}: {str(error).splitlines()[0]}") from None
     classifier.backbone = wrapped
@@ -127,6 +119,19 @@ def wrap_in_lora(
     for value in values.values():
         value.data = value.data.to(precision.trained_dtype)
     return values
+
+
+def peft_settings(method: LoraConfig) -> Any:
+    """peft's own configuration for these settings."""
+    from peft import LoraConfig as PeftLoraConfig
+
+    return PeftLoraConfig(
+        r=method.r,
+        lora_alpha=method.alpha,
+        lora_dropout=method.lora_dropout,
+        target_modules=list(method.targets),
+        bias="none",
+    )
 
 
 class LoraTrained(Trained):

@@ -44,11 +44,15 @@ class Classifier(nn.Module):
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """What the head reads: the last real token's final hidden state (rows x hidden, in the
         head's dtype)."""
-        states: Tensor = self.backbone(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
-        pooled = states[torch.arange(len(states), device=states.device), last_token(attention_mask)]
-        return pooled.to(self.head.weight.dtype)
+        return pooled(self.backbone, input_ids, attention_mask).to(self.head.weight.dtype)
+
+
+def pooled(backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The last real token's final hidden state (rows x hidden, in the backbone's dtype)."""
+    states: Tensor = backbone(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+    ).last_hidden_state
+    return states[torch.arange(len(states), device=states.device), last_token(attention_mask)]
 
 
 def why_not_finite(model: nn.Module) -> str:

@@ -1,0 +1,231 @@
+"""What is to be merged: trained models of one base, each as what it changed in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparta_bench.errors import InputError, reason_of
+from sparta_bench.merge.rules import Changes, Entries
+from sparta_bench.methods.prepare import lora
+from sparta_bench.models.classifier import Classifier
+from sparta_bench.models.precision import DTYPES, Precision
+from sparta_bench.ranks.checkpoint import Checkpoint, open_checkpoint
+from sparta_bench.saved import (
+    SCORE,
+    WHOLE,
+    Description,
+    base_of,
+    check_base,
+    check_shapes,
+    load_base,
+    lora_settings,
+    read_whole,
+)
+from sparta_bench.sparta import SpartaAdapter, authors_layout, store
+
+HEAD = "head.weight"
+
+
+class Base:
+    """The model that all were trained on, with its tokenizer. `values` are its parameters, by
+    name; `dtype` is theirs."""
+
+    def __init__(self, backbone: Any, tokenizer: Any, dtype: str) -> None:
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.dtype = dtype
+        self.values = {name: value.detach() for name, value in backbone.named_parameters()}
+
+    def keep(self) -> None:
+        """Make `values` copies, so that `restore` can give them back."""
+        self.values = {name: value.clone() for name, value in self.values.items()}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the backbone its values back."""
+        for name, parameter in self.backbone.named_parameters():
+            parameter.copy_(self.values[name])
+
+
+@dataclass
+class Source:
+    """A trained model. `name` is that of its head (classes x hidden); `factors` are LoRA's
+    matrices by peft's names, else null; `folder` is what the user called it."""
+
+    name: str
+    folder: Path
+    about: Description
+    head: Tensor
+    changes: Changes
+    factors: dict[str, Tensor] | None = None
+    draw: store.Draw | None = None
+
+    def entries(self, name: str, base: Tensor) -> Entries:
+        """What it changed in a tensor of the base, which holds these values."""
+        if name not in self.changes:
+            return Entries(torch.empty(0, dtype=torch.int64), torch.empty(0))
+        return self.changes[name](base)
+
+
+def open_sources(
+    folders: Sequence[Path],
+    base: str | None = None,
+    tokenizer: str | None = None,
+    names: Sequence[str] | None = None,
+) -> tuple[Base, list[Source]]:
+    """Adapters and whole classifiers of one base, checked, and that base.
+
+    Parameters
+    ----------
+    base, tokenizer
+        Where the base model and its tokenizer are, if not where the first says.
+    names
+        Of the heads; null: each task's own, numbered where one stands twice.
+
+    Raises
+    ------
+    InputError
+        If one cannot be read, or is of another base, dtype or vocabulary than the first.
+    """
+    abouts = [_describe(folder) for folder in folders]
+    first = abouts[0]
+    _refuse_unlike(folders, abouts)
+    model = base_of(first, base, tokenizer, folders[0])
+    classifier, words = load_base(first, model)
+    found = Base(classifier.backbone, words, first.dtypes["model"])
+    shown = first.model.name if base is None else f"--base {base}"
+    tasks = [about.task or folder.name for about, folder in zip(abouts, folders, strict=True)]
+    named = names or _names(tasks)
+    try:
+        sources = [
+            _open(name, folder, about, found, shown)
+            for name, folder, about in zip(named, folders, abouts, strict=True)
+        ]
+    except ValueError as error:
+        raise InputError(reason_of(error)) from None
+    return found, sources
+
+
+def _describe(folder: Path) -> Description:
+    if (folder / WHOLE).is_file():
+        return read_whole(folder)
+    if authors_layout.is_in(folder):
+        raise InputError(
+            f"{folder}: an adapter of peft-sparta, which does not say what its base was; only this "
+            "project's are merged"
+        )
+    try:
+        return Description.from_dict(store.read_config(folder), folder / store.CONFIG)
+    except ValueError as error:
+        raise InputError(reason_of(error)) from None
+
+
+def _refuse_unlike(folders: Sequence[Path], abouts: Sequence[Description]) -> None:
+    """Told before any weights are read."""
+    first = abouts[0]
+    for folder, about in zip(folders, abouts, strict=True):
+        unlike = {
+            "base model": (first.base_model["fingerprint"], about.base_model["fingerprint"]),
+            "vocabulary (tokenizer)": (first.tokenizer_fingerprint, about.tokenizer_fingerprint),
+            "dtype": (first.dtypes["model"], about.dtypes["model"]),
+        }
+        for what, (one, other) in unlike.items():
+            if one != other:
+                raise InputError(
+                    f"{folder}: was trained with another {what} than {folders[0]}: {other}, not "
+                    f"{one}; only changes of one and the same base can be added up"
+                )
+
+
+def _names(tasks: Sequence[str]) -> list[str]:
+    seen: Counter[str] = Counter()
+    names = []
+    for task in tasks:
+        seen[task] += 1
+        names.append(task if seen[task] == 1 else f"{task}-{seen[task]}")
+    return names
+
+
+def _open(name: str, folder: Path, about: Description, base: Base, shown: str) -> Source:
+    if (folder / WHOLE).is_file():
+        return _whole(name, folder, about, base)
+    config = store.read_config(folder)
+    check_base(config, about, base.backbone, base.tokenizer, folder, shown)
+    empty = torch.zeros(len(about.labels), base.backbone.config.hidden_size)
+    classifier = Classifier(base.backbone, empty)
+    if about.method["name"] == "sparta":
+        return _sparta(name, folder, about, classifier)
+    tensors = store.read_tensors(folder, config)
+    if about.method["name"] == "lora":
+        return _lora(name, folder, about, classifier, tensors)
+    check_shapes(tensors, {HEAD: empty}, folder)
+    return Source(name, folder, about, tensors[HEAD], {})
+
+
+def _sparta(name: str, folder: Path, about: Description, classifier: Classifier) -> Source:
+    with SpartaAdapter.load(classifier, folder, merge_after_step=False) as adapter:
+        entries = {
+            tensor: Entries(adapter.indices[tensor].long(), deltas.detach().clone())
+            for tensor, deltas in adapter.deltas.items()
+        }
+        head = classifier.head_weight.detach().clone()
+    changes = {tensor: _constant(found) for tensor, found in entries.items()}
+    return Source(name, folder, about, head, changes, draw=adapter.draw)
+
+
+def _constant(entries: Entries) -> Any:
+    return lambda base: entries
+
+
+def _lora(
+    name: str, folder: Path, about: Description, classifier: Classifier, tensors: dict[str, Tensor]
+) -> Source:
+    settings = lora_settings(about, folder)
+    precision = Precision(DTYPES[about.dtypes["model"]], DTYPES[about.dtypes["trained"]])
+    trained = lora(classifier, settings, precision, seed=0)
+    try:
+        check_shapes(tensors, trained.values, folder)
+    finally:
+        trained.release()
+    head = tensors.pop(HEAD)
+    scale = settings.alpha / settings.r
+    changes: dict[str, Any] = {}
+    for key, b in tensors.items():
+        module, found, _ = key.partition(".lora_B.")
+        if found:
+            a = tensors[key.replace(".lora_B.", ".lora_A.")]
+            changes[f"{module}.weight"] = _product(a, b, scale)
+    return Source(name, folder, about, head, changes, factors=tensors)
+
+
+def _product(a: Tensor, b: Tensor, scale: float) -> Any:
+    return lambda base: Entries(None, scale * (b.float() @ a.float()))
+
+
+def _whole(name: str, folder: Path, about: Description, base: Base) -> Source:
+    checkpoint = open_checkpoint(str(folder))
+    shapes = {tensor: tuple(value.shape) for tensor, value in base.values.items()}
+    shapes[SCORE] = (len(about.labels), base.backbone.config.hidden_size)
+    for tensor, shape in shapes.items():
+        stored = checkpoint.tensors.get(tensor)
+        if stored is None or stored.shape != shape:
+            here = "missing" if stored is None else f"of shape {stored.shape}"
+            raise InputError(f"{folder}: {tensor} is {here}, where {shape} belongs")
+    changes = {tensor: _difference(checkpoint, tensor) for tensor in base.values}
+    head = checkpoint.rows(SCORE, 0, len(about.labels))
+    return Source(name, folder, about, head, changes)
+
+
+def _difference(checkpoint: Checkpoint, name: str) -> Any:
+    def entries(base: Tensor) -> Entries:
+        tuned = checkpoint.rows(name, 0, len(base))
+        return Entries(None, tuned.float() - base.float())
+
+    return entries

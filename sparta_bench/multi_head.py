@@ -1,0 +1,194 @@
+"""One backbone under the heads of several tasks (section 8): the class, and its folder on disk.
+
+A folder of transformers' own with the backbone and the tokenizer, and beside it `heads.safetensors`
+(per head `<name>`: classes x hidden) and `multi_head_config.json`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sparta_bench.errors import InputError, reason_of
+from sparta_bench.files import sha256_of, write_json, write_tensors
+from sparta_bench.models.classifier import Classifier, pooled
+from sparta_bench.saved import Description, Loaded, changed, load_base, padding_token, portable
+
+CONFIG, HEADS = "multi_head_config.json", "heads.safetensors"
+FORMAT = 1  # counted up when a reader of the last one would read wrongly
+
+
+class MultiHead(nn.Module):
+    """A decoder with several linear heads without bias, by name: one forward pass gives the logits
+    of all tasks.
+
+        model = MultiHead.load("merged")
+        words = model.tokenizer(["The plot is stale."], return_tensors="pt", padding=True)
+        model(**words)["sst2"]                            # logits, rows x classes
+
+    Parameters
+    ----------
+    backbone
+        A Hugging Face decoder without its vocabulary head.
+    heads
+        Per name: weights, classes x hidden.
+    """
+
+    def __init__(self, backbone: nn.Module, heads: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.names = list(heads)
+        # a list, because a module's name may hold no dot, and a head's may
+        self.heads = nn.ParameterList(heads.values())
+        self.tokenizer: Any = None
+        self.about: dict[str, Description] = {}
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, **ignored: Any
+    ) -> dict[str, Tensor]:
+        """Per head: logits (rows x classes, at least float32) of ids and mask (rows x longest)."""
+        states = pooled(self.backbone, input_ids, attention_mask)
+        return {
+            name: F.linear(states.to(head.dtype), head).float()
+            for name, head in zip(self.names, self.heads, strict=True)
+        }
+
+    def classifier(self, name: str) -> Classifier:
+        """The backbone under one of the heads alone; they share their memory."""
+        return Classifier(self.backbone, self.heads[self.names.index(name)])
+
+    @classmethod
+    def load(cls, folder: str | Path) -> MultiHead:
+        """What `sparta-bench merge multi-head` wrote, on the CPU, frozen, in evaluation mode.
+
+        Raises
+        ------
+        InputError
+            If a file is missing, broken, or not the one that was written.
+        """
+        return load(Path(folder)).model
+
+
+@dataclass
+class LoadedHeads:
+    """A multi-head classifier from disk with what each head was trained for."""
+
+    model: MultiHead
+    tokenizer: Any
+    about: dict[str, Description]
+
+    def one(self, name: str) -> Loaded:
+        """One head of it, as a classifier of its own."""
+        return Loaded(
+            self.model.classifier(name), self.tokenizer, self.about[name], None, lambda: None
+        )
+
+
+def is_in(folder: Path) -> bool:
+    """Whether the folder holds a multi-head classifier."""
+    return (folder / CONFIG).is_file()
+
+
+def write(
+    model: MultiHead,
+    tokenizer: Any,
+    about: Mapping[str, Description],
+    merged: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Write the backbone as a plain folder, and the heads beside it. `merged` says of what it was
+    made; it holds no path."""
+    words = copy.deepcopy(tokenizer)
+    words.pad_token = padding_token(words)
+    words.padding_side = "right"
+    model.backbone.save_pretrained(folder)  # type: ignore[operator]
+    words.save_pretrained(folder)
+    heads = {
+        name: head.detach().cpu().contiguous()
+        for name, head in zip(model.names, model.heads, strict=True)
+    }
+    write_tensors(folder / HEADS, heads)
+    described = {name: portable(about[name]) for name in model.names}
+    write_json(
+        folder / CONFIG,
+        {
+            "format": FORMAT,
+            "heads": described,
+            "merged": dict(merged),
+            "heads_sha256": sha256_of(folder / HEADS),
+        },
+    )
+
+
+def load(folder: Path) -> LoadedHeads:
+    """Read what `write` wrote.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, broken, or not the one that was written.
+    """
+    values = _read_config(folder)
+    about = {
+        name: Description.from_dict(one, folder / CONFIG) for name, one in values["heads"].items()
+    }
+    heads = _read_heads(folder, values.get("heads_sha256"))
+    if sorted(heads) != sorted(about):
+        raise InputError(f"{folder / HEADS}: holds {sorted(heads)}, where {sorted(about)} belong")
+    first = next(iter(about.values()))
+    base = changed(first.model, path=str(folder), embedded=False, tokenizer=None)
+    classifier, tokenizer = load_base(first, base)
+    hidden = classifier.head_weight.shape[1]
+    for name, one in about.items():
+        if heads[name].shape != (len(one.labels), hidden):
+            raise InputError(
+                f"{folder / HEADS}: {name} has the shape {tuple(heads[name].shape)}, where "
+                f"{(len(one.labels), hidden)} belongs"
+            )
+    model = MultiHead(classifier.backbone, {name: heads[name] for name in about})
+    model.tokenizer, model.about = tokenizer, about
+    return LoadedHeads(model.requires_grad_(False).eval(), tokenizer, about)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise InputError(f"{path}: cannot be read, is not JSON, or cut short") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise InputError(f"{path}: not of the format {FORMAT}, which this version reads")
+    heads = values.get("heads")
+    if not isinstance(heads, dict) or not heads or not all(map(_is_object, heads.values())):
+        raise InputError(f"{path}: heads is missing or of another kind")
+    return values
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _read_heads(folder: Path, expected: Any) -> dict[str, Tensor]:
+    path = folder / HEADS
+    try:
+        if sha256_of(path) != expected:
+            raise InputError(f"{path}: cut short or changed since {CONFIG} was written")
+        heads: dict[str, Tensor] = load_file(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except SafetensorError as error:
+        raise InputError(f"{path}: {reason_of(error)}") from None
+    for name, tensor in heads.items():
+        if tensor.dim() != 2 or not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{path}: {name} is no matrix of finite numbers")
+    return heads
