@@ -25,6 +25,7 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+NOT_FROM_HUB = "cannot be had from the hub (a folder with its files does as well)"
 HEADS = ("lm_head", "score")  # what stands on a backbone in a checkpoint
 
 
@@ -42,8 +43,9 @@ class Stored:
 class Checkpoint:
     """The tensors of some safetensors files by their names in the backbone.
 
-    A causal language model's `model.layers…` and a bare backbone's `layers…` are the same name
-    here. Files are mapped into memory, so that only what is asked for is read.
+    `label` is what the user called it. A causal language model's `model.layers…` and a bare
+    backbone's `layers…` are the same name here. Files are mapped into memory, so that only what is
+    asked for is read.
 
     Raises
     ------
@@ -56,7 +58,7 @@ class Checkpoint:
         self.tensors: dict[str, Stored] = {}
         for path in paths:
             try:
-                file = safe_open(path, framework="pt")
+                file: Any = safe_open(path, framework="pt")
             except SafetensorError as error:
                 reason = reason_of(error)
                 raise InputError(f"{path}: no safetensors file, or cut short ({reason})") from None
@@ -70,6 +72,19 @@ class Checkpoint:
                 dtype = DTYPES.get(about.get_dtype())
                 self.tensors[name] = Stored(own, file, tuple(about.get_shape()), dtype)
 
+    @property
+    def name(self) -> str:
+        """The label without the folders around it."""
+        path = Path(self.label)
+        if path.name == SINGLE:
+            path = path.parent
+        return path.resolve().name or self.label
+
+    def shape_of(self, name: str) -> tuple[int, ...] | None:
+        """Null where there is no such tensor."""
+        stored = self.tensors.get(name)
+        return None if stored is None else stored.shape
+
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows of a matrix (at most stop - start x columns), in the dtype of the file."""
         stored = self.tensors[name]
@@ -82,8 +97,8 @@ class Checkpoint:
         return fingerprint_of_tensors(
             (name, stored.file.get_tensor(stored.name).to(dtype or stored.dtype))
             for name, stored in self.tensors.items()
-            # very old checkpoints hold a buffer of the rotary embedding
-            if not is_head(name) and not name.endswith("inv_freq")
+            # quantised weights are no base of ours; very old checkpoints hold a rotary buffer
+            if stored.dtype is not None and not is_head(name) and not name.endswith("inv_freq")
         )
 
 
@@ -120,35 +135,51 @@ def open_checkpoint(source: str) -> Checkpoint:
 
 def _files(label: str, where: str, revision: str | None) -> list[Path]:
     """The files of a folder or a repository, the shards' in the order of their names."""
+    single = _file(label, where, SINGLE, revision)
+    if single is not None:
+        return [single]
     index = _file(label, where, INDEX, revision)
     if index is None:
-        single = _file(label, where, SINGLE, revision)
-        if single is None:
-            raise InputError(f"{label}: {_why_nothing(Path(where))}")
-        return [single]
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        found = {shard: _file(label, where, shard, revision) for shard in shards}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{index}: no index of shards (weight_map), or cut short") from None
+        raise InputError(f"{label}: {_why_nothing(where, revision)}")
+    found = {shard: _file(label, where, shard, revision) for shard in _shards(label, index)}
     missing = [shard for shard, path in found.items() if path is None]
     if missing:
         raise InputError(f"{label}: {INDEX} names {missing[0]}, which is not there")
     return [path for path in found.values() if path is not None]
 
 
+def _shards(label: str, index: Path) -> list[str]:
+    """The names in an index. None may lead out of its folder."""
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [shard for shard in shards if Path(shard).name != shard]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"{label}: {INDEX} has no weight_map of file names, or is cut short"
+        ) from None
+    if outside:
+        raise InputError(f"{label}: {INDEX} names {outside[0]}, and shards lie beside it")
+    return shards
+
+
 def _file(label: str, where: str, name: str, revision: str | None) -> Path | None:
-    """Null where the folder or repository has no such file."""
+    """Null where the folder or repository has no such file, or none is in the cache, offline."""
     try:
         path = cached_file(
             where, name, revision=revision, _raise_exceptions_for_missing_entries=False
         )
     except OSError as error:
-        raise InputError(f"{label}: cannot be had from the hub: {reason_of(error)}") from None
+        raise InputError(f"{label}: {NOT_FROM_HUB}: {reason_of(error)}") from None
     return None if path is None else Path(path)
 
 
-def _why_nothing(folder: Path) -> str:
+def _why_nothing(where: str, revision: str | None) -> str:
+    folder = Path(where)
+    if not folder.is_dir():
+        try:
+            cached_file(where, SINGLE, revision=revision)
+        except OSError as error:  # which tells a file that is missing from a hub out of reach
+            return f"{NOT_FROM_HUB}: {reason_of(error)}"
     for inner in ("adapter", "model"):
         if (folder / inner).is_dir():
             return f"a run's folder; what it trained is in {folder / inner}"

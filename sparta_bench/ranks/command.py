@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 def _parser() -> Parser:
     parser = Parser(
         prog="sparta-bench ranks",
-        description="Ranks of what fine-tuning changed in each weight matrix (appendix A, Tables 7\n"
-        "and 8), from safetensors alone: no model is built. Each of BASE and TUNED is\n"
-        "a file, a folder (shards too), a model of conf/model, or a name on the hub;\n"
-        "TUNED may be an adapter or a whole classifier that a run saved.",
+        description="Ranks of what fine-tuning changed in each weight matrix (appendix A, Tables\n"
+        "7 and 8), from safetensors alone: no model is built. Each of BASE and TUNED\n"
+        "is a file, a folder (shards too), a model of conf/model, or a name on the\n"
+        "hub; TUNED may be an adapter or a whole classifier that a run saved.",
     )
     parser.add_argument("base", metavar="BASE", help="what the tuning began with")
     parser.add_argument("tuned", metavar="TUNED", nargs="+", help="what came of it")
@@ -57,7 +58,8 @@ def main(arguments: list[str]) -> None:
     if options.figure is not None:
         check_matplotlib("ranks --figure")
     figure = _figure_path(options.figure)
-    _check_out(options.out)
+    _check_folder("--out", options.out)
+    _check_folder("--figure", figure and figure.parent)
     from sparta_bench.ranks.compare import compare
     from sparta_bench.ranks.spectrum import WORK_DTYPES
 
@@ -68,15 +70,29 @@ def main(arguments: list[str]) -> None:
         if options.out is not None:
             write(found, rows, options.out)
         if figure is not None:
-            write_figures([found.figure(figure.name)], figure.parent)
+            _draw(found, figure)
     except OSError as error:
         raise InputError(f"ranks: {error.filename}: cannot be written: {error.strerror}") from None
-    if options.json:
-        print(json.dumps(rows, allow_nan=False))
-        for note in found.notes:
-            print(f"sparta-bench: {note}", file=sys.stderr)
-    else:
+    finally:  # what an hour may have computed is told whatever became of the files
+        _tell(found, rows, options.json)
+
+
+def _tell(found: Compared, rows: list[dict[str, Any]], as_json: bool) -> None:
+    if not as_json:
         print(as_markdown(found.table()), end="")
+        return
+    print(json.dumps(rows, allow_nan=False))
+    for note in found.notes:
+        print(f"sparta-bench: {note}", file=sys.stderr)
+
+
+def _draw(found: Compared, path: Path) -> None:
+    """The two files of `--figure`; `path` has no ending."""
+    figure = found.figure(path.name)
+    if figure.panels:
+        write_figures([figure], path.parent)
+    else:
+        print("sparta-bench: nothing changed, so there is no spectrum to draw", file=sys.stderr)
 
 
 def write(found: Compared, rows: list[dict[str, Any]], folder: Path) -> None:
@@ -106,6 +122,12 @@ def _figure_path(path: Path | None) -> Path | None:
     return path / "spectrum"
 
 
-def _check_out(folder: Path | None) -> None:
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise InputError(f"ranks: --out {folder}: is no folder")
+def _check_folder(option: str, folder: Path | None) -> None:
+    """Before anything is computed, which may take an hour."""
+    if folder is None:
+        return
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"ranks: {option} {folder}: {there} is no folder")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"ranks: {option} {folder}: {there} cannot be written to")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from sparta_bench.ranks.spectrum import Change
+from sparta_bench.ranks.spectrum import Change, Changes
 from sparta_bench.tables.table import Heading, Table
 
 # the order of the paper's rows; kinds that it has not come after these, by name
@@ -20,8 +20,6 @@ KINDS = (
     "mlp up proj",
     "mlp down proj",
 )
-# the columns that each tuned model has
-OWN = ("rank", "rank deficiency", "tolerance / largest", "above rounding", "stable rank")
 NAMES = {"embed_tokens": KINDS[0], "lm_head": "untied lm head"}
 
 
@@ -29,7 +27,7 @@ class _Group(NamedTuple):
     """What the matrices of a row have in common, in the order that sorts the rows."""
 
     order: tuple[int, str]
-    ranks: tuple[int, ...]
+    ranks: tuple[tuple[int, int], ...]  # ours and the paper's of each tuned model; -1 for none
     shape: tuple[int, int]
 
 
@@ -73,54 +71,76 @@ def as_ranges(layers: Sequence[int]) -> str:
     return ",".join(parts)
 
 
-def rank_table(
-    changes: Sequence[Sequence[Change]],
-    labels: Sequence[str],
-    title: str,
-    notes: tuple[str, ...] = (),
-) -> Table:
+def rank_table(found: Sequence[Changes], title: str, notes: tuple[str, ...] = ()) -> Table:
     """One row for the layers in which a matrix has the same ranks, one group of columns for each
     tuned model; within a kind the lowest rank comes first, as in the paper.
 
-    Where values differ between a row's layers, the lowest and the highest stand. A matrix that a
-    tuned model lacks has dashes in its columns.
+    Where other values differ between a row's layers, the lowest and the highest stand. A matrix
+    that a tuned model lacks has dashes in its columns.
     """
-    by_key = [{change.key: change for change in found} for found in changes]
+    by_key = [{change.key: change for change in one.changes} for one in found]
+    body = []
+    for group, keys in sorted(_grouped(found, by_key).items()):
+        layers = sorted(layer for key in keys if (layer := place_of(key).layer) is not None)
+        here = [[changes[key] for key in keys if key in changes] for changes in by_key]
+        tolerance = next(change for changes in here for change in changes).relative_tolerance()
+        cells = [group.order[1], f"[{group.shape[0]}, {group.shape[1]}]", as_ranges(layers) or "-"]
+        cells.append(f"{tolerance:.1e}")
+        for one, changes, (_, printed) in zip(found, here, group.ranks, strict=True):
+            cells += _cells(changes, printed if one.printed else None)
+        body.append(tuple(cells))
+    return Table("ranks", title, _headings(found), tuple(body), notes)
+
+
+def _grouped(
+    found: Sequence[Changes], by_key: Sequence[Mapping[str, Change]]
+) -> dict[_Group, list[str]]:
+    """The matrices of each row, by name in the backbone."""
     groups: dict[_Group, list[str]] = {}
-    for key in {key for found in by_key for key in found}:
-        here = [found.get(key) for found in by_key]
+    for key in {key for changes in by_key for key in changes}:
+        here = [changes.get(key) for changes in by_key]
         shape = next(change.shape for change in here if change is not None)
-        ranks = tuple(-1 if change is None else change.rank() for change in here)
+        ranks = tuple(
+            (-1 if change is None else change.rank(), one.printed.get(key, -1))
+            for one, change in zip(found, here, strict=True)
+        )
         group = _Group(kind_order(place_of(key).kind), ranks, shape)
         groups.setdefault(group, []).append(key)
-    body = []
-    for group, keys in sorted(groups.items()):
-        layers = sorted(layer for key in keys if (layer := place_of(key).layer) is not None)
-        cells = [group.order[1], f"[{group.shape[0]}, {group.shape[1]}]", as_ranges(layers) or "-"]
-        for found in by_key:
-            cells += _cells([found[key] for key in keys if key in found])
-        body.append(tuple(cells))
-    names = ("weight matrix", "dims", "layers", *OWN * len(labels))
-    headings: list[tuple[Heading, ...]] = [tuple(Heading(name) for name in names)]
-    if len(labels) > 1:
-        above = [Heading(label, len(OWN)) for label in labels]
-        headings.insert(0, (Heading("", len(names) - len(OWN) * len(labels)), *above))
-    return Table("ranks", title, tuple(headings), tuple(body), notes)
+    return groups
 
 
-def _cells(changes: Sequence[Change]) -> tuple[str, ...]:
-    """Of layers with one rank."""
+def _headings(found: Sequence[Changes]) -> tuple[tuple[Heading, ...], ...]:
+    names = ["weight matrix", "dims", "layers", "tolerance / largest"]
+    above = [Heading("", len(names))]
+    for one in found:
+        paper = ["rank in the paper", "deficiency in the paper"] if one.printed else []
+        own = ["rank", "rank deficiency", *paper, "above rounding", "stable rank", "changed, %"]
+        above.append(Heading(one.label, len(own)))
+        names += own
+    below = tuple(map(Heading, names))
+    return (tuple(above), below) if len(found) > 1 else (below,)
+
+
+def _cells(changes: Sequence[Change], printed: int | None) -> list[str]:
+    """Of the layers of a row, all of one rank. `printed` is the paper's (-1: none for these), and
+    null where the paper has none at all."""
     if not changes:
-        return ("–",) * len(OWN)
-    first = changes[0]
-    deficiency = min(first.shape) - first.rank()
-    return (
-        str(first.rank()),
-        str(deficiency) if deficiency else "0 (full rank)",
-        f"{first.relative_tolerance():.1e}",
+        return ["–"] * (5 if printed is None else 7)
+    shortest = min(changes[0].shape)
+    cells = _rank_cells(changes[0].rank(), shortest)
+    if printed is not None:
+        cells += _rank_cells(printed, shortest) if printed >= 0 else ["–", "–"]
+    stable = [change.stable_rank for change in changes if change.stable_rank is not None]
+    return [
+        *cells,
         _span([change.rank_above_rounding for change in changes], str),
-        _span([c.stable_rank for c in changes if c.stable_rank is not None], lambda v: f"{v:.1f}"),
-    )
+        _span(stable, lambda value: f"{value:.1f}"),
+        _span([change.share_changed for change in changes], lambda value: f"{100 * value:.3g}"),
+    ]
+
+
+def _rank_cells(rank: int, shortest: int) -> list[str]:
+    return [str(rank), str(shortest - rank) if rank < shortest else "0 (full rank)"]
 
 
 def _span(values: Sequence[float], text: Callable[[float], str]) -> str:
