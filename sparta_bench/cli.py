@@ -33,6 +33,7 @@ DONE, FAILED, WRONG_INPUT = 0, 1, 2
 COMMANDS = {
     "bench": ("sparta_bench.bench.command", "main"),
     "evaluate": ("sparta_bench.subcommands", "evaluate"),
+    "memory": ("sparta_bench.memory.command", "main"),
     "merge": ("sparta_bench.merge.command", "main"),
     "predict": ("sparta_bench.subcommands", "predict"),
     "ranks": ("sparta_bench.ranks.command", "main"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,11 @@ class Setting:
     @property
     def precision(self) -> Precision:
         return precision_of(self.config, self.device)
+
+    def with_checkpointing(self, on: bool) -> Setting:
+        """The same with or without gradient checkpointing."""
+        train = replace(self.config.train, gradient_checkpointing=on)
+        return replace(self, config=replace(self.config, train=train))
 
     def classifier(self) -> Classifier:
         """The frozen classifier with random weights, always the same ones."""

@@ -1,0 +1,208 @@
+"""All that `sparta-bench memory` tells, as plain values: for the JSON, and for the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psutil
+import torch
+
+from sparta_bench.bench.setting import Setting
+from sparta_bench.errors import InputError
+from sparta_bench.memory.estimate import (
+    CHECKPOINTING,
+    KEPT_FREE,
+    METHODS,
+    Estimate,
+    as_dict,
+    estimate,
+)
+from sparta_bench.memory.formula import PAPER, PerScalar, less_memory, more_storage, table1_gb
+from sparta_bench.memory.measure import Measured, measure
+from sparta_bench.memory.parts import per_scalar
+from sparta_bench.models.precision import Precision
+from sparta_bench.paper import rows_of
+from sparta_bench.results import environment, now
+
+
+def paper_values() -> dict[str, Any]:
+    """Table 1 and the savings of section 5: from the formulas, and as printed."""
+    table1 = [
+        {"model": row["model"], "formula_gb": formula, "printed_gb": printed}
+        for row in rows_of("table1")
+        for formula in [table1_gb()[row["model"]]]
+        for printed in [{name: row[name] for name in formula}]
+    ]
+    savings = [
+        {
+            "sparsity": int(row["sparsity"]),
+            "formula": {
+                "more_storage": more_storage(int(row["sparsity"])),
+                "less_memory": less_memory(int(row["sparsity"])),
+            },
+            "printed": {name: row[name] for name in ("more_storage", "less_memory")},
+        }
+        for row in rows_of("section5")
+    ]
+    return {"table1": table1, "savings": savings, "break_even": _break_evens()}
+
+
+def _break_evens() -> list[dict[str, Any]]:
+    wide = Precision(torch.bfloat16, torch.float32)
+    narrow = Precision(torch.bfloat16, torch.bfloat16)
+    return [
+        _break_even("the paper: everything in bfloat16", PAPER),
+        _break_even("here, trained in float32", per_scalar(wide, wide)),
+        _break_even("here, trained in bfloat16", per_scalar(narrow, narrow)),
+    ]
+
+
+def _break_even(case: str, sizes: PerScalar) -> dict[str, Any]:
+    return {
+        "case": case,
+        **{f"{name}_bytes": size for name, size in sizes._asdict().items()},
+        "density": sizes.break_even,
+    }
+
+
+# ------------------------------------------------------------------------------- estimated
+def estimated(setting: Setting, limits_gib: Sequence[int]) -> dict[str, Any]:
+    """Every method on the setting's model. One that does not fit the model is left out, and why.
+
+    Raises
+    ------
+    InputError
+        If no method fits, or the model cannot be had.
+    """
+    found, left_out = estimates_of(setting)
+    return {
+        **_heading(setting, found),
+        "device": setting.device.type,
+        "kept_free_bytes": KEPT_FREE,
+        "break_even": _own_break_even(found),
+        "methods": [as_dict(one, limits_gib) for one in found],
+        "left_out": left_out,
+    }
+
+
+def estimates_of(setting: Setting) -> tuple[list[Estimate], dict[str, str]]:
+    """The estimates of the methods that fit the setting's model, and why others do not.
+
+    Raises
+    ------
+    InputError
+        If none does.
+    """
+    found: list[Estimate] = []
+    left_out: dict[str, str] = {}
+    for name in METHODS:
+        try:
+            found.append(estimate(name, setting))
+        except InputError as error:
+            if not found:  # full fine-tuning fits every model: it is the model's fault
+                raise
+            left_out[name] = error.lines[0]
+    return found, left_out
+
+
+def _heading(setting: Setting, found: Sequence[Estimate]) -> dict[str, Any]:
+    return {
+        "model": setting.config.model.name,
+        "weights_dtype": setting.precision.as_dict()["model"],
+        "parameters": found[0].counts.total,
+        "embeddings": found[0].counts.embeddings,
+        "rows": setting.rows,
+        "tokens": setting.tokens,
+    }
+
+
+def _own_break_even(found: Sequence[Estimate]) -> dict[str, Any]:
+    """In the dtypes of the model's presets."""
+    precision = {one.name: one.setting.precision for one in found}
+    full_ft, sparta = precision[METHODS[0]], precision[METHODS[-1]]
+    trained = [one.as_dict()["trained"] for one in (full_ft, sparta)]
+    model = found[0].setting.config.model.name
+    case = f"{model} here: full FT trained in {trained[0]}, SpaRTA in {trained[1]}"
+    return _break_even(case, per_scalar(full_ft, sparta))
+
+
+# -------------------------------------------------------------------------------- measured
+def measured(setting: Setting, say: Callable[[str], None]) -> dict[str, Any]:
+    """Every method on the setting's model with random weights, on its device, which must be
+    there; with and without gradient checkpointing. `say` is told what begins.
+
+    Raises
+    ------
+    InputError
+        If no method fits, or the model cannot be had.
+    """
+    found, left_out = estimates_of(setting)
+    return {
+        "date": now(),
+        **environment(setting.device, setting.precision, 1),
+        **_heading(setting, found),
+        "methods": [_measured(one, way, say) for one in found for way in CHECKPOINTING],
+        "left_out": left_out,
+    }
+
+
+def _measured(found: Estimate, way: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    setting = found.setting.with_checkpointing(way)
+    say(f"measuring {found.name} on {setting.config.model.name}" + ", checkpointing" * way)
+    row: dict[str, Any] = {
+        "name": found.name,
+        "gradient_checkpointing": way,
+        "dtypes": setting.precision.as_dict(),
+        "status": "measured",
+        "estimated": _estimated_side(found, way),
+        "measured": None,
+        "off": None,
+    }
+    short = _too_large(found, way)
+    if short is not None:
+        return row | {"status": short}
+    try:
+        side = _measured_side(measure(setting))
+    except (torch.OutOfMemoryError, MemoryError):
+        return row | {"status": "out of memory"}
+    off = {
+        name: row["estimated"][name] / size - 1
+        for name, size in side.items()
+        if name != "parts_bytes" and size
+    }
+    return row | {"measured": side, "off": off}
+
+
+def _estimated_side(found: Estimate, way: bool) -> dict[str, Any]:
+    rows = found.setting.rows
+    return _side(
+        found.parts.as_dict(),
+        found.parts.held,
+        found.peak_bytes(0, way),
+        found.peak_bytes(rows, way),
+    )
+
+
+def _measured_side(found: Measured) -> dict[str, Any]:
+    return _side(found.parts.as_dict(), found.held, found.smallest_peak, found.peak)
+
+
+def _side(parts: dict[str, int], held: int, smallest: int, peak: int) -> dict[str, Any]:
+    """What is compared; activations are what the batch adds to the peak."""
+    return {
+        "parts_bytes": parts,
+        "held_bytes": held,
+        "smallest_peak_bytes": smallest,
+        "peak_bytes": peak,
+        "activation_bytes": peak - smallest,
+    }
+
+
+def _too_large(found: Estimate, way: bool) -> str | None:
+    """Why it is not tried on a CPU: there a lack of memory ends the process, or another."""
+    free = psutil.virtual_memory().available
+    needed = found.peak_bytes(found.setting.rows, way)
+    if found.setting.device.type != "cpu" or needed < free:
+        return None
+    return f"not tried: needs {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} are free"
