@@ -25,10 +25,11 @@ from hypothesis import strategies as st
 from mutations import changed_file
 from pyarrow import csv, parquet
 from safetensors.torch import load_file
+from test_merge_pairs import pair_of
 
 from sparta_bench.compose import config_dir
 from sparta_bench.files import sha256_of
-from sparta_bench.records import LOCK, RUNNING
+from sparta_bench.records import LOCK, MERGE, RUNNING, Record, record_of
 from sparta_bench.sparta import store
 from sparta_bench.sweeps import sweeps_of
 
@@ -60,6 +61,16 @@ def records(folder: Path, trained: Any) -> None:
     lora = forge("gemma-2b", "rte", "lora", training=real["training"], history=real["history"])
     failed = forge("gemma-2b", "rte", "sparta", status="failed", history=real["history"])
     write(folder, real, lora, failed)
+
+
+def merges(folder: Path, trained: Any) -> None:
+    """A pair of merged runs, and the two."""
+    sst2, cola = (forge("gemma-2b", task, density=0.01) for task in ("sst2", "cola"))
+    write(folder, sst2, cola)
+    one, other = (record_of(Path("x"), raw) for raw in (sst2, cola))
+    assert isinstance(one, Record) and isinstance(other, Record)
+    (folder / "merges").mkdir()
+    (folder / "merges" / MERGE).write_text(json.dumps(pair_of(one, other)))
 
 
 def plans(folder: Path, trained: Any) -> None:
@@ -100,12 +111,22 @@ def pair_adapter(folder: Path, trained: Any) -> None:
     shutil.copytree(made[2], folder, dirs_exist_ok=True)
 
 
+def multi_head(folder: Path, trained: Any) -> None:
+    folders = [str(trained(method)[2]) for method in ("sparta", "head")]
+    arguments = ["multi-head", *folders, "--force", "--out", str(folder)]
+    assert command(["merge", *arguments]).code == 0
+
+
 def resealed(folder: Path) -> None:
     """Give the configuration the changed tensors' hash."""
-    path = folder / store.CONFIG
-    config = json.loads(path.read_text())
-    config["tensors_sha256"] = sha256_of(folder / store.TENSORS)
-    path.write_text(json.dumps(config))
+    for name, tensors, key in (
+        (store.CONFIG, store.TENSORS, "tensors_sha256"),
+        ("multi_head_config.json", "heads.safetensors", "heads_sha256"),
+    ):
+        if (folder / name).is_file():
+            config = json.loads((folder / name).read_text())
+            config[key] = sha256_of(folder / tensors)
+            (folder / name).write_text(json.dumps(config))
 
 
 def peft_sparta(folder: Path, trained: Any) -> None:
@@ -186,6 +207,9 @@ LOCAL = ("plan", "model=local", f"model.path='{F}'", f"cache_dir='{OUT}'")
 WHOLE = ("classifier_config.json", "config.json", "tokenizer.json", "tokenizer_config.json")
 PREDICT, RANKS = ("predict", F, "a good film", "bad"), ("ranks", TINY, F)
 BAKE = ("merge", "bake", F, "--out", OUT, "--force")
+MERGE_IT = ("merge", "multi-head", F, F, "--out", OUT, "--force")
+OVERLAP = ("merge", "overlap", F, F)
+EVALUATE = ("evaluate", F, "task.max_train_examples=50")
 BASE = ("--base", TINY)
 MULTI = ("-m", "+sweep=tiny_table3_head,table4_sparta")
 
@@ -195,18 +219,21 @@ READERS = [
     Reader("figures", records, ("runs/**/result.json",), (("report", F, "--out", OUT),), 8),
     Reader("status", records, ("runs/**/result.json",), (("status", F),), 6),
     Reader("running", running, (f"**/{RUNNING}",), (("status", F),), 4),
+    Reader("merges", merges, ("merges/*.json",), (("tables", F, "--out", OUT),), 20),
     Reader("plans", plans, ("plans/*.json",), (("tables", F),), 30),
     Reader("list of tables", list_of_tables, ("tables/.s*",), (("tables", F),), 15),
-    Reader("adapter", adapter("sparta"), (store.CONFIG,), (PREDICT, RANKS, BAKE), 30),
+    Reader("adapter", adapter("sparta"), (store.CONFIG,), (PREDICT, RANKS, BAKE, MERGE_IT), 30),
     Reader("of pairs", pair_adapter, (store.CONFIG,), (("predict", F, "a\tb"),), 15),
     Reader("of LoRA", adapter("lora"), (store.CONFIG,), (PREDICT, RANKS), 12),
     Reader("of Head", adapter("head"), (store.CONFIG,), (PREDICT, RANKS), 10),
     Reader("changed tensors", adapter("sparta"), (store.TENSORS,), (PREDICT, RANKS), 8),
-    Reader("deltas", adapter("sparta"), (store.TENSORS,), (PREDICT, RANKS), 25, resealed),
-    Reader("matrices", adapter("lora"), (store.TENSORS,), (PREDICT, RANKS), 15, resealed),
-    Reader("head", adapter("head"), (store.TENSORS,), (PREDICT, RANKS), 10, resealed),
+    Reader("deltas", adapter("sparta"), (store.TENSORS,), (PREDICT, RANKS, OVERLAP), 25, resealed),
+    Reader("matrices", adapter("lora"), (store.TENSORS,), (PREDICT, RANKS, OVERLAP), 15, resealed),
+    Reader("head", adapter("head"), (store.TENSORS,), (PREDICT, RANKS, OVERLAP), 10, resealed),
     Reader("whole", adapter("full_ft"), WHOLE, (PREDICT, RANKS, BAKE), 30),
     Reader("whole's tensors", adapter("full_ft"), ("*.safetensors",), (PREDICT, RANKS), 15),
+    Reader("heads", multi_head, ("multi_head_config.json",), (PREDICT, EVALUATE), 15),
+    Reader("heads' tensors", multi_head, ("heads.safetensors",), (PREDICT,), 10, resealed),
     Reader("peft-sparta", peft_sparta, ("config.json", "*.safetensors"), ((*PREDICT, *BASE),), 20),
     Reader("pickles", pickles, ("*.pt",), ((*PREDICT, *BASE, "--allow-pickle"),), 10),
     Reader("base", base_model, ("*.json",), (LOCAL,), 15),

@@ -5,7 +5,6 @@ What would train or measure for long is replaced: here it counts that the comman
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,25 +44,26 @@ NESTED = st.recursive(
     max_leaves=4,
 )
 REFERENCES = st.sampled_from(
-    ["${seed}", "${task.name}", "${results_dir}", "${oc.env:HOME}", "${hydra.job.name}", "${a", "???",
-     "${oc.decode:'[1,2'}", "${now:%Y}", "${.seed}", "${..}", "${method}", "$", "${oc.env:X,${seed}}"]
+    ["${seed}", "${task.name}", "${results_dir}", "${oc.env:HOME}", "${hydra.job.name}", "${a",
+     "${oc.decode:'[1,2'}", "${now:%Y}", "${.seed}", "${..}", "${method}", "$", "???",
+     "${oc.env:X,${seed}}"]
 )  # fmt: skip
 VALUES = NUMBERS | WORDS | NESTED | REFERENCES
 KEYS = (
-    "seed", "device", "results_dir", "cache_dir", "force", "save", "model", "task", "method", "train",
-    "sweep", "model.name", "model.path", "model.tokenizer", "model.hub_id", "model.shape", "model.kind",
-    "model.dtype", "model.embedded", "model.revision", "task.name", "task.labels", "task.columns",
-    "task.data_dir", "task.generated", "task.hub", "task.tsv", "task.dev", "task.dev.take",
-    "task.dev.examples", "task.dev.split", "task.train_split", "task.test_splits", "task.draw_seed",
-    "task.max_train_examples", "task.max_train_tokens", "task.separator", "task.undo_spacing",
-    "task.on_bad_row", "task.prompt", "task.prompt.answers", "task.prompt.fields", "method.name",
-    "method.density", "method.targets", "method.presets", "method.density_of", "method.r",
-    "train.learning_rate", "train.batch_size", "train.epochs", "train.betas", "train.max_steps",
-    "train.warmup_ratio", "train.eval_every", "train.schedule", "train.trained_dtype", "train.dropout",
-    "train.accumulation_steps", "train.checkpoint_every", "hydra.job.name", "hydra/launcher", "hydra",
-    "hydra/sweeper", "hydra.sweeper.params", "hydra.verbose", "hydra.mode", "hydra.searchpath",
+    "seed", "device", "results_dir", "cache_dir", "force", "save", "model", "task", "method",
+    "train", "sweep", "model.name", "model.path", "model.tokenizer", "model.hub_id", "model.shape",
+    "model.kind", "model.dtype", "model.embedded", "model.revision", "task.name", "task.labels",
+    "task.columns", "task.data_dir", "task.generated", "task.hub", "task.tsv", "task.dev",
+    "task.dev.take", "task.dev.examples", "task.dev.split", "task.train_split", "task.test_splits",
+    "task.draw_seed", "task.max_train_examples", "task.max_train_tokens", "task.separator",
+    "task.undo_spacing", "task.on_bad_row", "task.prompt", "task.prompt.answers", "method.name",
+    "task.prompt.fields", "method.density", "method.targets", "method.presets", "method.r",
+    "method.density_of", "train.learning_rate", "train.batch_size", "train.epochs", "train.betas",
+    "train.max_steps", "train.warmup_ratio", "train.eval_every", "train.schedule", "train.dropout",
+    "train.trained_dtype", "train.accumulation_steps", "train.checkpoint_every", "hydra.job.name",
+    "hydra/launcher", "hydra", "hydra/sweeper", "hydra.sweeper.params", "hydra.verbose",
+    "hydra.mode", "hydra.searchpath",
 )  # fmt: skip
-# Not made: "x=" for a folder that a value may put anywhere
 SIGNS = st.sampled_from(["", "", "", "", "", "+", "++", "~", "-", "@"])
 
 
@@ -82,24 +82,31 @@ def overrides(draw: st.DrawFn) -> str:
     return f"{key}={value}" if "results_dir" not in key else f"{key}={value.lstrip('/.')}"
 
 
-# By subcommand: what its options are, and what may stand beside them; {} is a folder.
+# By subcommand: its options, and what may stand beside them.
+ONE = ("{adapter}", "--base", "--tokenizer", "--allow-pickle", "--help")
+COMPUTE = ("--head", "--device", "cpu", "--dtype", "float32", "bfloat16")
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "predict": ("{adapter}", "--base", "--tokenizer", "--file", "--jsonl", "--jsonl-input", "--device",
-                "--batch-size", "--dtype", "--allow-pickle", "cpu", "{text}", "--help"),
-    "merge": ("bake", "export", "{adapter}", "--out", "{out}", "--base", "--layout", "peft-sparta",
-              "--base-name", "--force", "--tokenizer", "--allow-pickle", "--help"),
+    "predict": (*ONE, *COMPUTE, "--file", "--jsonl", "--jsonl-input", "--batch-size", "{text}"),
+    "evaluate": (*ONE, *COMPUTE, "--json", "--out", "{out}", "task=tiny-sst2", "task=tiny-rte"),
+    "merge": (*ONE, "bake", "export", "multi-head", "combine", "overlap", "pairs", "{records}",
+              "{adapter}", "--out", "{out}", "--layout", "peft-sparta", "--base-name", "--force",
+              "--names", "--how", "ties", "--dare", "--seed", "--seeds", "--weights", "--json"),
     "tables": ("{records}", "--out", "{out}", "--format", "md", "csv", "--json", "{text}", "--help"),
     "report": ("{records}", "--out", "{out}", "--page-only", "{text}", "--help"),
     "status": ("{records}", "--json", "{text}", "--help"),
     "bench": ("--json", "--out", "{out}", "--rounds", "--steps", "--rows", "--tokens", "--only",
               "--crossover", "full_ft", "seed=1", "model=tiny-gemma", "--help"),
-    "ranks": ("tiny-gemma", "{adapter}", "--json", "--out", "{out}", "--figure", "--dtype", "float64",
-              "--device", "cpu", "gemma-2b", "me/model", "--help"),
+    "memory": ("--json", "--out", "{out}", "--figure", "--rows", "--tokens", "--gpu-gib", "24,80",
+               "model=tiny-gemma", "task=tiny-rte", "train.batch_size=2", "--help"),
+    "ranks": ("tiny-gemma", "{adapter}", "--json", "--out", "{out}", "--figure", "--dtype",
+              "float64", "--device", "cpu", "gemma-2b", "me/model", "--help"),
     "plan": ("--json", "seed=1", "task=tiny-rte", "model=tiny-gemma", "train.epochs=1", "--help"),
 }  # fmt: skip
-HYDRA = ("--cfg", "job", "hydra", "all", "--help", "--hydra-help", "--version", "-m", "--multirun",
-         "--run", "-r", "--info", "config", "--resolve", "--package", "task", "-p", "-c", "-sc",
-         "query=bash", "install=fish", "--shell-completion", "--config-name", "-cn", "x")  # fmt: skip
+HYDRA = (
+    "--cfg", "job", "hydra", "all", "--help", "--hydra-help", "--version", "-m", "--multirun",
+    "--run", "-r", "--info", "config", "--resolve", "--package", "task", "-p", "-c", "-sc", "x",
+    "query=bash", "install=fish", "--shell-completion", "--config-name", "-cn",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -163,4 +170,4 @@ def test_options_of_a_subcommand(name: str, tmp_path: Path, trained: Any) -> Non
 @given(WORDS, st.lists(WORDS, max_size=2))
 def test_what_is_no_subcommand(name: str, words: list[str]) -> None:
     assert_told_well(command([name, *words]), 0, 2)
-    assert Path.cwd().parts[-4:] == ("a", "b", "c", "d"), os.getcwd()
+    assert Path.cwd().parts[-4:] == ("a", "b", "c", "d")
