@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 # What people and programs write by mistake or in malice, and what readers stumble over.
 NASTY = (
-    "", " ", "\t", "\n", "x\ny", "\0", "..", "../..", "a/b", "a\\b", "-", "--x", "=1+1", "+x",
-    "@x", "null", "true", "NaN", "0", "-1", "1e400", "9" * 400, "0x10", "é", "日本", "\u202eabc", 
-    "\ud800", "\x1b[2J", "<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "${x}", "${", "$",
-    "%s", "{}", "[", "{a: b}", "'", '"', "\\", ":", "#", "~", "???", "x" * 300, "\\input{x}", "_", "*",
-    "sparta", "lora", "tiny-gemma", "float32", "gemma-2b", "model.safetensors",
+    "", " ", "\t", "\n", "x\ny", "\0", "..", "../..", "a/b", "a\\b", "-", "--x", "=1+1", "+x", "@x",
+    "null", "true", "NaN", "0", "-1", "1e400", "9" * 400, "0x10", "é", "日本", "\u202eabc",
+    "\ud800", "\x1b[2J", "<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "${x}",
+    "${", "$", "%s", "{}", "[", "{a: b}", "'", '"', "\\", ":", "#", "~", "???", "x" * 300,
+    "\\input{x}", "_", "*", "sparta", "lora", "tiny-gemma", "float32", "gemma-2b",
+    "model.safetensors",
 )  # fmt: skip
 NUMBERS = (
     0, 1, -1, 2, 3, 7, 64, 255, 1000, 0.5, -0.0, 1e-320, 1.5, 1e100, -1e300, float("nan"),
@@ -161,12 +162,9 @@ def _other_tensors(draw: st.DrawFn, header: dict[str, Any]) -> dict[str, Any]:
         case "name":
             found[draw(TEXTS | st.sampled_from(sorted(header)))] = found.pop(name)
         case "shape":
-            whole = 1
-            for length in tensor["shape"]:
-                whole *= length
-            tensor["shape"] = draw(
-                st.sampled_from([[whole], [whole, 1], [1, whole], [1, 1, whole]])
-            )
+            whole = math.prod(tensor["shape"])
+            shapes = [[whole], [whole, 1], [1, whole], [1, 1, whole]]
+            tensor["shape"] = draw(st.sampled_from(shapes))
         case "type":
             alike = {"F32": ["I32", "U32"], "I32": ["F32", "U32"], "BF16": ["F16", "I16"]}
             tensor["dtype"] = draw(st.sampled_from(alike.get(tensor["dtype"], ["U8"])))

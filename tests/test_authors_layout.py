@@ -280,9 +280,11 @@ def test_broken_files_are_told_in_one_line(tmp_path: Path, base: Path, told: str
 def test_a_base_in_a_folder_is_asked_for(tmp_path: Path, base: Path) -> None:
     folder = tmp_path / "theirs"
     merged = trained_by_them(folder, base, "safetensors")
-    for moved in (base, base.rename(tmp_path / "moved")):  # there, and gone
-        assert refusal(folder) == (
-            f"{folder}: was trained on the base model in {base}, and no folder that an adapter "
-            "names is opened; say with --base DIR where it is"
-        )
+    line = (
+        f"{folder}: was trained on the base model in {base}, and no folder that an adapter names "
+        "is opened; say with --base DIR where it is"
+    )
+    assert refusal(folder) == line
+    moved = base.rename(tmp_path / "moved")
+    assert refusal(folder) == line
     assert same(weights(plain(folder, moved).classifier.backbone), merged)

@@ -91,7 +91,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "merge": (*ONE, "bake", "export", "multi-head", "combine", "overlap", "pairs", "{records}",
               "{adapter}", "--out", "{out}", "--layout", "peft-sparta", "--base-name", "--force",
               "--names", "--how", "ties", "--dare", "--seed", "--seeds", "--weights", "--json"),
-    "tables": ("{records}", "--out", "{out}", "--format", "md", "csv", "--json", "{text}", "--help"),
+    "tables": ("{records}", "--out", "{out}", "--format", "md", "csv", "--json", "{text}", "-h"),
     "report": ("{records}", "--out", "{out}", "--page-only", "{text}", "--help"),
     "status": ("{records}", "--json", "{text}", "--help"),
     "bench": ("--json", "--out", "{out}", "--rounds", "--steps", "--rows", "--tokens", "--only",
