@@ -68,8 +68,8 @@ def _refuse_environment(value: Any, above: tuple[str, ...]) -> None:
         return
     if isinstance(value, str) and ENVIRONMENT.search(value):
         raise InputError(
-            f"{'.'.join(above)}={value}: the environment is not read, since records would hold what it "
-            "says; write the value itself, or let the shell do that"
+            f"{'.'.join(above)}={value}: the environment is not read, since records would hold "
+            "what it says; write the value itself, or let the shell do that"
         )
     for key, inner in value.items() if isinstance(value, dict) else ():
         _refuse_environment(inner, (*above, str(key)))

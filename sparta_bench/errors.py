@@ -57,8 +57,17 @@ def did_you_mean(wrong: str, names: Iterable[str]) -> str:
     return f" (did you mean {one_of(near)}?)" if near else ""
 
 
+def shown(text: str, most: int = 120) -> str:
+    """Text from a file as a message can hold it: cut where it is long, and without what a terminal
+    would obey."""
+    cut = text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+    return cut if cut.isprintable() else repr(cut)[1:-1]
+
+
 def reason_of(error: Exception) -> str:
     """What a library's error says, in one line."""
+    if isinstance(error, KeyError) and error.args:
+        return f"{error.args[0]} is missing"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].endswith(":"):  # a list follows
         return " ".join(lines[:3])

@@ -49,7 +49,7 @@ from sparta_bench.results import (
     run_id_of,
     write_record,
 )
-from sparta_bench.saved import Description, write_whole
+from sparta_bench.saved import Description, check_whole, write_whole
 from sparta_bench.shared import Shared
 from sparta_bench.sparta import store
 from sparta_bench.training.loop import Progress, Training, evaluation_batch_size
@@ -117,7 +117,7 @@ def run(
             _finish(record, folder, accelerator)
             raise
         except Exception as error:
-            record |= {"status": "failed", "error": error_of(_explained(error, config))}
+            record |= {"status": "failed", "error": error_of(_explained(error, config, record))}
             if accelerator.num_processes > 1 and not isinstance(error, TrainingError):
                 unlike = error  # the others may not have it, and would wait for this one
         path = _finish(record, folder, accelerator)
@@ -181,6 +181,8 @@ def _fill(
     record["data"] = data.summary
 
     classifier = shared.take_classifier(config, precision, device)
+    if config.save == "full":
+        _check_savable(config, classifier, shared)
     counts = count_parameters(classifier.backbone, len(config.task.labels), config.method)
     trained = prepare(classifier, config, precision)
     record["parameters"] = {
@@ -225,6 +227,14 @@ def _fill(
         tokenizer = shared.tokenizer(config.model, config.task)
         _save(config, classifier, tokenizer, trained, record, folder)
     shared.give_back(classifier, trained, config, precision, device)
+
+
+def _check_savable(config: Config, classifier: Classifier, shared: Shared) -> None:
+    tokenizer = shared.tokenizer(config.model, config.task)
+    try:
+        check_whole(classifier, tokenizer, config.task.labels)
+    except InputError as error:
+        raise InputError(f"save=full: {error}") from None
 
 
 def _features(
@@ -303,17 +313,20 @@ def _finish(record: dict[str, Any], folder: Path, accelerator: Accelerator) -> P
     return folder / "result.json"
 
 
-def _explained(error: Exception, config: Config) -> Exception:
+def _explained(error: Exception, config: Config, record: dict[str, Any]) -> Exception:
     """Say of a lack of memory what was tried and what to try."""
     text = str(error)
     short = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate" in text
     if not short:
         return error
+    data = record["data"] or {}
+    lengths = [data.get(f"longest_{kind}_tokens") for kind in ("train", "eval")]
     told = TrainingError(
         f"out of memory with train.batch_size={config.train.batch_size} in "
         f"{config.train.accumulation_steps} part(s); try a larger train.accumulation_steps "
         "(same result, less memory), train.gradient_checkpointing=true, or a smaller "
-        f"train.eval_batch_size ({text.splitlines()[0] if text else type(error).__name__})"
+        f"train.eval_batch_size ({text.splitlines()[0] if text else type(error).__name__}; the "
+        f"longest training input has {lengths[0]} tokens, of dev and test {lengths[1]})"
     )
     return told.with_traceback(error.__traceback__)
 
@@ -335,11 +348,8 @@ def _save(
         store.write(folder / "adapter", tensors, {**description.as_dict(), **about})
     elif config.save == "full":
         trained.merge_for_good()
-        try:
-            with whole_folder(folder / "model") as temporary:
-                write_whole(classifier, tokenizer, description, temporary)
-        except InputError as error:  # the scores are there: they go into the record
-            raise TrainingError(f"save=full: {error}") from None
+        with whole_folder(folder / "model") as temporary:
+            write_whole(classifier, tokenizer, description, temporary)
 
 
 def _description(config: Config, tokenizer: Any, record: dict[str, Any]) -> Description:

@@ -428,11 +428,19 @@ def write_whole(classifier: Classifier, tokenizer: Any, about: Description, fold
     words = copy.deepcopy(tokenizer)
     words.pad_token = padding_token(words)
     words.padding_side = "right"
-    model = _transformers_classifier(classifier, about.labels, words.pad_token_id)
+    model = _empty_classifier(classifier, about.labels, words.pad_token_id)
+    setattr(model, model.base_model_prefix, classifier.backbone)
+    model.score.weight = classifier.head_weight
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     write_json(folder / WHOLE, {"format": store.FORMAT, **portable(about)})
     return str(words.pad_token)
+
+
+def check_whole(classifier: Classifier, tokenizer: Any, labels: list[str]) -> None:
+    """Raise InputError where `write_whole` would, which is better known before the training."""
+    pad = tokenizer.convert_tokens_to_ids(padding_token(tokenizer))
+    _empty_classifier(classifier, labels, pad)
 
 
 def portable(about: Description) -> dict[str, Any]:
@@ -462,8 +470,8 @@ def padding_token(tokenizer: Any) -> str:
     return str(tokenizer.bos_token)
 
 
-def _transformers_classifier(classifier: Classifier, labels: list[str], pad: int) -> Any:
-    """transformers' classifier around the very tensors of ours."""
+def _empty_classifier(classifier: Classifier, labels: list[str], pad: int) -> Any:
+    """transformers' classifier of the same architecture, without memory."""
     config = copy.deepcopy(classifier.backbone.config)
     config.id2label = dict(enumerate(labels))  # type: ignore[union-attr]
     config.label2id = {label: number for number, label in enumerate(labels)}  # type: ignore[union-attr]
@@ -478,8 +486,6 @@ def _transformers_classifier(classifier: Classifier, labels: list[str], pad: int
         raise InputError(
             f"{type(model).__name__}: its head is not one linear layer without bias, named score"
         )
-    setattr(model, model.base_model_prefix, classifier.backbone)
-    model.score.weight = classifier.head_weight
     return model
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparta_bench.config import TaskConfig
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, shown
 
 
 @dataclass
@@ -61,7 +61,7 @@ def parse_label(value: Any, names: Sequence[str]) -> int:
     if is_number and number in range(len(names)):
         return int(number)
     known = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
-    raise BadRowError(f"label {value!r} is none of {known}")
+    raise BadRowError(f"label {shown(repr(value))} is none of {known}")
 
 
 def parse_row(row: Mapping[str, Any], task: TaskConfig) -> tuple[tuple[str, ...], int]:
@@ -86,11 +86,12 @@ def parse_texts(row: Mapping[str, Any], columns: Sequence[str], *others: str) ->
     """
     for column in (*columns, *others):
         if column not in row:
-            raise BadRowError(f"column {column} is missing (there are: {', '.join(row)})")
+            there = shown(", ".join(row))
+            raise BadRowError(f"column {column} is missing (there are: {there})")
     texts = tuple(row[column] for column in columns)
     for column, text in zip(columns, texts, strict=True):
         if not isinstance(text, str):
-            raise BadRowError(f"{column} is {text!r}, not a text")
+            raise BadRowError(f"{column} is {shown(repr(text))}, not a text")
         if not is_unicode(text):
             raise BadRowError(f"{column} holds half a surrogate pair")
     return texts

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from sparta_bench.config import TaskConfig, Tsv
-from sparta_bench.data.examples import BadRowError, Examples, NumberedRow, add_rows
-from sparta_bench.errors import InputError
+from sparta_bench.data.examples import BadRowError, Examples, NumberedRow, add_rows, is_unicode
+from sparta_bench.errors import InputError, reason_of, shown
 
 TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
+ROWS_AT_ONCE = 10_000  # of a parquet file, so that it is never in memory as a whole
 
 
 def read_split(task: TaskConfig, split: str) -> Examples:
@@ -107,7 +108,7 @@ def _tsv_rows(path: Path, tsv: Tsv) -> Iterator[NumberedRow]:
                 missing = [name for name in tsv.columns.values() if name not in fields]
                 raise InputError(
                     f"{path}, row {number}: the header lacks {', '.join(missing)} "
-                    f"(it has: {', '.join(fields)})"
+                    f"(it has: {shown(', '.join(fields))})"
                 )
             width = len(fields) if header else tsv.fields or len(fields)
             if header:
@@ -121,7 +122,7 @@ def _tsv_rows(path: Path, tsv: Tsv) -> Iterator[NumberedRow]:
 def _refuse_twins(path: Path, header: Sequence[str]) -> None:
     twins = [name for name in dict.fromkeys(header) if header.count(name) > 1]
     if twins:
-        raise InputError(f"{path}, row 1: the header has {', '.join(twins)} twice")
+        raise InputError(f"{path}, row 1: the header has {shown(', '.join(twins))} twice")
 
 
 def _header_places(fields: list[str], tsv: Tsv) -> dict[str, int] | None:
@@ -151,30 +152,37 @@ def json_object(line: str) -> dict[str, Any] | BadRowError:
 
 def _csv_rows(path: Path) -> Iterator[NumberedRow]:
     csv.field_size_limit(2**31 - 1)
+    number = 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        # what is no UTF-8 comes as lone surrogates, so that it is a fault of its row alone
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             _refuse_twins(path, reader.fieldnames or [])
             for row in reader:
-                if None in row or None in row.values():
-                    width = len(reader.fieldnames or [])
-                    yield (
-                        reader.line_num,
-                        BadRowError(f"not the header's number of fields ({width})"),
-                    )
-                else:
-                    yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not readable as csv in UTF-8: {error}") from None
+                number = reader.line_num
+                yield number, _csv_row(row, len(reader.fieldnames or []))
+    except csv.Error as error:
+        raise InputError(f"{path}, after row {number}: not readable as csv: {error}") from None
+
+
+def _csv_row(row: dict[Any, Any], width: int) -> dict[str, Any] | BadRowError:
+    if None in row or None in row.values():
+        return BadRowError(f"not the header's number of fields ({width})")
+    if not all(map(is_unicode, row.values())):
+        return BadRowError("holds bytes that are no UTF-8")
+    return row
 
 
 def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
     import pyarrow
     from pyarrow import parquet
 
+    number = 0
     try:
-        rows = parquet.read_table(path).to_pylist()
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not readable as parquet: {reason}") from None
-    yield from enumerate(rows, start=1)
+        raise InputError(f"{path}: not readable as parquet: {reason_of(error)}") from None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from sparta_bench.config import Hub, TaskConfig
 from sparta_bench.data import local_files
 from sparta_bench.data.examples import Examples, add_rows
 from sparta_bench.data.tiny import generate
-from sparta_bench.errors import InputError, one_of, reason_of
+from sparta_bench.errors import InputError, one_of
 
 
 @dataclass
@@ -78,7 +81,7 @@ def _read(task: TaskConfig, split: str) -> Examples:
     return _from_rows(_hub_rows(task.hub, split), task, f"{task.hub.path}, split {split}")
 
 
-def _from_rows(rows: list[dict[str, object]], task: TaskConfig, source: str) -> Examples:
+def _from_rows(rows: Iterable[Mapping[str, object]], task: TaskConfig, source: str) -> Examples:
     examples = Examples()
     add_rows(examples, enumerate(rows, start=1), task, source)
     if not examples:
@@ -86,22 +89,42 @@ def _from_rows(rows: list[dict[str, object]], task: TaskConfig, source: str) -> 
     return examples
 
 
-def _hub_rows(hub: Hub, split: str) -> list[dict[str, object]]:
+def _hub_rows(hub: Hub, split: str) -> Iterable[Mapping[str, object]]:
+    """The rows of a split; raises InputError if they cannot be had at the revision asked for."""
+    from sparta_bench.hub import why
+
+    try:
+        rows: Iterable[Mapping[str, object]] = _prepared(hub).as_dataset(split=split)
+    except InputError:
+        raise
+    except Exception as error:  # the client raises many kinds, all of them about access or content
+        reason, is_access = why(error)
+        page = f"https://huggingface.co/datasets/{hub.path}"
+        first = f"look at {page}, log in with `hf auth login`; or " * is_access
+        raise InputError(
+            f"task.hub={hub.path}: cannot be loaded from the hub: {reason}. Ways out: {first}"
+            "download the files and set task.data_dir=DIR"
+        ) from None
+    return rows
+
+
+@lru_cache(maxsize=1)  # a task's splits are read one after the other
+def _prepared(hub: Hub) -> Any:
+    """The data set's builder, with its files here."""
     import datasets
 
+    from sparta_bench.hub import look
+
     datasets.disable_progress_bars()
-    try:
-        rows = datasets.load_dataset(
-            hub.path,
-            hub.name,
-            revision=hub.revision,
-            split=split,
-            download_config=datasets.DownloadConfig(max_retries=2),
-        )
-    except Exception as error:  # the client raises many kinds, all of them about access or content
+    datasets.logging.set_verbosity_error()
+    commit = look(hub.path, hub.revision, "dataset")
+    settings = {"download_config": datasets.DownloadConfig(max_retries=2)}
+    builder = datasets.load_dataset_builder(hub.path, hub.name, revision=hub.revision, **settings)
+    # from whatever goes wrong on the way it falls back on the latest that is in its cache
+    if commit not in (None, builder.hash):
         raise InputError(
-            f"task.hub={hub.path}: cannot be loaded from the hub "
-            f"({type(error).__name__}: {reason_of(error)}). Ways out: check the network, "
-            "or download the files and set task.data_dir=DIR"
-        ) from None
-    return list(rows)
+            f"task.hub.revision={hub.revision}: cannot be had from the hub, and the cache has only "
+            f"{builder.hash} of {hub.path}"
+        )
+    builder.download_and_prepare(**settings)
+    return builder

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers.utils.hub import cached_file
 
 from sparta_bench.errors import InputError
+from sparta_bench.models.checkpoint import checkpoint_files
 
 CONTEXT = "Response:"  # how every prompt ends
 
@@ -74,20 +73,13 @@ def vocabulary_rows(
         return torch.cat([rows[i : i + 1] for i in ids]).float()
 
 
-def file_of(tensor: str, source: str, revision: str | None) -> str:
-    """The path of the checkpoint's file that holds a tensor."""
-    index = _checkpoint_file(source, "model.safetensors.index.json", revision)
-    if index is None:
-        name = "model.safetensors"
-    else:
-        shards = json.loads(Path(index).read_text(encoding="utf-8")).get("weight_map", {})
-        name = shards.get(tensor) or min(shards.values(), default="model.safetensors")
-    path = _checkpoint_file(source, name, revision)
-    if path is None:
-        raise InputError(f"model.path={source}: the checkpoint has no file {name}")
-    return path
+def file_of(tensor: str, source: str, revision: str | None) -> Path:
+    """The checkpoint's file that holds a tensor, if any does.
 
-
-def _checkpoint_file(source: str, name: str, revision: str | None) -> str | None:
-    path = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return None if path is None else str(path)
+    Raises
+    ------
+    InputError
+        If the checkpoint is not whole.
+    """
+    files = checkpoint_files(f"model.path={source}", source, revision)
+    return next((path for path, tensors in files.items() if tensor in tensors), min(files))

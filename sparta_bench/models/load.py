@@ -12,9 +12,12 @@ from transformers.utils import logging as transformers_logging
 from sparta_bench.config import Config, ModelConfig
 from sparta_bench.errors import InputError
 from sparta_bench.models.answers import answer_tokens, vocabulary_rows
+from sparta_bench.models.checkpoint import checkpoint_files, file_of_model
 from sparta_bench.models.classifier import Classifier, random_head
 from sparta_bench.models.precision import Precision
 from sparta_bench.models.source import revision_of, source_of, unreachable
+
+ADAPTER = "adapter_config.json"  # peft's
 
 
 def load_classifier(
@@ -62,26 +65,39 @@ def load_backbone(model: ModelConfig, dtype: torch.dtype, dropout: float) -> Any
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    source, commit = source_of(model), revision_of(model)
+    label = f"model.path={source}" if commit is None else f"model={model.name}"
+    _refuse_adapter(label, source, commit)
+    checkpoint_files(label, source, commit)
     try:
         backbone, report = AutoModel.from_pretrained(
-            source_of(model),
-            revision=revision_of(model) or "main",
+            source,
+            revision=commit or "main",
             dtype=dtype,
             attn_implementation="sdpa",
             use_safetensors=True,  # never a pickle
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
         )
     except Exception as error:  # the libraries raise many kinds for broken or missing files
-        if "ignore_mismatched_sizes" in str(error):
-            raise InputError(
-                f"model.path={source_of(model)}: tensors do not have the shapes of config.json"
-            ) from None
         raise unreachable(model, error) from None
+    _check_report(label, report)
+    set_attention_dropout(backbone, dropout)
+    return backbone
+
+
+def _check_report(label: str, report: dict[str, Any]) -> None:
+    """Raise InputError unless the checkpoint has each tensor of the backbone, and no other."""
+    for name, found, wanted in sorted(report["mismatched_keys"]):
+        raise InputError(
+            f"{label}: the checkpoint's {name} has the shape {tuple(found)}, where "
+            f"{tuple(wanted)} follows from config.json"
+        )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise InputError(
-            f"model.path={source_of(model)}: {len(missing)} tensors are missing in the checkpoint, "
+            f"{label}: {len(missing)} tensors are missing in the checkpoint, "
             f"the first is {missing[0]}"
         )
     # a head of the vocabulary, or of a classifier that was saved whole, is left out
@@ -93,11 +109,18 @@ def load_backbone(model: ModelConfig, dtype: torch.dtype, dropout: float) -> Any
     ]
     if unknown:
         raise InputError(
-            f"model.path={source_of(model)}: {len(unknown)} tensors of the checkpoint have no "
+            f"{label}: {len(unknown)} tensors of the checkpoint have no "
             f"place in the architecture of config.json, the first is {unknown[0]}"
         )
-    set_attention_dropout(backbone, dropout)
-    return backbone
+
+
+def _refuse_adapter(label: str, source: str, commit: str | None) -> None:
+    # transformers would put it on, or load the base that it names, from wherever that is
+    if file_of_model(label, source, ADAPTER, commit) is not None:
+        raise InputError(
+            f"{label}: an adapter is there ({ADAPTER}); merge it into its base first, with "
+            "peft's merge_and_unload, or give the base"
+        )
 
 
 def set_attention_dropout(backbone: nn.Module, dropout: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
+from sparta_bench import hub
 from sparta_bench.config import ModelConfig
 from sparta_bench.data.prompts import SEP_TOKEN, Reading
 from sparta_bench.errors import InputError, reason_of
@@ -34,8 +36,25 @@ def is_local(model: ModelConfig) -> bool:
 
 
 def revision_of(model: ModelConfig) -> str | None:
-    """The hub's revision; a folder has none."""
-    return None if is_local(model) else model.revision
+    """The hub's commit; a folder has none.
+
+    Raises
+    ------
+    InputError
+        If the hub cannot be asked, or a folder here bears the repository's name.
+    """
+    if is_local(model):
+        return None
+    name = str(model.hub_id)
+    if Path(name).exists():  # transformers would load that, and the record would name the hub's
+        raise InputError(
+            f"model={model.name}: {name} is a folder here as well as a name on the hub; give "
+            f"model.path={name}, or start elsewhere"
+        )
+    try:
+        return hub.commit_of(name, model.revision)
+    except Exception as error:  # the client raises many kinds
+        raise unreachable(model, error) from None
 
 
 def load_architecture(model: ModelConfig) -> PreTrainedConfig:
@@ -52,9 +71,10 @@ def load_architecture(model: ModelConfig) -> PreTrainedConfig:
             return AutoConfig.for_model(shape.pop("model_type"), **shape)
         except Exception as error:
             raise InputError(f"model.shape={model.shape}: {reason_of(error)}") from None
+    commit = revision_of(model)
     try:
         found = AutoConfig.from_pretrained(
-            source_of(model), revision=revision_of(model), trust_remote_code=False
+            source_of(model), revision=commit, trust_remote_code=False
         )
     except Exception as error:  # the libraries raise many kinds for a broken configuration
         raise unreachable(model, error) from None
@@ -78,44 +98,64 @@ def load_tokenizer(model: ModelConfig, task: Reading) -> Any:
     """
     source = model.tokenizer or source_of(model)
     revision = None if model.tokenizer else revision_of(model)
-    _refuse_without_files(model, source)
+    key = "model.tokenizer" if model.tokenizer else "model.path"
+    if revision is None:
+        _check_tokenizer_files(f"{key}={source}", Path(source))
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
     except Exception as error:  # the libraries raise many kinds for a broken tokenizer.json
-        if model.tokenizer is None:
-            raise unreachable(model, error) from None
+        if revision is not None:
+            raise unreachable(model, error, "the tokenizer of ") from None
         raise InputError(
-            f"model.tokenizer={source}: cannot be loaded: {reason_of(error)}"
+            f"{key}={source}: the tokenizer cannot be loaded: {_tokenizer_fault(source, error)}"
         ) from None
     if not getattr(tokenizer, "is_fast", False):
-        raise InputError(
-            f"model.tokenizer={source}: no tokenizer.json there, and none can be built"
-        )
+        raise InputError(f"{key}={source}: no tokenizer.json there, and none can be built")
     if task.separator == "sep_token" and model.kind == "base" and len(task.columns) == 2:
         tokenizer.add_special_tokens({"additional_special_tokens": [SEP_TOKEN]})
     return tokenizer
 
 
-def _refuse_without_files(model: ModelConfig, source: str) -> None:
+def _check_tokenizer_files(label: str, folder: Path) -> None:
     # From a folder without a tokenizer transformers builds an empty one, that knows no word.
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    local = model.tokenizer is not None or is_local(model)
-    if local and not any((Path(source) / name).is_file() for name in names):
-        key = "model.tokenizer" if model.tokenizer else "model.path"
-        raise InputError(f"{key}={source}: the folder has no tokenizer ({', '.join(names)})")
+    if not any((folder / name).is_file() for name in names):
+        raise InputError(f"{label}: the folder has no tokenizer ({', '.join(names)})")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        try:
+            json.loads((folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError):
+            raise InputError(
+                f"{folder / name}: cannot be read, is not JSON, or cut short"
+            ) from None
 
 
-def unreachable(model: ModelConfig, error: Exception) -> InputError:
-    """One message for a model that cannot be loaded, with what a person can do."""
-    reason = reason_of(error)
+def _tokenizer_fault(source: str, error: Exception) -> str:
+    if (Path(source) / "tokenizer.json").is_file():
+        return reason_of(error)
+    return f"there is no tokenizer.json, and none can be built ({reason_of(error)})"
+
+
+def unreachable(model: ModelConfig, error: Exception, what: str = "") -> InputError:
+    """One message for a model (or `what` of it) that cannot be loaded, and what a person can do."""
+    reason, is_access = hub.why(error)
+    if "trust_remote_code" in str(error):
+        reason = "it needs code of its own (auto_map in config.json), which is never run here"
     if is_local(model):
         return InputError(f"model.path={source_of(model)}: cannot be loaded: {reason}")
+    ways = "give a folder with model.path=DIR"
+    if is_access:
+        ways = (
+            f"accept its terms at https://huggingface.co/{model.hub_id}; log in with "
+            f"`hf auth login`; or {ways}"
+        )
+    name = f"{what}{model.hub_id} at {model.revision}"
     return InputError(
-        f"model={model.name}: {model.hub_id} cannot be loaded from the hub ({reason}). "
-        f"Ways out: accept its terms at https://huggingface.co/{model.hub_id}; "
-        "log in with `hf auth login`; or give a folder with model.path=DIR"
+        f"model={model.name}: {name} cannot be loaded from the hub: {reason}. Ways out: {ways}"
     )
 
 
@@ -127,17 +167,11 @@ def fingerprint_of(model: ModelConfig) -> str:
     InputError
         If the hub cannot be asked.
     """
-    if is_local(model):
+    commit = revision_of(model)
+    if commit is None:
         folders = [source_of(model)] + ([model.tokenizer] if model.tokenizer else [])
         return hashlib.sha256("".join(_hash_folder(f) for f in folders).encode()).hexdigest()[:16]
-    try:
-        found = AutoConfig.from_pretrained(
-            source_of(model), revision=model.revision, trust_remote_code=False
-        )
-    except Exception as error:  # the libraries raise many kinds for a broken configuration
-        raise unreachable(model, error) from None
-    commit = getattr(found, "_commit_hash", None) or model.revision
-    return f"{commit}" + (f"+{_hash_folder(model.tokenizer)}" if model.tokenizer else "")
+    return commit + (f"+{_hash_folder(model.tokenizer)}" if model.tokenizer else "")
 
 
 def _hash_folder(folder: str) -> str:

@@ -38,6 +38,8 @@ class MatthewsCorrelation(evaluate.Metric):  # type: ignore[misc]
         )
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        if len(np.union1d(references, predictions)) == 1:  # which scikit-learn warns of
+            return {"mcc": 0.0}
         return {"mcc": float(matthews_corrcoef(references, predictions))}
 
 
