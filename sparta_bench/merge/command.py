@@ -19,7 +19,8 @@ LAYOUTS = ("peft-sparta",)
 HOWS = ("sum", "ties")
 
 
-def _merge_parser() -> Parser:
+def _merge_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and that of each verb."""
     parser = Parser(
         prog="sparta-bench merge", description="Make something else of what a run has trained."
     )
@@ -111,7 +112,7 @@ def _merge_parser() -> Parser:
         required=True,
         help="what that program is to load the base model from: a hub name or a folder",
     )
-    return parser
+    return parser, verbs.choices
 
 
 def _add_rule(parser: Any) -> None:
@@ -159,7 +160,7 @@ def _seed(text: str) -> int:
 
 def main(arguments: list[str]) -> None:
     """`sparta-bench merge VERB`: write a folder and say what is there."""
-    options = _merge_parser().parse_args(arguments)
+    options = _read(arguments)
     if options.verb in ("bake", "export"):
         _of_one(options)
     elif options.verb == "pairs":
@@ -168,6 +169,16 @@ def main(arguments: list[str]) -> None:
         _overlap(options)
     else:
         _of_several(options)
+
+
+def _read(arguments: list[str]) -> Namespace:
+    parser, verbs = _merge_parser()
+    if arguments[:1] and arguments[0] in verbs:
+        # by itself: options may stand between the words of a list then
+        options = verbs[arguments[0]].parse_intermixed_args(arguments[1:])
+        options.verb = arguments[0]
+        return options
+    return parser.parse_args(arguments)  # help, or a fault
 
 
 def _of_one(options: Namespace) -> None:
