@@ -121,7 +121,10 @@ def _experiments(arguments: list[str]) -> int:
     def experiment(composed: Any) -> None:
         outcomes.append(run_composed(composed))
 
-    before, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    others = list(arguments)  # Hydra wants all overrides in one place
+    for word in overrides:
+        others.remove(word)
+    before, sys.argv = sys.argv, [sys.argv[0], *overrides, *others]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise faults, so that they are told here, in one line
     try:
         experiment()
@@ -130,6 +133,8 @@ def _experiments(arguments: list[str]) -> int:
         raise InputError(reason_of(error)) from None
     except OSError as error:  # Hydra's own folders; those of a run are told by `attempt`
         raise InputError(f"hydra.run.dir or hydra.sweep.dir: {error}") from None
+    except SystemExit as end:  # after --help and its kind, or an interrupted run
+        return int(end.code or DONE)
     finally:
         sys.argv = before
     return _close(outcomes)

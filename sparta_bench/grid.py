@@ -15,7 +15,7 @@ import torch
 from sparta_bench.claim import BusyError, agreed, is_held
 from sparta_bench.config import Config
 from sparta_bench.durations import as_duration
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, without_secrets
 from sparta_bench.grid_time import Times
 from sparta_bench.job import Outcome, tell
 from sparta_bench.records import LOCK, STATUSES, read_json
@@ -47,7 +47,7 @@ def attempt(config: Config, shared: Shared, **how: Any) -> tuple[Outcome, dict[s
         raise
     except Exception as error:
         if not isinstance(error, OSError):  # a fault of the program
-            traceback.print_exc()
+            print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
         why = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         outcome = _failed(config, why)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:

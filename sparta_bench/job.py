@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sparta_bench.compose import to_plain
 from sparta_bench.config import from_dict
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from sparta_bench.shared import Shared
@@ -67,7 +67,7 @@ def tell(*lines: str) -> None:
     """Lines on standard error; of several processes only the main one speaks."""
     if os.environ.get("RANK", "0") == "0":
         for line in lines:
-            print(f"sparta-bench: {line}", file=sys.stderr, flush=True)
+            print(f"sparta-bench: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 def quiet_libraries() -> None:

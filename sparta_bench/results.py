@@ -19,6 +19,7 @@ import torch
 
 from sparta_bench import __version__
 from sparta_bench.config import Config, SpartaConfig
+from sparta_bench.errors import without_secrets
 from sparta_bench.files import write_json
 from sparta_bench.models.precision import Precision
 from sparta_bench.records import PROTOCOL, SCHEMA, identity_of
@@ -107,7 +108,7 @@ def error_of(error: BaseException) -> dict[str, str]:
     """Type, message and traceback, with places named by module and line instead of by path."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
-    message = str(error) or type(error).__name__
+    message = without_secrets(str(error)) or type(error).__name__
     return {"type": type(error).__name__, "message": message, "traceback": "\n".join(lines)}
 
 

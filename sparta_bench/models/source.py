@@ -17,13 +17,15 @@ from sparta_bench.data.prompts import SEP_TOKEN, Reading
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.files import sha256_of
 
+EMBEDDED = Path(str(resources.files("sparta_bench") / "tiny_models"))
+
 
 def source_of(model: ModelConfig) -> str:
     """The folder, or the repository on the hub, that transformers is to load."""
     if model.path is not None:
         return model.path
     if model.embedded:
-        return str(resources.files("sparta_bench") / "tiny_models" / model.name)
+        return str(EMBEDDED / model.name)
     assert model.hub_id is not None
     return model.hub_id
 

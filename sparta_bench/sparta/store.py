@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sparta_bench.files import sha256_of, write_json, write_tensors
+from sparta_bench.files import json_of, sha256_of, write_json, write_tensors
 
 TENSORS, CONFIG = "adapter.safetensors", "adapter_config.json"
 FORMAT = 2  # counted up when a reader of the last one would read wrongly
@@ -127,7 +127,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json_of(path)
     except OSError as error:
         inner = folder / "adapter"
         hint = f" (what a run trained is in {inner})" if (inner / CONFIG).is_file() else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -167,7 +168,8 @@ def _listed(out: Path) -> set[str]:
         lines = (out / LIST).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return set()
-    return {name for name in lines if Path(name).name == name and Path(name).suffix[1:] in FORMATS}
+    ours = re.compile(rf"[\w.+-]+\.({'|'.join(FORMATS)})", re.ASCII)  # what `_write` gives
+    return set(filter(ours.fullmatch, lines))
 
 
 def _as_json(

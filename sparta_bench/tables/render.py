@@ -19,7 +19,10 @@ LATEX = str.maketrans(
     # what text fonts lack, or have another character for
     | {"–": "--", "±": r"$\pm$", "×": r"$\times$", "≈": r"$\approx$", "≠": r"$\neq$"}
     | {"α": r"$\alpha$", "<": r"$<$", ">": r"$>$", "|": r"$|$"}
+    | {"[": "{[}", "*": "{*}"}  # after the end of a row they would be its options
 )
+# What a spreadsheet would take for a formula; numbers that begin with a sign are none.
+FORMULA = re.compile(r"[=+@-](?![\d.,% ±()≠]*$)")
 PREAMBLE = r"""\documentclass{article}
 \usepackage{booktabs,graphicx}
 \usepackage[margin=1cm]{geometry}
@@ -67,9 +70,15 @@ def as_csv(table: Table) -> str:
     """One header row, then the rows; what a cell says is the same as in the other forms."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(
-        [[_one_line(cell) for cell in row] for row in (flat_headings(table), *table.rows)]
+        [[_csv(cell) for cell in row] for row in (flat_headings(table), *table.rows)]
     )
     return text.getvalue()
+
+
+def _csv(text: str) -> str:
+    """Names come from records: one that a spreadsheet would run gets an apostrophe before it."""
+    line = _one_line(text)
+    return f"'{line}" if FORMULA.match(line) else line
 
 
 def as_latex(table: Table) -> str:
