@@ -1,22 +1,23 @@
-"""Checkpoints in gemma-2b's shapes whose change is known, to see what its numerical rank says.
+"""Checkpoints in a model's shapes whose change is known, to see what its numerical rank says.
 
-    python scripts/known_changes.py OUT
-    cd OUT && sparta-bench ranks gemma-2b gemma-2b-it float32-copy
+    python scripts/known_changes.py OUT [--model gemma-2b] [--layers 4]
+    cd OUT && sparta-bench ranks gemma-2b gemma-2b-it    # or float32-copy, or --dtype float64
 
-Writes OUT/gemma-2b, a base of random bfloat16 weights, OUT/gemma-2b-it, the same with a change and
-stored in bfloat16, and OUT/float32-copy, the layers of that before they are rounded. The names make
-`ranks` put Table 7's values beside them. 4.9 GB.
+Writes OUT/gemma-2b, random bfloat16 weights; OUT/gemma-2b-it, the same with a change, stored in
+bfloat16; and OUT/float32-copy, the changed layers before that rounded them. The names make `ranks`
+put the paper's values beside them. gemma-2b takes 5.6 GB of disk, mistral-7b with one layer 3.1.
 
-Every matrix of a layer changes by a product of rank 8, as LoRA's, whose root mean square is
-10^-(layer + 1) of the weights'. The embedding changes in all of its rows: strongly in 97
-directions, and by noise below that.
+Every matrix of a layer, and an untied head, changes by a product of rank 8, as LoRA's, whose root
+mean square is 10^-(layer + 1) of the weights' (the head's as layer 1's). The embedding changes in
+all of its rows: in 97 directions as much as its weights, and in all others by a twentieth of that.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +25,12 @@ from torch import Tensor
 from sparta_bench.compose import compose
 from sparta_bench.files import write_tensors
 
-LAYERS, RANK, DIRECTIONS = 4, 8, 97
-WEIGHTS, NOISE = 0.02, 0.0005  # standard deviations
+RANK, DIRECTIONS = 8, 97
+WEIGHTS, NOISE = 0.02, 0.001  # standard deviations
+ROWS = 16384  # of an embedding, that are made at a time
 
 
-def shapes_of_a_layer(model: dict[str, int]) -> Iterator[tuple[str, tuple[int, int]]]:
+def shapes_of_a_layer(model: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
     """Names and shapes of a layer's matrices."""
     width, inner, head = model["hidden_size"], model["intermediate_size"], model["head_dim"]
     queries, keys = model["num_attention_heads"] * head, model["num_key_value_heads"] * head
@@ -41,45 +43,58 @@ def shapes_of_a_layer(model: dict[str, int]) -> Iterator[tuple[str, tuple[int, i
     yield "mlp.down_proj", (width, inner)
 
 
-def low_rank(shape: tuple[int, int], rank: int, size: float) -> Tensor:
-    """A float32 product of this rank whose root mean square is `size`."""
-    product = torch.randn(shape[0], rank) @ torch.randn(rank, shape[1])
-    return product * (size / product.square().mean().sqrt())
-
-
-def weights(*shape: int) -> Tensor:
+def weights(rows: int, columns: int) -> Tensor:
     """Random bfloat16 weights."""
-    return (torch.randn(*shape) * WEIGHTS).bfloat16()
+    return (torch.randn(rows, columns) * WEIGHTS).bfloat16()
+
+
+def factors(rows: int, columns: int, rank: int, size: float) -> tuple[Tensor, Tensor]:
+    """Two float32 matrices whose product has this rank and `size` as its root mean square."""
+    return torch.randn(rows, rank) * (size / rank**0.5), torch.randn(rank, columns)
 
 
 def embedding(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """Of the base and the tuned model, both bfloat16."""
-    before = weights(rows, columns)
-    strong = low_rank((rows, columns), DIRECTIONS, WEIGHTS)
-    return before, (before.float() + strong + torch.randn(rows, columns) * NOISE).bfloat16()
+    before, after = weights(rows, columns), torch.empty(rows, columns, dtype=torch.bfloat16)
+    left, right = factors(rows, columns, DIRECTIONS, WEIGHTS)
+    for here in torch.arange(rows).split(ROWS):
+        change = left[here] @ right + torch.randn(len(here), columns) * NOISE
+        after[here] = (before[here].float() + change).bfloat16()
+    return before, after
 
 
 def main() -> None:
     """Write the three checkpoints."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", metavar="OUT", type=Path)
-    out: Path = parser.parse_args().out
+    parser.add_argument("--model", choices=("gemma-2b", "mistral-7b"), default="gemma-2b")
+    parser.add_argument("--layers", type=int, default=4)
+    options = parser.parse_args()
     torch.manual_seed(0)
-    shape = compose(["model=gemma-2b"]).model.shape
-    assert shape is not None
-    key = "model.embed_tokens.weight"
+    model = compose([f"model={options.model}"]).model.shape
+    assert model is not None
+    vocabulary = model["vocab_size"], model["hidden_size"]
     base, tuned, exact = {}, {}, {}
-    base[key], tuned[key] = embedding(shape["vocab_size"], shape["hidden_size"])
-    for layer in range(LAYERS):
-        for name, size in shapes_of_a_layer(dict(shape)):
-            key = f"model.layers.{layer}.{name}.weight"
-            base[key] = weights(*size)
-            exact[key] = base[key].float() + low_rank(size, RANK, WEIGHTS * 10 ** -(layer + 1))
-            tuned[key] = exact[key].bfloat16()
-    for folder, tensors in {"gemma-2b": base, "gemma-2b-it": tuned, "float32-copy": exact}.items():
-        write_tensors(out / folder / "model.safetensors", tensors)
+    sizes = {
+        f"model.layers.{layer}.{name}.weight": (shape, 10 ** -(layer + 1))
+        for layer in range(options.layers)
+        for name, shape in shapes_of_a_layer(model)
+    }
+    if not model["tie_word_embeddings"]:
+        sizes["lm_head.weight"] = (vocabulary, 1e-2)
+    for key, (shape, size) in sizes.items():
+        left, right = factors(*shape, RANK, WEIGHTS * size)
+        base[key] = weights(*shape)
+        exact[key] = base[key].float() + left @ right
+        tuned[key] = exact[key].bfloat16()
+    write_tensors(options.out / "float32-copy" / "model.safetensors", exact)
+    exact.clear()
+    key = "model.embed_tokens.weight"
+    base[key], tuned[key] = embedding(*vocabulary)
+    write_tensors(options.out / options.model / "model.safetensors", base)
+    write_tensors(options.out / f"{options.model}-it" / "model.safetensors", tuned)
 
 
 if __name__ == "__main__":

@@ -189,6 +189,54 @@ def test_label_words_and_spaces_around_digits(sst2: TaskConfig, tmp_path: Path) 
     assert read_split(sst2, "train").labels == [1, 0, 1]
 
 
+LONG = 50_000_000  # characters
+CUT = f"{'x' * 120}… (50,000,000 characters)"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),  # {x} stands for a long text
+    [
+        ("train.tsv", "sentence\tlabel\na\t{x}\n", f"row 2: label '{'x' * 119}… (50,000,002 char"),
+        ("train.tsv", "{x}\n", f"row 1: the header lacks sentence, label (it has: {CUT})"),
+        ("train.tsv", "{x}\nsentence\tlabel\n", "row 1: the header lacks sentence, label"),
+        ("train.tsv", "sentence\tlabel\n{x}\n", "row 2: 1 tab-separated fields, where 2 belong"),
+        ("train.jsonl", '{"sentence": ["{x}"]', "row 1: not JSON: Expecting ',' delimiter"),
+        (
+            "train.jsonl",
+            '{"sentence": ["{x}"], "label": 1}\n',
+            f"row 1: sentence is ['{'x' * 118}… (50,000,004 characters), not a text",
+        ),
+        (
+            "train.jsonl",
+            '{"{x}": 1}\n',
+            f"row 1: column sentence is missing (there are: {CUT})",
+        ),
+        ("train.csv", "sentence,label\na,{x}\n", f"row 2: label '{'x' * 119}… (50,000,002 char"),
+        (
+            "train.tsv",
+            "\x1b]0;owned\x07\0\n",
+            r"row 1: the header lacks sentence, label (it has: \x1b]0;owned\x07\x00)",
+        ),
+    ],
+)
+def test_a_message_is_short_and_harmless_whatever_the_file_holds(
+    sst2: TaskConfig, tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    path = write(tmp_path / name, content.replace("{x}", "x" * LONG))
+    line = fault(sst2)
+    assert line.startswith(f"{path}, {said}")
+    assert len(line) < 500 and line.isprintable()
+
+
+def test_a_row_of_50_mb_is_read(sst2: TaskConfig, tmp_path: Path) -> None:
+    for name, head in (("train.tsv", "sentence\tlabel\n{}\t1\nb\t0\n"),
+                       ("train.csv", "sentence,label\n{},1\nb,0\n")):  # fmt: skip
+        path = write(tmp_path / name, head.format("x" * LONG))
+        examples = read_split(sst2, "train")
+        assert [len(text) for text in texts(examples)] == [LONG, 1]
+        path.unlink()
+
+
 # ------------------------------------------------------------- tables with the hub's names
 ROWS: list[dict[str, Any]] = [
     {"idx": 0, "sentence": 'a "quoted", \t text', "label": 1},
@@ -280,10 +328,21 @@ def test_a_bad_csv_row_is_named_by_its_line(sst2: TaskConfig, tmp_path: Path) ->
     assert (texts(examples), examples.bad_rows) == (["a\nb", "e"], 2)
 
 
-@pytest.mark.parametrize("content", [b'sentence,label\n"open,1\n', b"sentence,label\ncaf\xe9,1\n"])
-def test_a_csv_that_cannot_be_read(sst2: TaskConfig, tmp_path: Path, content: bytes) -> None:
+def test_a_csv_that_cannot_be_read(sst2: TaskConfig, tmp_path: Path) -> None:
+    path = write(tmp_path / "train.csv", 'sentence,label\na,1\n"open,1\nb,0\n')
+    line = f"{path}, after row 2: not readable as csv: unexpected end of data"
+    assert fault(sst2) == line
+    assert fault(skip(sst2)) == line  # where the row ends is not known
+
+
+def test_bytes_in_a_csv_that_are_no_utf8(sst2: TaskConfig, tmp_path: Path) -> None:
+    content = b"sentence,label\n" + b"good,1\n" * 5000 + b"caf\xe9,1\nbad,0\n"
     path = write(tmp_path / "train.csv", content)
-    assert fault(sst2).startswith(f"{path}: not readable as csv in UTF-8: ")
+    assert fault(sst2) == f"{path}, row 5002: holds bytes that are no UTF-8{SKIP_HINT}"
+    examples = read_split(skip(sst2), "train")
+    assert (len(examples), examples.bad_rows) == (5001, 1)
+    path = write(tmp_path / "train.csv", b"sentence,label,caf\xe9\na,1,x\nb,7,x\n")
+    assert fault(sst2).startswith(f"{path}, row 3: label '7' is none of")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
@@ -301,6 +360,19 @@ def test_a_parquet_file_that_is_none(sst2: TaskConfig, tmp_path: Path) -> None:
     assert fault(sst2) == (
         f"{path}, row 1: column sentence is missing (there are: text, label){SKIP_HINT}"
     )
+
+
+def test_parquet_is_read_in_parts(
+    sst2: TaskConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparta_bench.data import local_files
+
+    monkeypatch.setattr(local_files, "ROWS_AT_ONCE", 3)
+    rows = [{"sentence": f"text {row}", "label": row % 2} for row in range(10)]
+    write_table(tmp_path / "train.parquet", rows)
+    assert texts(read_split(sst2, "train")) == [row["sentence"] for row in rows]
+    write_table(tmp_path / "train.parquet", [*rows, {"sentence": "x", "label": 2}])
+    assert ", row 11: label 2 is none of" in fault(sst2)
 
 
 def test_text_in_parquet_that_is_no_utf8(sst2: TaskConfig, tmp_path: Path) -> None:

@@ -287,35 +287,35 @@ def test_layers_of_equal_ranks_share_a_row_and_the_lowest_rank_comes_first() -> 
     first = [forged(f"layers.{layer}.mlp.up_proj.weight", s) for layer, s in ranks.items()]
     first.append(forged("lm_head.weight", [1.0, 1.0, 0.05]))
     table = rank_table([Changes("one", None, first, {})], "title", ("note",))
-    assert [heading.text for heading in table.headings[-1]] == [
-        "weight matrix", "dims", "layers", "tolerance / largest", "rank", "rank deficiency",
-        "above rounding", "stable rank", "changed, %",
+    assert [heading.text for (row,) in [table.headings] for heading in row] == [
+        "weight matrix", "dims", "layers", "rank", "rank deficiency", "above rounding",
+        "stable rank", "changed, %", "tolerance / largest",
     ]  # fmt: skip
+    full = "0 (full rank)"
     assert table.rows == (
-        ("mlp up proj", "[4, 3]", "3", "4.8e-07", "1", "2", "1", "1.0", "50"),
-        ("mlp up proj", "[4, 3]", "1", "4.8e-07", "2", "1", "2", "2.0", "50"),
-        ("mlp up proj", "[4, 3]", "0,2", "4.8e-07", "3", "0 (full rank)", "2 to 3", "1.0 to 1.3",
-         "50"),
-        ("untied lm head", "[4, 3]", "-", "4.8e-07", "3", "0 (full rank)", "2", "2.0", "50"),
-    )  # fmt: skip
+        ("mlp up proj", "[4, 3]", "3", "1", "2", "1", "1.0", "50", "4.8e-07"),
+        ("mlp up proj", "[4, 3]", "1", "2", "1", "2", "2.0", "50", "4.8e-07"),
+        ("mlp up proj", "[4, 3]", "0,2", "3", full, "2 to 3", "1.0 to 1.3", "50", "4.8e-07"),
+        ("untied lm head", "[4, 3]", "-", "3", full, "2", "2.0", "50", "4.8e-07"),
+    )
     assert (table.title, table.notes) == ("title", ("note",))
 
 
-def test_models_stand_side_by_side_and_the_papers_rank_beside_its_own() -> None:
-    key, other = "layers.0.mlp.up_proj.weight", "layers.1.mlp.up_proj.weight"
-    one = Changes("one", None, [forged(key, [1.0, 1.0, 0.0])], {})
-    two = Changes("two", None, [forged(key, [0.0] * 3), forged(other, [1.0] * 3)], {other: 3})
+def test_rows_of_one_kind_stand_together_and_the_papers_rank_beside_ours() -> None:
+    up, more, q_proj = (f"layers.{n}.weight" for n in ("0.mlp.up_proj", "1.mlp.up_proj", "0.q"))
+    one = Changes("one", None, [forged(up, [1.0, 1.0, 0.0]), forged(q_proj, [1.0, 0.0, 0.0])], {})
+    two = Changes("two", None, [forged(up, [0.0] * 3), forged(more, [1.0] * 3)], {more: 3, up: 2})
     table = rank_table([one, two], "title")
-    assert [(heading.text, heading.span) for heading in table.headings[0]] == [
-        ("", 4), ("one", 5), ("two", 7),
+    assert [heading.text for heading in table.headings[0]][2:8] == [
+        "tuned", "layers", "rank", "rank deficiency", "rank in the paper",
+        "deficiency in the paper",
     ]  # fmt: skip
-    assert [heading.text for heading in table.headings[1]][9:13] == [
-        "rank", "rank deficiency", "rank in the paper", "deficiency in the paper",
-    ]  # fmt: skip
-    assert [row[2:] for row in table.rows] == [
-        ("1", "4.8e-07", *"–––––", "3", "0 (full rank)", "3", "0 (full rank)", "3", "3.0", "50"),
-        ("0", "4.8e-07", "2", "1", "2", "2.0", "50", "0", "3", "–", "–", "0", "–", "50"),
-    ]  # fmt: skip
+    assert [(row[0], *row[2:10]) for row in table.rows] == [
+        ("mlp up proj", "one", "0", "2", "1", "–", "–", "2", "2.0"),
+        ("mlp up proj", "two", "0", "0", "3", "2", "1", "0", "–"),
+        ("mlp up proj", "two", "1", "3", "0 (full rank)", "3", "0 (full rank)", "3", "3.0"),
+        ("q", "one", "0", "1", "2", "–", "–", "1", "1.0"),
+    ]
 
 
 # ----------------------------------------------------------------------------- the paper's

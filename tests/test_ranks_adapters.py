@@ -67,7 +67,7 @@ def test_methods_side_by_side(capsys: pytest.CaptureFixture[str], trained: Any) 
     seen = of["full_ft", "embed_tokens.weight"]["changed_rows"]  # tokens of 200 texts
     assert 64 < seen < 303
     assert [note for note in notes if "rows" in note or "only here" in note] == [
-        *(f"{m}: left out, only here: head.weight" for m in ("sparta 0.05", "lora r=8", "head")),
+        "sparta 0.05, lora r=8, head: left out, only here: head.weight",
         "full_ft: left out, only here: score.weight",
         f"full_ft: model.embed_tokens.weight changed in {seen} of its 303 rows",
     ]

@@ -242,13 +242,14 @@ def test_several_models_stand_side_by_side(
     code, out, _ = call(capsys, "ranks", base, one, two)
     table = [line for line in out.splitlines() if line.startswith("|")]
     headings, _, *body = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
-    assert (code, len(body)) == (0, 4)
-    assert headings[3:5] == ["tolerance / largest", "same rank"]
-    assert headings[9] == "same (2) rank"
-    q_proj = next(row for row in body if row[0] == "self attn q proj")
-    assert (q_proj[2], q_proj[4], q_proj[9]) == ("0", "2", "5")
-    up = next(row for row in body if row[0] == "mlp up proj")
-    assert (up[2], up[4], up[5]) == ("0,1", "0", "8")
+    assert code == 0 and headings[2:6] == ["tuned", "layers", "rank", "rank deficiency"]
+    assert [row[2:6] for row in body if row[0] == "self attn q proj"] == [
+        ["same", "0", "2", "6"], ["same (2)", "0", "5", "3"],
+    ]  # fmt: skip
+    assert [row[2:6] for row in body if row[0] == "mlp up proj"] == [
+        ["same", "0,1", "0", "8"], ["same (2)", "0,1", "0", "8"],
+    ]  # fmt: skip
+    assert len(body) == 8 and "\n- same, same (2): 1 vector left out\n" in out
 
 
 def test_float64_by_choice(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,35 @@ from sparta_bench.data.splits import Splits
 from sparta_bench.errors import InputError
 from sparta_bench.files import write_tensors
 
+Ids = np.ndarray[Any, np.dtype[np.int32]]
+TEXTS_AT_ONCE = 10_000  # given to the tokenizer, whose own lists take kilobytes for each
+
+
+class TokenRows(Sequence[Ids]):
+    """Arrays of token ids (int32), held as one: `lengths` (int, one per example) cut `flat`."""
+
+    def __init__(self, flat: Ids, lengths: np.ndarray[Any, Any]) -> None:
+        self.flat, self.row_lengths = flat, lengths
+        self.ends = np.cumsum(lengths, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: Any) -> Any:
+        end = self.ends[row]
+        return self.flat[end - self.row_lengths[row] : end]
+
+    def select(self, rows: Sequence[int]) -> TokenRows:
+        """The rows at these places, in this order."""
+        chosen = [self[row] for row in rows]
+        return TokenRows(np.concatenate(chosen), self.row_lengths[np.asarray(rows)])
+
 
 @dataclass
 class Encoded:
     """Token ids (int32, one array per example, BOS included if the tokenizer adds it), labels."""
 
-    ids: list[np.ndarray[Any, np.dtype[np.int32]]]
+    ids: Sequence[Ids]
     labels: list[int]
 
     def __len__(self) -> int:
@@ -77,28 +101,21 @@ def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSpli
         If the filter leaves no training example, or an input has no token at all.
     """
     folder = cache_folder(config)
-    encoded = {
-        name: encode(examples, config.task, config.model.kind, tokenizer, folder, name)
+    every, dev, test = (
+        encode(examples, config.task, config.model.kind, tokenizer, folder, name)
         for name, examples in (("train", splits.train), ("dev", splits.dev), ("test", splits.test))
-    }
-    limit = config.task.max_train_tokens
-    every = encoded["train"]
-    kept = [row for row, ids in enumerate(every.ids) if len(ids) <= limit]
-    if not kept:
-        raise InputError(
-            f"task.max_train_tokens={limit}: drops all {len(every)} training examples; the "
-            f"shortest has {min(every.lengths())} tokens"
-        )
-    train = Encoded([every.ids[row] for row in kept], [every.labels[row] for row in kept])
+    )
+    train = _not_too_long(every, config.task.max_train_tokens)
+    lengths = train.lengths()
     summary = {
         "train": len(train),
         "train_dropped": len(every) - len(train),
-        "dev": len(encoded["dev"]),
-        "test": len(encoded["test"]),
-        "max_train_tokens": limit,
-        "longest_train_tokens": max(train.lengths()),
-        "longest_eval_tokens": max(encoded["dev"].lengths() + encoded["test"].lengths()),
-        "mean_train_tokens": round(float(np.mean(train.lengths())), 2),
+        "dev": len(dev),
+        "test": len(test),
+        "max_train_tokens": config.task.max_train_tokens,
+        "longest_train_tokens": max(lengths),
+        "longest_eval_tokens": max(dev.lengths() + test.lengths()),
+        "mean_train_tokens": round(float(np.mean(lengths)), 2),
         "empty_texts": {
             "train": splits.train.empty_texts(),
             "dev": splits.dev.empty_texts(),
@@ -107,7 +124,21 @@ def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSpli
         "bad_rows": splits.bad_rows,
         "fingerprint": splits.fingerprint(),
     }
-    return EncodedSplits(train, encoded["dev"], encoded["test"], summary)
+    return EncodedSplits(train, dev, test, summary)
+
+
+def _not_too_long(every: Encoded, limit: int) -> Encoded:
+    lengths = every.lengths()
+    kept = [row for row, tokens in enumerate(lengths) if tokens <= limit]
+    if not kept:
+        raise InputError(
+            f"task.max_train_tokens={limit}: drops all {len(every)} training examples; the "
+            f"shortest has {min(lengths)} tokens"
+        )
+    if len(kept) == len(every):
+        return every
+    assert isinstance(every.ids, TokenRows)
+    return Encoded(every.ids.select(kept), [every.labels[row] for row in kept])
 
 
 def cache_folder(config: Config) -> Path:
@@ -128,19 +159,32 @@ def encode(
     InputError
         If an input has no token at all; names the split and the example.
     """
-    texts = [render(text, reading, kind) for text in examples.texts]
-    path = folder / f"{_cache_key(texts, tokenizer)}.safetensors"
-    ids = _read_cache(path, len(texts))
+
+    def texts() -> Iterator[str]:  # made anew rather than kept: prompts are long
+        return (render(text, reading, kind) for text in examples.texts)
+
+    path = folder / f"{_cache_key(texts(), tokenizer)}.safetensors"
+    ids = _read_cache(path, len(examples))
     if ids is None:
-        ids = [np.asarray(row, dtype=np.int32) for row in tokenize(texts, tokenizer)]
+        ids = _token_rows(texts(), tokenizer)
         _write_cache(path, ids)
-    for row, tokens in enumerate(ids, start=1):
-        if len(tokens) == 0:
-            raise InputError(
-                f"{split}, example {row}: an empty text, and the tokenizer adds no BOS token, so "
-                "the model would have nothing to read"
-            )
+    if not ids.row_lengths.all():
+        row = int(np.argmin(ids.row_lengths)) + 1
+        raise InputError(
+            f"{split}, example {row}: an empty text, and the tokenizer adds no BOS token, so "
+            "the model would have nothing to read"
+        )
     return Encoded(ids, examples.labels)
+
+
+def _token_rows(texts: Iterator[str], tokenizer: Any) -> TokenRows:
+    flat: list[Ids] = []
+    lengths: list[int] = []
+    while chunk := list(islice(texts, TEXTS_AT_ONCE)):
+        rows = tokenize(chunk, tokenizer)
+        flat.append(np.fromiter(chain.from_iterable(rows), dtype=np.int32))
+        lengths += map(len, rows)
+    return TokenRows(np.concatenate(flat), np.asarray(lengths, dtype=np.int32))
 
 
 def tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
@@ -150,7 +194,7 @@ def tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
     return list(tokenizer(texts, add_special_tokens=True, verbose=False)["input_ids"])
 
 
-def _cache_key(texts: list[str], tokenizer: Any) -> str:
+def _cache_key(texts: Iterator[str], tokenizer: Any) -> str:
     digest = hashlib.sha256(tokenizer_fingerprint(tokenizer).encode())
     for text in texts:
         raw = text.encode("utf-8", "surrogatepass")
@@ -164,7 +208,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _read_cache(path: Path, rows: int) -> list[np.ndarray[Any, np.dtype[np.int32]]] | None:
+def _read_cache(path: Path, rows: int) -> TokenRows | None:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError):
@@ -172,12 +216,12 @@ def _read_cache(path: Path, rows: int) -> list[np.ndarray[Any, np.dtype[np.int32
     ids, lengths = tensors.get("ids"), tensors.get("lengths")
     if ids is None or lengths is None or len(lengths) != rows or lengths.sum() != len(ids):
         return None
-    return np.split(ids, np.cumsum(lengths)[:-1])
+    return TokenRows(ids, lengths)
 
 
-def _write_cache(path: Path, ids: list[np.ndarray[Any, np.dtype[np.int32]]]) -> None:
-    lengths = torch.tensor([len(row) for row in ids], dtype=torch.int32)
+def _write_cache(path: Path, ids: TokenRows) -> None:
     try:
-        write_tensors(path, {"ids": torch.from_numpy(np.concatenate(ids)), "lengths": lengths})
+        lengths = torch.from_numpy(ids.row_lengths)
+        write_tensors(path, {"ids": torch.from_numpy(ids.flat), "lengths": lengths})
     except (OSError, SafetensorError):
         pass  # a cache that cannot be written costs time, not correctness

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def add(self, texts: tuple[str, ...], label: int) -> None:
+        """One more example."""
+        self.texts.append(texts)
+        self.labels.append(label)
+
     def select(self, rows: Sequence[int]) -> Examples:
         """The examples at these places, in this order."""
         return Examples([self.texts[i] for i in rows], [self.labels[i] for i in rows])
@@ -40,6 +46,35 @@ class Examples:
         for texts, label in zip(self.texts, self.labels, strict=True):
             digest.update(json.dumps([texts, label]).encode())
         return digest.hexdigest()[:16]
+
+
+class Ends(Examples):
+    """Only the first and the last of many examples; those between are counted and let go."""
+
+    def __init__(self, first: int, last: int) -> None:
+        super().__init__()
+        self._first = first
+        self._tail: deque[tuple[tuple[str, ...], int]] = deque(maxlen=last)
+        self._rows = 0
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def add(self, texts: tuple[str, ...], label: int) -> None:
+        self._rows += 1
+        if len(self.labels) < self._first:
+            super().add(texts, label)
+        else:
+            self._tail.append((texts, label))
+
+    def select(self, rows: Sequence[int]) -> Examples:
+        chosen = Examples()
+        for row in rows:
+            if row < self._first:
+                chosen.add(self.texts[row], self.labels[row])
+            else:
+                chosen.add(*self._tail[row - self._rows])
+        return chosen
 
 
 class BadRowError(ValueError):
@@ -120,8 +155,7 @@ def add_rows(
                 ) from None
             examples.bad_rows += 1
             continue
-        examples.texts.append(texts)
-        examples.labels.append(label)
+        examples.add(texts, label)
 
 
 def is_unicode(text: str) -> bool:

@@ -16,8 +16,8 @@ TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
 ROWS_AT_ONCE = 10_000  # of a parquet file, so that it is never in memory as a whole
 
 
-def read_split(task: TaskConfig, split: str) -> Examples:
-    """One raw split from `task.data_dir`.
+def read_split(task: TaskConfig, split: str, examples: Examples | None = None) -> Examples:
+    """One raw split from `task.data_dir`, added to `examples` where those are given.
 
     Raises
     ------
@@ -26,7 +26,7 @@ def read_split(task: TaskConfig, split: str) -> Examples:
         row is bad: file, row number and rule.
     """
     paths = _find(task, split)
-    examples = Examples()
+    examples = Examples() if examples is None else examples
     for path in paths:
         try:
             add_rows(examples, _rows(path, task.tsv), task, path)

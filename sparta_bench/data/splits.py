@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from sparta_bench.config import Hub, TaskConfig
 from sparta_bench.data import local_files
-from sparta_bench.data.examples import Examples, add_rows
+from sparta_bench.data.examples import Ends, Examples, add_rows
 from sparta_bench.data.tiny import generate
 from sparta_bench.errors import InputError, one_of
 
@@ -40,23 +40,30 @@ def load_splits(task: TaskConfig) -> Splits:
     """
     needed = dict.fromkeys([task.train_split, task.dev.split, *task.test_splits])
     raw = {split: _read(task, split) for split in needed}
-    dev_rows, rest = _draw_dev(task, len(raw[task.dev.split]))
-    dev = raw[task.dev.split].select(dev_rows)
     bad_rows = sum(examples.bad_rows for examples in raw.values())
-    raw[task.dev.split] = raw[task.dev.split].select(rest)
-    train = raw[task.train_split]
-    train = train.select(range(min(len(train), task.max_train_examples or len(train))))
+    dev_rows, others = _draw_dev(task, len(raw[task.dev.split]))
+    rows: dict[str, Sequence[int]] = {
+        split: range(len(examples)) for split, examples in raw.items()
+    }
+    rows[task.dev.split] = others
+    train_rows = rows[task.train_split][: task.max_train_examples]
     test = Examples()
     for split in task.test_splits:
-        test.texts += raw[split].texts
-        test.labels += raw[split].labels
-    return Splits(train, dev, test, bad_rows)
+        part = raw[split].select(rows[split])
+        test.texts += part.texts
+        test.labels += part.labels
+    return Splits(
+        raw[task.train_split].select(train_rows),
+        raw[task.dev.split].select(dev_rows),
+        test,
+        bad_rows,
+    )
 
 
-def _draw_dev(task: TaskConfig, rows: int) -> tuple[list[int], list[int]]:
+def _draw_dev(task: TaskConfig, rows: int) -> tuple[Sequence[int], Sequence[int]]:
     """Places of the dev rows in their raw split, and of the others."""
     if task.dev.take == "all":
-        return list(range(rows)), []
+        return range(rows), range(0)
     wanted = task.dev.examples or 0
     if wanted >= rows:
         raise InputError(
@@ -64,25 +71,39 @@ def _draw_dev(task: TaskConfig, rows: int) -> tuple[list[int], list[int]]:
             "must be left"
         )
     if task.dev.take == "last":
-        return list(range(rows - wanted, rows)), list(range(rows - wanted))
+        return range(rows - wanted, rows), range(rows - wanted)
     drawn = set(random.Random(task.draw_seed).sample(range(rows), wanted))
     return sorted(drawn), [row for row in range(rows) if row not in drawn]
 
 
 def _read(task: TaskConfig, split: str) -> Examples:
     if task.data_dir is not None:
-        return local_files.read_split(task, split)
+        return local_files.read_split(task, split, _room_for(task, split))
     if task.generated is not None:
         made = generate(task.generated)
         if split not in made:
             raise InputError(f"split {split}: task {task.name} has only {one_of(made)}")
-        return _from_rows(made[split], task, f"task.generated={task.generated}")
+        return _from_rows(made[split], task, split, f"task.generated={task.generated}")
     assert task.hub is not None
-    return _from_rows(_hub_rows(task.hub, split), task, f"{task.hub.path}, split {split}")
+    rows = _hub_rows(task.hub, split)
+    return _from_rows(rows, task, split, f"{task.hub.path}, split {split}")
 
 
-def _from_rows(rows: Iterable[Mapping[str, object]], task: TaskConfig, source: str) -> Examples:
-    examples = Examples()
+def _room_for(task: TaskConfig, split: str) -> Examples:
+    """Where a split's rows go: under a cap, training rows that are of no use are not kept."""
+    if task.max_train_examples is None or split != task.train_split:
+        return Examples()
+    if split != task.dev.split:
+        return Ends(task.max_train_examples, 0)
+    if task.dev.take == "last":
+        return Ends(task.max_train_examples, task.dev.examples or 0)
+    return Examples()
+
+
+def _from_rows(
+    rows: Iterable[Mapping[str, object]], task: TaskConfig, split: str, source: str
+) -> Examples:
+    examples = _room_for(task, split)
     add_rows(examples, enumerate(rows, start=1), task, source)
     if not examples:
         raise InputError(f"{source}: no usable rows")

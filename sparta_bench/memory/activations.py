@@ -6,7 +6,6 @@ large that all else vanishes beside it. Attention is torch's fused one, which ke
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -78,9 +77,7 @@ def _with_layers(setting: Setting, layers: int) -> Setting:
 def _peak_of_a_row(setting: Setting) -> float:
     """Bytes beyond what is there before the forward pass, over the rows."""
     method, precision = setting.config.method, setting.precision
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # transformers renames checkpointing
-        classifier = replace(setting, device=torch.device("meta")).classifier()
+    classifier = replace(setting, device=torch.device("meta")).classifier()
     classifier.head_weight.requires_grad_(True)
     if isinstance(method, LoraConfig):  # not further below: peft moves what it makes
         wrap_in_lora(classifier, method, precision)

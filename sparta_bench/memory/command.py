@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from sparta_bench.files import whole_file, write_json
 from sparta_bench.job import tell
 from sparta_bench.memory.figure import peaks
 from sparta_bench.memory.layout import tables_of, values_table
-from sparta_bench.options import Parser, positive
+from sparta_bench.options import Parser, check_folder, figure_path, positive
 from sparta_bench.tables.render import as_csv, as_latex, as_markdown
 
 if TYPE_CHECKING:
@@ -36,8 +35,8 @@ def _parser() -> Parser:
         "method at real shapes part by part, as on CUDA, and the largest batch that\n"
         "fits a GPU; for gemma-2b and mistral-7b, or model=NAME. Needs no weights, no\n"
         "network and no GPU.",
-        epilog=f"key=value: {', '.join(f'{name}=…' for name in (*GROUPS, *KEYS))}.\n"
-        "device=cpu estimates as on a CPU.",
+        epilog="key=value may be of model and task (model.path=DIR, for one), or one of\n"
+        f"{', '.join(KEYS)}. device=cpu estimates as on a CPU.",
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
@@ -87,9 +86,9 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_intermixed_args(arguments)
     if options.figure is not None:
         check_matplotlib("memory --figure")
-    figure = _figure_path(options.figure)
-    _check_folder("--out", options.out)
-    _check_folder("--figure", figure and figure.parent)
+    figure = figure_path(options.figure, "memory")
+    check_folder("memory: --out", options.out)
+    check_folder("memory: --figure", figure and figure.parent)
     _check_overrides(options.overrides)
     found = _found(options)
     try:
@@ -100,15 +99,17 @@ def main(arguments: list[str]) -> None:
 
 
 def _found(options: argparse.Namespace) -> dict[str, Any]:
-    from sparta_bench.memory.report import estimated, measured, paper_values
+    from sparta_bench.memory.report import estimated, estimates_of, measured, paper_values
 
     settings = settings_of(options.overrides, options.rows, options.tokens)
-    # what is measured is what a user waits for; its faults come first
-    there = _measurable(settings, options) if options.measure else None
+    there = _measurable(settings, options) if options.measure else []
+    known = [estimates_of(setting) for setting in settings]
+    others = [estimates_of(setting) for setting in there if setting not in settings]
+    tried = [one for one in (*known, *others) if one.setting in there]
     return {
         **paper_values(),
-        "settings": [estimated(setting, options.gpu_gib) for setting in settings],
-        "measured": None if there is None else [measured(setting, tell) for setting in there],
+        "settings": [estimated(one, options.gpu_gib) for one in known],
+        "measured": [measured(one, tell) for one in tried] if options.measure else None,
     }
 
 
@@ -149,10 +150,11 @@ def _setting(overrides: list[str], rows: int | None, tokens: int | None) -> Sett
     config = compose(overrides)
     device = torch.device("cpu" if config.device == "cpu" else "cuda")
     longest = config.task.max_train_tokens
-    most = getattr(load_architecture(config.model), "max_position_embeddings", None) or longest
-    if tokens is not None and tokens > max(most, longest):
+    most = getattr(load_architecture(config.model), "max_position_embeddings", None)
+    if tokens is None:
+        tokens = longest if most is None else min(longest, most)
+    elif most is not None and tokens > most:
         raise InputError(f"--tokens {tokens}: {config.model.name} reads {most:,} tokens at most")
-    tokens = tokens or min(longest, most)
     return Setting(tuple(overrides), config, device, rows or config.train.batch_size, tokens)
 
 
@@ -166,7 +168,7 @@ def _measurable(settings: list[Setting], options: argparse.Namespace) -> list[Se
 
     device = device_of(settings[0].config)
     if device.type == "cpu" and not any(word.startswith("model=") for word in options.overrides):
-        small = [*SMALL, "device=cpu", *options.overrides]
+        small = [*SMALL, *options.overrides, "device=cpu"]
         return [_setting(small, options.rows or SMALL_ROWS, options.tokens or TOKENS)]
     return [replace(setting, device=device) for setting in settings]
 
@@ -185,23 +187,3 @@ def _check_overrides(overrides: list[str]) -> None:
             lines.append(f"{word}: changes no memory; what does: {known}")
     if lines:
         raise InputError(*lines)
-
-
-def _figure_path(path: Path | None) -> Path | None:
-    """Folder and name of the figure's files, without an ending."""
-    if path is None:
-        return None
-    if path.suffix in (".png", ".svg"):
-        return path.with_suffix("")
-    return path / "memory"
-
-
-def _check_folder(option: str, folder: Path | None) -> None:
-    """Before anything is measured."""
-    if folder is None:
-        return
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise InputError(f"memory: {option} {folder}: {there} is no folder")
-    if not os.access(there, os.W_OK):
-        raise InputError(f"memory: {option} {folder}: {there} cannot be written to")

@@ -39,6 +39,7 @@ class Parts:
 
     @property
     def total(self) -> int:
+        """All, with all gradients."""
         return sum(self.as_dict().values())
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -28,11 +28,14 @@ from sparta_bench.results import environment, now
 
 def paper_values() -> dict[str, Any]:
     """Table 1 and the savings of section 5: from the formulas, and as printed."""
+    formulas = table1_gb()
     table1 = [
-        {"model": row["model"], "formula_gb": formula, "printed_gb": printed}
+        {
+            "model": row["model"],
+            "formula_gb": formulas[row["model"]],
+            "printed_gb": {name: text for name, text in row.items() if name != "model"},
+        }
         for row in rows_of("table1")
-        for formula in [table1_gb()[row["model"]]]
-        for printed in [{name: row[name] for name in formula}]
     ]
     savings = [
         {
@@ -67,32 +70,34 @@ def _break_even(case: str, sizes: PerScalar) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------- estimated
-def estimated(setting: Setting, limits_gib: Sequence[int]) -> dict[str, Any]:
-    """Every method on the setting's model. One that does not fit the model is left out, and why.
+class Estimates(NamedTuple):
+    """Of the methods that fit the setting's model, and why others do not."""
 
-    Raises
-    ------
-    InputError
-        If no method fits, or the model cannot be had.
-    """
-    found, left_out = estimates_of(setting)
+    setting: Setting
+    found: list[Estimate]
+    left_out: dict[str, str]
+
+
+def estimated(estimates: Estimates, limits_gib: Sequence[int]) -> dict[str, Any]:
+    """What every method needs, and what fits memories of these sizes."""
+    setting, found, left_out = estimates
     return {
         **_heading(setting, found),
         "device": setting.device.type,
         "kept_free_bytes": KEPT_FREE,
-        "break_even": _own_break_even(found),
+        "break_even": _own_break_even(setting, found[0].setting),
         "methods": [as_dict(one, limits_gib) for one in found],
         "left_out": left_out,
     }
 
 
-def estimates_of(setting: Setting) -> tuple[list[Estimate], dict[str, str]]:
-    """The estimates of the methods that fit the setting's model, and why others do not.
+def estimates_of(setting: Setting) -> Estimates:
+    """Every method on the setting's model.
 
     Raises
     ------
     InputError
-        If none does.
+        If none fits, or the model cannot be had.
     """
     found: list[Estimate] = []
     left_out: dict[str, str] = {}
@@ -103,7 +108,7 @@ def estimates_of(setting: Setting) -> tuple[list[Estimate], dict[str, str]]:
             if not found:  # full fine-tuning fits every model: it is the model's fault
                 raise
             left_out[name] = error.lines[0]
-    return found, left_out
+    return Estimates(setting, found, left_out)
 
 
 def _heading(setting: Setting, found: Sequence[Estimate]) -> dict[str, Any]:
@@ -117,27 +122,19 @@ def _heading(setting: Setting, found: Sequence[Estimate]) -> dict[str, Any]:
     }
 
 
-def _own_break_even(found: Sequence[Estimate]) -> dict[str, Any]:
+def _own_break_even(sparta: Setting, full_ft: Setting) -> dict[str, Any]:
     """In the dtypes of the model's presets."""
-    precision = {one.name: one.setting.precision for one in found}
-    full_ft, sparta = precision[METHODS[0]], precision[METHODS[-1]]
-    trained = [one.as_dict()["trained"] for one in (full_ft, sparta)]
-    model = found[0].setting.config.model.name
+    trained = [one.precision.as_dict()["trained"] for one in (full_ft, sparta)]
+    model = sparta.config.model.name
     case = f"{model} here: full FT trained in {trained[0]}, SpaRTA in {trained[1]}"
-    return _break_even(case, per_scalar(full_ft, sparta))
+    return _break_even(case, per_scalar(full_ft.precision, sparta.precision))
 
 
 # -------------------------------------------------------------------------------- measured
-def measured(setting: Setting, say: Callable[[str], None]) -> dict[str, Any]:
-    """Every method on the setting's model with random weights, on its device, which must be
-    there; with and without gradient checkpointing. `say` is told what begins.
-
-    Raises
-    ------
-    InputError
-        If no method fits, or the model cannot be had.
-    """
-    found, left_out = estimates_of(setting)
+def measured(estimates: Estimates, say: Callable[[str], None]) -> dict[str, Any]:
+    """The same methods measured on the setting's device, which must be there: on random weights,
+    with and without gradient checkpointing. `say` is told what begins."""
+    setting, found, left_out = estimates
     return {
         "date": now(),
         **environment(setting.device, setting.precision, 1),
@@ -201,8 +198,10 @@ def _side(parts: dict[str, int], held: int, smallest: int, peak: int) -> dict[st
 
 def _too_large(found: Estimate, way: bool) -> str | None:
     """Why it is not tried on a CPU: there a lack of memory ends the process, or another."""
+    if found.setting.device.type != "cpu":
+        return None
     free = psutil.virtual_memory().available
     needed = found.peak_bytes(found.setting.rows, way)
-    if found.setting.device.type != "cpu" or needed < free:
+    if needed < free:
         return None
     return f"not tried: needs {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} are free"

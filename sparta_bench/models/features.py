@@ -91,7 +91,8 @@ def features_key(identity: Mapping[str, Any], data: Encoded) -> str:
     """
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     digest.update(np.asarray(data.lengths(), dtype=np.int64).tobytes())
-    digest.update(np.concatenate(data.ids).tobytes())
+    for ids in data.ids:
+        digest.update(ids.tobytes())
     return digest.hexdigest()[:32]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from sparta_bench.config import Config, ModelConfig
 from sparta_bench.errors import InputError
 from sparta_bench.files import json_of
 from sparta_bench.models.answers import answer_tokens, vocabulary_rows
-from sparta_bench.models.checkpoint import checkpoint_files, file_of_model
-from sparta_bench.models.classifier import Classifier, random_head
+from sparta_bench.models.checkpoint import checkpoint_files, file_of_model, open_file
+from sparta_bench.models.classifier import Classifier, checkpoint_gradients, random_head
 from sparta_bench.models.precision import Precision
 from sparta_bench.models.source import revision_of, source_of, unreachable
 
@@ -53,7 +54,7 @@ def load_classifier(
     classifier = Classifier(backbone, head.to(precision.trained_dtype))
     classifier.requires_grad_(False)
     if config.train.gradient_checkpointing:
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_gradients(backbone)
     return classifier.to(device)
 
 
@@ -71,7 +72,8 @@ def load_backbone(model: ModelConfig, dtype: torch.dtype, dropout: float) -> Any
     label = f"model.path={source}" if commit is None else f"model={model.name}"
     _refuse_adapter(label, source, commit)
     _refuse_other_weights(label, source, commit)
-    checkpoint_files(label, source, commit)
+    for path in checkpoint_files(label, source, commit):
+        _refuse_quantised(label, path)
     try:
         backbone, report = AutoModel.from_pretrained(
             source,
@@ -88,6 +90,15 @@ def load_backbone(model: ModelConfig, dtype: torch.dtype, dropout: float) -> Any
     _check_report(label, report)
     set_attention_dropout(backbone, dropout)
     return backbone
+
+
+def _refuse_quantised(label: str, path: Path) -> None:
+    # without their scales, which transformers would leave out, such weights mean nothing
+    file = open_file(path)
+    for name in file.keys():
+        kind = file.get_slice(name).get_dtype()
+        if name.endswith(".weight") and kind not in ("F64", "F32", "F16", "BF16"):
+            raise InputError(f"{label}: {name} is of kind {kind}; quantised models cannot train")
 
 
 def _check_report(label: str, report: dict[str, Any]) -> None:
@@ -171,8 +182,8 @@ def fit_embeddings(backbone: Any, tokenizer: Any, added: int, seed: int) -> None
         return
     if tokens > rows + added:
         raise InputError(
-            f"model.tokenizer={tokenizer.name_or_path}: it has {tokens} tokens, and the model "
-            f"only {rows} embeddings"
+            f"{tokenizer.name_or_path}: its tokenizer has {tokens} tokens, and the model only "
+            f"{rows} embeddings"
         )
     torch.manual_seed(seed)
     backbone.resize_token_embeddings(tokens, mean_resizing=False)

@@ -77,14 +77,15 @@ def compare(base: str, tuned: Sequence[str], dtype: torch.dtype, device: torch.d
     start = open_checkpoint(base)
     models = [open_tuned(source, start) for source in tuned]
     _tell_apart(models)
-    notes = _definitions(dtype, device)
+    notes: dict[str, list[str]] = {}  # each with the models that it is about
     plan: list[list[str]] = []
     for model in models:
         keys, about = _in_common(start, model)
         if not keys:
             raise InputError(f"{model.source}: has no matrix of {base} in the same shape", *about)
         plan.append(keys)
-        notes += [f"{model.label}: {line}" for line in (*model.notes, *about)]
+        for line in (*model.notes, *about):
+            notes.setdefault(line, []).append(model.label)
     work = {key: work_of(_matrix(start, key)) for keys in plan for key in keys}
     found = []
     with Progress(sum(map(len, plan)), sum(work[key] for keys in plan for key in keys)) as progress:
@@ -97,8 +98,10 @@ def compare(base: str, tuned: Sequence[str], dtype: torch.dtype, device: torch.d
             shapes = {key: _matrix(start, key) for key in keys}
             printed = printed_ranks(start.name, model.label, shapes)
             found.append(Changes(model.label, model.method, changes, printed))
-            notes += [f"{model.label}: {line}" for line in _about_rows(changes)]
-    return Compared(start.name, found, tuple(notes))
+            for line in _about_rows(changes):
+                notes.setdefault(line, []).append(model.label)
+    told = [f"{', '.join(labels)}: {line}" for line, labels in notes.items()]
+    return Compared(start.name, found, (*_definitions(dtype, device), *told))
 
 
 def _definitions(dtype: torch.dtype, device: torch.device) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sparta_bench.ranks.spectrum import Change, Changes
@@ -23,11 +23,14 @@ KINDS = (
 NAMES = {"embed_tokens": KINDS[0], "lm_head": "untied lm head"}
 
 
-class _Group(NamedTuple):
-    """What the matrices of a row have in common, in the order that sorts the rows."""
+class _Row(NamedTuple):
+    """What the matrices of a row have in common, in the order that sorts the rows. A rank of -1
+    is none in the paper."""
 
     order: tuple[int, str]
-    ranks: tuple[tuple[int, int], ...]  # ours and the paper's of each tuned model; -1 for none
+    model: int
+    rank: int
+    printed: int
     shape: tuple[int, int]
 
 
@@ -72,75 +75,61 @@ def as_ranges(layers: Sequence[int]) -> str:
 
 
 def rank_table(found: Sequence[Changes], title: str, notes: tuple[str, ...] = ()) -> Table:
-    """One row for the layers in which a matrix has the same ranks, one group of columns for each
-    tuned model; within a kind the lowest rank comes first, as in the paper.
+    """One row for the layers in which a model's matrix has one rank, as in the paper: the lowest
+    rank first. Of several models, the rows of one kind of matrix stand together.
 
-    Where other values differ between a row's layers, the lowest and the highest stand. A matrix
-    that a tuned model lacks has dashes in its columns.
+    Where other values differ between a row's layers, the lowest and the highest stand.
     """
-    by_key = [{change.key: change for change in one.changes} for one in found]
-    body = []
-    for group, keys in sorted(_grouped(found, by_key).items()):
-        layers = sorted(layer for key in keys if (layer := place_of(key).layer) is not None)
-        here = [[changes[key] for key in keys if key in changes] for changes in by_key]
-        tolerance = next(change for changes in here for change in changes).relative_tolerance()
-        cells = [group.order[1], f"[{group.shape[0]}, {group.shape[1]}]", as_ranges(layers) or "-"]
-        cells.append(f"{tolerance:.1e}")
-        for one, changes, (_, printed) in zip(found, here, group.ranks, strict=True):
-            cells += _cells(changes, printed if one.printed else None)
-        body.append(tuple(cells))
-    return Table("ranks", title, _headings(found), tuple(body), notes)
-
-
-def _grouped(
-    found: Sequence[Changes], by_key: Sequence[Mapping[str, Change]]
-) -> dict[_Group, list[str]]:
-    """The matrices of each row, by name in the backbone."""
-    groups: dict[_Group, list[str]] = {}
-    for key in {key for changes in by_key for key in changes}:
-        here = [changes.get(key) for changes in by_key]
-        shape = next(change.shape for change in here if change is not None)
-        ranks = tuple(
-            (-1 if change is None else change.rank(), one.printed.get(key, -1))
-            for one, change in zip(found, here, strict=True)
+    rows: dict[_Row, list[Change]] = {}
+    for model, one in enumerate(found):
+        for change in one.changes:
+            kind = kind_order(place_of(change.key).kind)
+            printed = one.printed.get(change.key, -1)
+            row = _Row(kind, model, change.rank(), printed, change.shape)
+            rows.setdefault(row, []).append(change)
+    tuned = ["tuned"] if len(found) > 1 else []
+    paper = (
+        ["rank in the paper", "deficiency in the paper"] if any(c.printed for c in found) else []
+    )
+    names = ["weight matrix", "dims", *tuned, "layers", "rank", "rank deficiency", *paper]
+    names += ["above rounding", "stable rank", "changed, %", "tolerance / largest"]
+    body = [
+        (
+            row.order[1],
+            f"[{row.shape[0]}, {row.shape[1]}]",
+            *([found[row.model].label] if tuned else []),
+            _layers(changes),
+            *_rank(row.rank, row.shape),
+            *(_rank(row.printed, row.shape) if paper else []),
+            *_values(changes),
         )
-        group = _Group(kind_order(place_of(key).kind), ranks, shape)
-        groups.setdefault(group, []).append(key)
-    return groups
+        for row, changes in sorted(rows.items(), key=lambda item: item[0])
+    ]
+    return Table("ranks", title, (tuple(map(Heading, names)),), tuple(body), notes)
 
 
-def _headings(found: Sequence[Changes]) -> tuple[tuple[Heading, ...], ...]:
-    names = ["weight matrix", "dims", "layers", "tolerance / largest"]
-    above = [Heading("", len(names))]
-    for one in found:
-        paper = ["rank in the paper", "deficiency in the paper"] if one.printed else []
-        own = ["rank", "rank deficiency", *paper, "above rounding", "stable rank", "changed, %"]
-        above.append(Heading(one.label, len(own)))
-        names += own
-    below = tuple(map(Heading, names))
-    return (tuple(above), below) if len(found) > 1 else (below,)
+def _layers(changes: Sequence[Change]) -> str:
+    layers = [layer for change in changes if (layer := place_of(change.key).layer) is not None]
+    return as_ranges(sorted(layers)) or "-"
 
 
-def _cells(changes: Sequence[Change], printed: int | None) -> list[str]:
-    """Of the layers of a row, all of one rank. `printed` is the paper's (-1: none for these), and
-    null where the paper has none at all."""
-    if not changes:
-        return ["–"] * (5 if printed is None else 7)
-    shortest = min(changes[0].shape)
-    cells = _rank_cells(changes[0].rank(), shortest)
-    if printed is not None:
-        cells += _rank_cells(printed, shortest) if printed >= 0 else ["–", "–"]
+def _rank(rank: int, shape: tuple[int, int]) -> tuple[str, str]:
+    """Rank and deficiency; dashes for none."""
+    if rank < 0:
+        return "–", "–"
+    deficiency = min(shape) - rank
+    return str(rank), str(deficiency) if deficiency else "0 (full rank)"
+
+
+def _values(changes: Sequence[Change]) -> tuple[str, ...]:
+    """What may differ between the matrices of a row, and their tolerance."""
     stable = [change.stable_rank for change in changes if change.stable_rank is not None]
-    return [
-        *cells,
+    return (
         _span([change.rank_above_rounding for change in changes], str),
         _span(stable, lambda value: f"{value:.1f}"),
         _span([change.share_changed for change in changes], lambda value: f"{100 * value:.3g}"),
-    ]
-
-
-def _rank_cells(rank: int, shortest: int) -> list[str]:
-    return [str(rank), str(shortest - rank) if rank < shortest else "0 (full rank)"]
+        f"{changes[0].relative_tolerance():.1e}",
+    )
 
 
 def _span(values: Sequence[float], text: Callable[[float], str]) -> str:
