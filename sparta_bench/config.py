@@ -212,7 +212,12 @@ def _folder_name(value: Any) -> bool:
 
 def is_hub_name(value: Any) -> bool:
     """Whether it can be a repository of the hub, and no folder elsewhere."""
-    return isinstance(value, str) and bool(HUB_NAME.fullmatch(value)) and ".." not in value
+    return (
+        isinstance(value, str)
+        and len(value) <= 96  # as the hub has it
+        and bool(HUB_NAME.fullmatch(value))
+        and ".." not in value
+    )
 
 
 def _texts_by_name(value: Any) -> bool:
@@ -486,6 +491,13 @@ def _folder_problem(path: str) -> str | None:
         return None if Path(path).is_dir() else "there is no such folder"
     except OSError as error:  # a name that is too long, a folder that may not be entered
         return str(error.strerror)
+    except ValueError as error:  # a name that no file system has
+        return str(error)
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a folder that can be looked into."""
+    return _folder_problem(path) is None
 
 
 def _folder_line(key: str) -> Callable[[Any], str | None]:

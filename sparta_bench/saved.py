@@ -27,6 +27,7 @@ from sparta_bench.config import (
     Prompt,
     Rule,
     faults_by,
+    is_folder,
     is_hub_name,
     method_of,
     or_null,
@@ -318,11 +319,8 @@ def base_of(
             f"{folder}: was trained on a base model in a folder, called {model.path} then; say "
             "with --base DIR where it is"
         )
-    elif model.embedded:
-        if model.name not in [path.name for path in EMBEDDED.iterdir()]:
-            raise InputError(f"{folder}: this version has no embedded model {model.name}")
-    else:
-        _refuse_a_folder(folder, str(model.hub_id))
+    elif model.embedded and model.name not in [path.name for path in EMBEDDED.iterdir()]:
+        raise InputError(f"{folder}: this version has no embedded model {model.name}")
     if tokenizer is not None:
         _named(tokenizer, "--tokenizer", model)
         return changed(model, tokenizer=tokenizer)
@@ -334,20 +332,11 @@ def base_of(
     return changed(model, tokenizer=None)
 
 
-def _refuse_a_folder(adapter: Path, name: str) -> None:
-    """An adapter may come from anybody: what it names is looked for on the hub, and never here."""
-    if not is_hub_name(name) or Path(name).is_dir():
-        raise InputError(
-            f"{adapter}: was trained on the base model in {name}, and no folder that an adapter "
-            "names is opened; say with --base DIR where it is"
-        )
-
-
 def _named(name: str, option: str, model: ModelConfig) -> ModelConfig:
     """A folder, or a name on the hub."""
-    if Path(name).is_dir():
+    if is_folder(name):
         return changed(model, path=name, embedded=False)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if not is_hub_name(name):
         raise InputError(f"{option} {name}: there is no such folder")
     revision = model.revision if name == model.hub_id else "main"
     return changed(model, name=name, hub_id=name, revision=revision, path=None, embedded=False)
@@ -375,8 +364,11 @@ def _load_authors(
         rule = RULES["task.labels"].text
         raise InputError(f"{folder / authors_layout.CONFIG}: id2label={show(labels)}: {rule}")
     name = base or config[authors_layout.BASE]
-    if base is None:
-        _refuse_a_folder(folder, name)
+    if base is None and not is_hub_name(name):  # an adapter may come from anybody
+        raise InputError(
+            f"{folder}: was trained on the base model in {name}, and no folder that an adapter "
+            "names is opened; say with --base DIR where it is"
+        )
     dtype = config.get("dtype") or config.get("torch_dtype")
     dtype = dtype if dtype in list(DTYPES) else "bfloat16"
     any_model = ModelConfig(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sparta_bench.tables.table import Table
 
@@ -19,7 +19,6 @@ LATEX = str.maketrans(
     # what text fonts lack, or have another character for
     | {"–": "--", "±": r"$\pm$", "×": r"$\times$", "≈": r"$\approx$", "≠": r"$\neq$"}
     | {"α": r"$\alpha$", "<": r"$<$", ">": r"$>$", "|": r"$|$"}
-    | {"[": "{[}", "*": "{*}"}  # after the end of a row they would be its options
 )
 # What a spreadsheet would take for a formula; numbers that begin with a sign are none.
 FORMULA = re.compile(r"[=+@-](?![\d.,% ±()≠]*$)")
@@ -103,15 +102,21 @@ def as_latex(table: Table) -> str:
             if heading.span > 1:
                 rules.append(rf"\cmidrule(lr){{{place}-{place + heading.span - 1}}}")
             place += heading.span
-        lines.append(" & ".join(cells) + r" \\")
+        lines.append(_latex_row(cells))
         if rules and number < len(table.headings) - 1:
             lines.append(" ".join(rules))
     lines.append(r"\midrule")
-    lines += [" & ".join(map(_latex, row)) + r" \\" for row in table.rows]
+    lines += [_latex_row(map(_latex, row)) for row in table.rows]
     lines += [r"\bottomrule", r"\end{tabular}}"]
     for note in table.notes:
         lines.append(rf"\par\smallskip\raggedright\footnotesize {_latex(note)}")
     return "\n".join([*lines, r"\end{table}", ""])
+
+
+def _latex_row(cells: Iterable[str]) -> str:
+    row = " & ".join(cells)
+    # after the end of the row before, a bracket or a star would be that end's option
+    return ("{}" if row.startswith(("[", "*")) else "") + row + r" \\"
 
 
 def _alignment(table: Table, width: int) -> str:
