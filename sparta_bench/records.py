@@ -190,11 +190,14 @@ def read_merge(path: Path) -> dict[str, Any] | str:
     return raw
 
 
-def seconds_of(raw: Mapping[str, Any]) -> float:
-    """What a completed run took: training, evaluations and features."""
-    training = raw["training"]
-    features = training.get("features_seconds") or 0.0  # null, and not there in older records
-    return float(training["seconds"] + training["evaluation_seconds"] + features)
+def seconds_of(raw: Mapping[str, Any]) -> float | None:
+    """What a completed run took: training, evaluations and features; null if it does not say."""
+    try:
+        training = raw["training"]
+        features = training.get("features_seconds") or 0.0  # null, and not there in older records
+        return float(training["seconds"] + training["evaluation_seconds"] + features)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
 
 
 def record_of(path: Path, raw: Any) -> Record | str:

@@ -163,8 +163,9 @@ def _seconds_left(left: Iterable[Run], records: list[Record]) -> float | None:
     for record in records:
         if record.status == "completed":
             took = seconds_of(record.raw)
-            seconds[record.cell].append(took)
-            seconds[record.cell[:3]].append(took)
+            if took is not None:
+                seconds[record.cell].append(took)
+                seconds[record.cell[:3]].append(took)
     total = 0.0
     for run in left:
         alike = seconds.get(run.cell) or seconds.get(run.cell[:3])

@@ -314,7 +314,7 @@ def test_out_holds_four_forms_of_the_same(
     assert (
         (out / "ranks.csv").read_text().splitlines()[2].startswith('self attn q proj,"[8, 8]",0,')
     )
-    assert "self attn q proj & [8, 8] & 0 & " in (out / "ranks.tex").read_text()
+    assert "self attn q proj & {[}8, 8] & 0 & " in (out / "ranks.tex").read_text()
     for path in out.iterdir():
         assert str(tmp_path) not in path.read_text()
 
@@ -397,14 +397,14 @@ def test_help_names_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
         (["{base}", "./no"], "./no: there is no such file or folder"),
         (["{base}", "a/b/c"], "a/b/c: there is no such file or folder"),
         (["{base}", "x.safetensors"], "x.safetensors: there is no such file or folder"),
-        (["{base}", "some/model"], "some/model: cannot be had from the hub (a folder with its "
-         "files does as well): We couldn't connect to "),
-        (["{base}", "gemma-2b"], "gemma-2b: cannot be had from the hub (a folder with its "
-         "files does as well): We couldn't connect to "),
+        (["{base}", "some/model"], "some/model: cannot be had: "
+         "huggingface.co cannot be reached, and the cache does not have it"),
+        (["{base}", "gemma-2b"], "model=gemma-2b: google/gemma-2b at "
+         "main cannot be loaded from the hub: huggingface.co cannot be reached"),
         (["{base}", "{tmp}/empty"], "{tmp}/empty: neither model.safetensors nor "
          "model.safetensors.index.json is there"),
         (["{base}", "{tmp}/pickle"], "{tmp}/pickle: holds pickles alone (pytorch_model.bin), which "
-         "can run code; safetensors are read"),
+         "can run code and are never read; convert them where you trust them: "),
         (["{base}", "{tmp}/run"], "{tmp}/run: a run's folder; what it trained is in "
          "{tmp}/run/adapter"),
         (["{base}", "{tmp}/cut"], "{tmp}/cut/model.safetensors: no safetensors file, or cut short"),
@@ -437,13 +437,13 @@ def test_wrong_input_gives_one_line(
 @pytest.mark.parametrize(
     ("index", "line"),
     [
-        ("{", "has no weight_map of file names, or is cut short"),
-        ("[]", "has no weight_map of file names, or is cut short"),
-        ('{"weight_map": {"a": 5}}', "has no weight_map of file names, or is cut short"),
-        ('{"weight_map": {"a": ["x"]}}', "has no weight_map of file names, or is cut short"),
+        ("{", "no index of shards (weight_map), or cut short"),
+        ("[]", "no index of shards (weight_map), or cut short"),
+        ('{"weight_map": {"a": 5}}', "no index of shards (weight_map), or cut short"),
+        ('{"weight_map": {"a": ["x"]}}', "no index of shards (weight_map), or cut short"),
         ('{"weight_map": {"a": "../base/model.safetensors"}}',
-         "names ../base/model.safetensors, and shards lie beside it"),
-        ('{"weight_map": {"a": "/etc/passwd"}}', "names /etc/passwd, and shards lie beside it"),
+         "names '../base/model.safetensors', and shards are .safetensors beside it"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "names '/etc/passwd', and shards are .safetensors beside it"),
         ('{"weight_map": {"a": "b.safetensors"}}', "names b.safetensors, which is not there"),
     ],
 )  # fmt: skip
@@ -454,7 +454,7 @@ def test_broken_indices_of_shards(
     folder.mkdir()
     (folder / "model.safetensors.index.json").write_text(index)
     (told,) = refused(capsys, base, str(folder))
-    assert told == f"{folder}: model.safetensors.index.json {line}"
+    assert told == f"{folder}/model.safetensors.index.json: {line}"
 
 
 @pytest.mark.parametrize("shards", [False, True])
@@ -470,6 +470,7 @@ def test_a_model_of_the_hub_is_read_from_the_cache(
     there = repository / "snapshots" / ("0" * 40)
     changed = a_base() | {Q: a_base()[Q] + low_rank(8, 8, 2).float()}
     (write_shards if shards else write)(there, changed)
+    (there / "config.json").write_text("{}")  # what every model's repository has
     rows, _ = ranks(capsys, base, f"some/{name}")
     assert [(row["tuned"], row["rank"]) for row in rows] == [(name, n) for n in (0, 0, 0, 2, 0)]
 
