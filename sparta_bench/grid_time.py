@@ -37,8 +37,9 @@ class Times:
     def add(self, config: Config, record: dict[str, Any]) -> None:
         """Take a completed run into account."""
         seconds = seconds_of(record)
-        for key in _alike(config) if seconds is not None else ():
-            self._seconds[key].append(seconds)
+        if seconds is not None:
+            for key in _alike(config):
+                self._seconds[key].append(seconds)
 
     def left(self, configs: Iterable[Config]) -> tuple[float, bool]:
         """Seconds for all of these, and whether every one is like a run that was measured."""
