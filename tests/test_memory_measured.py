@@ -155,7 +155,7 @@ def test_out_of_memory_is_noted_and_the_rest_goes_on(monkeypatch: pytest.MonkeyP
     assert tables["small-gemma-compared"].rows[0][1] == "out of memory"
     assert [row[1] for row in tables["small-gemma-table1"].rows][1:] == ["out of memory", "", ""]
     assert [row[2] for row in tables["small-gemma-table1"].rows][1:] == ["0.00"] * 3
-    assert len(values_table(everything).rows) == 12 * 10
+    assert len(values_table(everything).rows) == 12 * 10 + 6
 
 
 def test_live_bytes_of_a_cpu() -> None:

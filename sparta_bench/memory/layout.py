@@ -290,6 +290,12 @@ def values_table(found: dict[str, Any]) -> Table:
                 (*start, way, part, str(size), str(there.get(part, "")))
                 for part, size in here.items()
             ]
+        for column in setting["table1"]:
+            start = (setting["model"], setting["device"]["type"], "1", "1", column["column"])
+            parts = column["parts_bytes"]
+            total = "" if parts is None else str(sum(parts.values()))
+            formula = column["formula_bytes"]
+            rows.append((*start, "table1", "total", "" if formula is None else str(formula), total))
     names = (
         "model", "device", "rows", "tokens", "method", "way", "part", "estimated bytes",
         "measured bytes",
