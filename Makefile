@@ -9,17 +9,20 @@ TINY ?= results/tiny-here
 JOBS ?= 2
 PAPER := table3 table4 table5 table10 table11
 
-.PHONY: demo test test-slow lint types check bench pretrain-tiny clean
+.PHONY: demo test test-slow test-faults lint types check bench pretrain-tiny clean
 .PHONY: tables report status paper $(PAPER) tables-tiny
 
 demo: .venv/ready  ## the embedded default: offline, on a CPU, in about a minute
 	$(BIN)/sparta-bench
 
 test: .venv/ready  ## the tests: minutes, offline
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not faults"
 
 test-slow: .venv/ready  ## the rest: every shipped YAML runs, kills and resumes
 	$(BIN)/python -m pytest -m slow
+
+test-faults: .venv/ready  ## kills, full disks and the like; SPARTA_BENCH_FAULTS=long for all of them
+	$(BIN)/python -m pytest -m faults -n 2
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -28,7 +31,7 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
-check: lint types test test-slow  ## everything that continuous integration asks
+check: lint types test test-slow test-faults  ## everything that continuous integration asks
 
 bench: .venv/ready  ## step time, FLOPs and memory of all methods on this machine
 	$(BIN)/sparta-bench bench

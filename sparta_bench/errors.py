@@ -33,6 +33,12 @@ def did_you_mean(wrong: str, names: Iterable[str]) -> str:
     return f" (did you mean {one_of(near)}?)" if near else ""
 
 
+def refusal_of(error: OSError) -> str:
+    """What the operating system refuses: the file and the reason, without numbers."""
+    what = error.strerror or str(error)
+    return what if error.filename is None else f"{error.filename}: {what}"
+
+
 def reason_of(error: Exception) -> str:
     """What a library's error says, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

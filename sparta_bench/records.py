@@ -18,6 +18,10 @@ LOCK = ".lock"  # in a run's folder, held by the process that is at it
 RUNNING = "running.json"  # beside it: the record before there is anything in it
 METRICS = ("loss", "accuracy", "mcc")
 
+# How the reasons begin for which a record is not taken, and not replaced either: it may be good.
+NOT_TO_REPLACE = ("schema", "cannot be read")
+INCOMPLETE = "lacks a key of a record, or has one of another type"
+
 # Where things are and what is kept, not what comes out. What the data and the base model are is in
 # their fingerprints, so that the same files elsewhere are the same run.
 NOT_IN_RUN_ID = {
@@ -95,12 +99,26 @@ class LeftOut:
 
 
 def read_json(folder: Path) -> dict[str, Any] | None:
-    """The record in a run's folder, or null if there is none that can be read."""
-    try:
-        raw = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """The record in a run's folder, or null if there is none that is whole and of this version."""
+    found = look_into(folder)
+    return None if isinstance(found, str) else found
+
+
+def look_into(folder: Path) -> dict[str, Any] | str | None:
+    """The record in a run's folder; the reason why it is not whole; or null if there is none."""
+    path = folder / "result.json"
+    if not path.exists():
         return None
-    return raw if isinstance(raw, dict) and raw.get("schema") == SCHEMA else None
+    record = read_record(path)
+    if isinstance(record, str):
+        return record
+    raw = record.raw
+    says_why = isinstance((raw.get("error") or {}).get("message"), str)
+    if (record.status == "completed" and seconds_of(raw) is None) or (
+        record.status == "failed" and not says_why
+    ):
+        return INCOMPLETE
+    return raw
 
 
 def read_records(folders: Iterable[Path]) -> tuple[list[Record], list[LeftOut]]:
@@ -148,7 +166,7 @@ def read_record(path: Path) -> Record | str:
     except (ValueError, RecursionError):
         return "is no JSON"
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
-        return "lacks a key of a record, or has one of another type"
+        return INCOMPLETE
 
 
 def files_below(folder: Path, name: str) -> list[str]:
@@ -160,11 +178,15 @@ def files_below(folder: Path, name: str) -> list[str]:
     ]
 
 
-def seconds_of(raw: Mapping[str, Any]) -> float:
-    """What a completed run took: training, evaluations and features."""
-    training = raw["training"]
-    features = training.get("features_seconds") or 0.0  # null, and not there in older records
-    return float(training["seconds"] + training["evaluation_seconds"] + features)
+def seconds_of(raw: Mapping[str, Any]) -> float | None:
+    """What a completed run took: training, evaluations and features; null if it does not say."""
+    try:
+        training = raw["training"]
+        features = training.get("features_seconds") or 0.0  # null, and not there in older records
+        seconds = float(training["seconds"] + training["evaluation_seconds"] + features)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
+    return seconds if math.isfinite(seconds) else None
 
 
 def record_of(path: Path, raw: Any) -> Record | str:

@@ -108,6 +108,8 @@ def error_of(error: BaseException) -> dict[str, str]:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
     message = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None:
+        message = f"{Path(str(error.filename)).name}: {error.strerror}"
     return {"type": type(error).__name__, "message": message, "traceback": "\n".join(lines)}
 
 
