@@ -135,7 +135,9 @@ def _check_saved(folder: Path, record: dict[str, Any]) -> None:
     """What a completed record says that it saved is there, and of one piece."""
     save, adapter = record["config"]["save"], folder / "adapter"
     if record["status"] == "completed" and save != "none":
-        assert (adapter if save == "adapter" else folder / "model").is_dir()
+        name = "adapter" if save == "adapter" else "model"
+        # killed between two renames, the old one is aside
+        assert (folder / name).is_dir() or list(folder.glob(f".{name}.*.tmp/old"))
     if adapter.is_dir():
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = (adapter / "adapter.safetensors").read_bytes()
