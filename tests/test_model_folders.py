@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUICK_RUN
+from quick import QUICK_RUN
 from safetensors.torch import load_file, save_file
 from test_cli import call, records
 from transformers import AutoModelForCausalLM

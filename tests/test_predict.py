@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUICK_RUN
+from quick import QUICK_RUN
 from safetensors.torch import load_file, save_file
 from test_cli import call
 from test_methods import take_steps
