@@ -124,6 +124,7 @@ def run(
             record |= {"status": "failed", "error": error_of(told)}
             if accelerator.num_processes > 1 and not isinstance(error, TrainingError):
                 unlike = told  # the others may not have it, and would wait for this one
+            del told  # its traceback holds the model
         path = _finish(record, folder, accelerator)
         if unlike is not None:
             raise unlike
