@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -34,7 +35,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     when the block ends well."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{_me()}.{end}") for end in ("tmp", "old"))
+    me = _me()
+    temporary, old = (path.with_name(f".{path.name}.{me}.{end}") for end in ("tmp", "old"))
     try:
         temporary.mkdir()
         yield temporary
@@ -52,8 +54,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _me() -> str:
-    """This process, among those of all machines that share a file system."""
-    return f"{socket.gethostname()}.{os.getpid()}"
+    """This process, among those of all machines that share a file system; not to be foreseen, so
+    that nobody can have put a link to another file there."""
+    return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
 
 
 def _umask() -> int:
@@ -94,6 +97,8 @@ def json_of(path: Path) -> Any:
     ValueError
         If it is no JSON.
     """
+    if not path.is_file() and path.exists():  # a device or a pipe may have no end
+        raise ValueError("is no file")
     try:
         return json.loads(path.read_bytes())
     except RecursionError:
