@@ -289,15 +289,18 @@ def _with_sparta(
     return Loaded(classifier, tokenizer, about, adapter, adapter.bake)
 
 
-def load_base(about: Description, model: ModelConfig) -> tuple[Classifier, Any]:
-    """The base with a head of zeros, and its tokenizer."""
+def load_base(
+    about: Description, model: ModelConfig, told_as: str = "--base "
+) -> tuple[Classifier, Any]:
+    """The base with a head of zeros, and its tokenizer. Faults of its folder are told of as the
+    user gave it: with an option, or as the folder of a whole model."""
     try:
         tokenizer = load_tokenizer(model, about)
         backbone = load_backbone(model, DTYPES[about.dtypes["model"]], dropout=0.0)
         added = 1 if about.separator == "sep_token" else 0
         fit_embeddings(backbone, tokenizer, added, about.seed or 0)
     except InputError as error:  # told of in the words of a run's settings
-        lines = (line.replace("model.path=", "--base ") for line in error.lines)
+        lines = (line.replace("model.path=", told_as) for line in error.lines)
         lines = (line.replace("model.tokenizer=", "--tokenizer ") for line in lines)
         raise InputError(*lines) from None
     shape = len(about.labels), backbone.config.hidden_size
@@ -496,7 +499,7 @@ def read_whole(folder: Path) -> Description:
 def _load_whole(folder: Path) -> Loaded:
     about = read_whole(folder)
     model = changed(about.model, path=str(folder), embedded=False, tokenizer=None)
-    classifier, tokenizer = load_base(about, model)
+    classifier, tokenizer = load_base(about, model, told_as="")
     with safe_open(file_of(SCORE, str(folder), None), framework="pt") as file:
         if SCORE not in file.keys():
             raise InputError(f"{folder}: the checkpoint has no {SCORE}")

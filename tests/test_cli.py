@@ -222,7 +222,7 @@ sys.exit(main())
         (["-sc", "query=bash"], "method=sparta"),
         (["plan", "--help"], "usage: "),
         (["predict", "--help"], "usage: "),
-        (["merge"], "bake"),
+        (["merge", "--help"], "bake"),
     ],
 )
 def test_help_and_completion_need_no_torch(

@@ -263,7 +263,7 @@ def test_files(shown: tuple[dict[str, Any], Path]) -> None:
     tables = tables_of(found)
     assert [table.key for table in tables] == [
         "table1", "savings", "break-even", "gemma-2b-parts", "gemma-2b-peaks", "gemma-2b-fits",
-        "gemma-2b-measured-parts", "gemma-2b-compared",
+        "gemma-2b-measured-parts", "gemma-2b-compared", "gemma-2b-table1",
     ]  # fmt: skip
     text = (folder / "memory.md").read_text(encoding="utf-8")
     assert text.count("\n## ") == len(tables) - 1
@@ -293,9 +293,9 @@ def test_json_says_it_part_by_part(shown: tuple[dict[str, Any], Path]) -> None:
 def test_csv_has_every_size(shown: tuple[dict[str, Any], Path]) -> None:
     with (shown[1] / "memory.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 6 * (7 + 2 * 2) + 12 * 10
+    assert len(rows) == 6 * (7 + 2 * 2) + 12 * 10 + 6
     measured = [row for row in rows if row["measured bytes"]]
-    assert len(measured) == 12 * 10
+    assert len(measured) == 12 * 10 + 6
     weights = [row for row in measured if row["part"] == "weights"]
     assert {row["measured bytes"] for row in weights} == {str(4 * BACKBONE)}
 
@@ -308,6 +308,10 @@ def test_measured_rows_say_where(shown: tuple[dict[str, Any], Path]) -> None:
         (name, way) for name in METHODS for way in (False, True)
     ]
     assert {row["status"] for row in setting["methods"]} == {"measured"}
+    columns = ["full_ft", *(f"sparta-{sparsity}" for sparsity in (50, 80, 90, 95, 99))]
+    assert [(row["column"], row["status"]) for row in setting["table1"]] == [
+        (column, "measured") for column in columns
+    ]
 
 
 @pytest.mark.usefixtures("no_dry_runs")

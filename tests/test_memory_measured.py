@@ -81,6 +81,26 @@ def test_peak_with_a_batch(name: str) -> None:
         assert found.peak_bytes(8, way) == pytest.approx(side["peak_bytes"], rel=NEAR), way
 
 
+@pytest.mark.parametrize("column", ["full_ft", "sparta-50", "sparta-99"])
+def test_table_1_at_a_small_size(column: str) -> None:
+    """The paper's formula counts every byte that there is, but for the originals."""
+    (setting,) = command.settings_of([*TINY, "device=cpu"], 1, 1)
+    found = report._table1_column(setting, column, lambda line: None)
+    parts = found["parts_bytes"]
+    assert sum(parts.values()) - parts["originals"] == pytest.approx(
+        found["formula_bytes"], rel=0.005
+    )
+    assert (parts["originals"] > 0) == (column != "full_ft")
+    assert found["peak_bytes"] > sum(parts.values())
+
+
+def test_table_1_where_the_embeddings_leave_too_little() -> None:
+    (setting,) = command.settings_of([*TINY, "model.shape.vocab_size=9000", "device=cpu"], 1, 1)
+    found = report._table1_column(setting, "sparta-50", lambda line: None)
+    assert found["parts_bytes"] is None
+    assert found["status"].startswith("method.density=0.5: ")
+
+
 @pytest.mark.slow
 def test_small_shape_with_its_batch() -> None:
     """Activations included: within 5 % of the peak, for each method, both ways."""
@@ -113,7 +133,7 @@ def test_what_is_too_large_for_a_cpu_is_not_tried(monkeypatch: pytest.MonkeyPatc
     assert [row["status"] for row in rows[2:4]] == ["measured", "measured"]
     assert rows[2]["measured"]["activation_bytes"] == 90
     assert rows[2]["off"]["peak_bytes"] == rows[2]["estimated"]["peak_bytes"] / 200 - 1
-    assert len(told) == len(rows)
+    assert len(told) == len(rows) + 6
     assert told[3] == "measuring head on small-gemma, checkpointing"
 
 
@@ -133,7 +153,9 @@ def test_out_of_memory_is_noted_and_the_rest_goes_on(monkeypatch: pytest.MonkeyP
     tables = {table.key: table for table in tables_of(everything)}
     assert tables["small-gemma-measured-parts"].rows[0][-1] == "out of memory"
     assert tables["small-gemma-compared"].rows[0][1] == "out of memory"
-    assert len(values_table(everything).rows) == 12 * 10
+    assert [row[1] for row in tables["small-gemma-table1"].rows][1:] == ["out of memory", "", ""]
+    assert [row[2] for row in tables["small-gemma-table1"].rows][1:] == ["0.00"] * 3
+    assert len(values_table(everything).rows) == 12 * 10 + 6
 
 
 def test_live_bytes_of_a_cpu() -> None:

@@ -133,7 +133,8 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     "shard outside": (
         as_shards("../outside.safetensors", there=False),
-        f"{{folder}}/{INDEX}: names files that are not beside it",
+        f"{{folder}}/{INDEX}: names '../outside.safetensors', and shards are .safetensors beside "
+        "it",
     ),
     "index cut": (
         lambda folder: (as_shards(SHARD, there=True)(folder), cut_to(INDEX, 50)(folder)),

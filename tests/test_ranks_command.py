@@ -397,14 +397,14 @@ def test_help_names_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
         (["{base}", "./no"], "./no: there is no such file or folder"),
         (["{base}", "a/b/c"], "a/b/c: there is no such file or folder"),
         (["{base}", "x.safetensors"], "x.safetensors: there is no such file or folder"),
-        (["{base}", "some/model"], "some/model: cannot be had from the hub (a folder with its "
-         "files does as well): We couldn't connect to "),
-        (["{base}", "gemma-2b"], "gemma-2b: cannot be had from the hub (a folder with its "
-         "files does as well): We couldn't connect to "),
+        (["{base}", "some/model"], "some/model: cannot be had: "
+         "huggingface.co cannot be reached, and the cache does not have it"),
+        (["{base}", "gemma-2b"], "model=gemma-2b: google/gemma-2b at "
+         "main cannot be loaded from the hub: huggingface.co cannot be reached"),
         (["{base}", "{tmp}/empty"], "{tmp}/empty: neither model.safetensors nor "
          "model.safetensors.index.json is there"),
         (["{base}", "{tmp}/pickle"], "{tmp}/pickle: holds pickles alone (pytorch_model.bin), which "
-         "can run code; safetensors are read"),
+         "can run code and are never read; convert them where you trust them: "),
         (["{base}", "{tmp}/run"], "{tmp}/run: a run's folder; what it trained is in "
          "{tmp}/run/adapter"),
         (["{base}", "{tmp}/cut"], "{tmp}/cut/model.safetensors: no safetensors file, or cut short"),
@@ -434,17 +434,22 @@ def test_wrong_input_gives_one_line(
     assert told.startswith(line)
 
 
+NO_INDEX = ".index.json: no index of shards (weight_map), or cut short"
+
+
 @pytest.mark.parametrize(
     ("index", "line"),
     [
-        ("{", "has no weight_map of file names, or is cut short"),
-        ("[]", "has no weight_map of file names, or is cut short"),
-        ('{"weight_map": {"a": 5}}', "has no weight_map of file names, or is cut short"),
-        ('{"weight_map": {"a": ["x"]}}', "has no weight_map of file names, or is cut short"),
+        ("{", NO_INDEX),
+        ("[]", NO_INDEX),
+        ('{"weight_map": {"a": 5}}', NO_INDEX),
+        ('{"weight_map": {"a": ["x"]}}', NO_INDEX),
         ('{"weight_map": {"a": "../base/model.safetensors"}}',
-         "names ../base/model.safetensors, and shards lie beside it"),
-        ('{"weight_map": {"a": "/etc/passwd"}}', "names /etc/passwd, and shards lie beside it"),
-        ('{"weight_map": {"a": "b.safetensors"}}', "names b.safetensors, which is not there"),
+         ".index.json: names '../base/model.safetensors', and shards are .safetensors beside it"),
+        ('{"weight_map": {"a": "/etc/passwd"}}',
+         ".index.json: names '/etc/passwd', and shards are .safetensors beside it"),
+        ('{"weight_map": {"a": "b.safetensors"}}',
+         ": model.safetensors.index.json names b.safetensors, which is not there"),
     ],
 )  # fmt: skip
 def test_broken_indices_of_shards(
@@ -454,7 +459,7 @@ def test_broken_indices_of_shards(
     folder.mkdir()
     (folder / "model.safetensors.index.json").write_text(index)
     (told,) = refused(capsys, base, str(folder))
-    assert told == f"{folder}: model.safetensors.index.json {line}"
+    assert told.startswith(str(folder)) and told.endswith(line)
 
 
 @pytest.mark.parametrize("shards", [False, True])
@@ -470,6 +475,7 @@ def test_a_model_of_the_hub_is_read_from_the_cache(
     there = repository / "snapshots" / ("0" * 40)
     changed = a_base() | {Q: a_base()[Q] + low_rank(8, 8, 2).float()}
     (write_shards if shards else write)(there, changed)
+    (there / "config.json").write_text("{}")  # what every model's repository has
     rows, _ = ranks(capsys, base, f"some/{name}")
     assert [(row["tuned"], row["rank"]) for row in rows] == [(name, n) for n in (0, 0, 0, 2, 0)]
 

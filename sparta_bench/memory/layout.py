@@ -24,7 +24,7 @@ def tables_of(found: dict[str, Any]) -> list[Table]:
     for setting in found["settings"]:
         tables += [_parts(setting), _peaks(setting), _fits(setting)]
     for setting in found["measured"] or []:
-        tables += [_measured_parts(setting), _compared(setting)]
+        tables += [_measured_parts(setting), _compared(setting), _measured_table1(setting)]
     return tables
 
 
@@ -51,10 +51,16 @@ def _table1(models: Sequence[dict[str, Any]]) -> Table:
         rows.append([model["model"], "paper", *(printed[name] for name in columns)])
         same += sum(_is_as_printed(formula[name], printed[name]) for name in columns)
     values = len(columns) * len(models)
-    names = ["storage", "full FT", *(f"SpaRTA {name.partition('-')[2]} %" for name in columns[2:])]
+    names = [_column(name) for name in columns]
     note = f"{same} of {values} values are the paper's, rounded as it rounds them."
     title = "Table 1: GB to store, and to train with Adam, by sparsity; all in bfloat16"
     return _table("table1", title, ["model", "", *names], rows, note)
+
+
+def _column(name: str) -> str:
+    """Table 1's heading for a column of its file."""
+    kind, _, sparsity = name.partition("-")
+    return f"SpaRTA {sparsity} %" if sparsity else {"full_ft": "full FT"}.get(kind, kind)
 
 
 def _is_as_printed(value: float, text: str) -> bool:
@@ -230,6 +236,31 @@ def _compared(setting: dict[str, Any]) -> Table:
     return _table(f"{setting['model']}-compared", title, ["method", *names], body, note)
 
 
+def _measured_table1(setting: dict[str, Any]) -> Table:
+    columns = setting["table1"]
+    unit = _Unit([column["formula_bytes"] or 0 for column in columns])
+    cells = [_table1_cells(column, unit) for column in columns]
+    kinds = ("the paper's formula", "all parts", "all but the originals", "peak of a step")
+    rows = [[kind, *row] for kind, row in zip(kinds, zip(*cells, strict=True), strict=True)]
+    where = f"Table 1 measured at the size of {setting['model']}"
+    title = f"{where}: {unit.name}, everything in bfloat16, one token"
+    names = [_column(column["column"]) for column in columns]
+    note = (
+        "The paper's SpaRTA has no originals. The peak holds the largest weight's gradient, or "
+        "what stochastic rounding of the largest tensor works with, 29 bytes a scalar."
+    )
+    return _table(f"{setting['model']}-table1", title, ["", *names], rows, note)
+
+
+def _table1_cells(column: dict[str, Any], unit: _Unit) -> list[str]:
+    formula, parts = column["formula_bytes"], column["parts_bytes"]
+    first = "–" if formula is None else unit.text(formula)
+    if parts is None:
+        return [first, column["status"], "", ""]
+    total = sum(parts.values())
+    return [first, *map(unit.text, (total, total - parts["originals"], column["peak_bytes"]))]
+
+
 def _off(share: float | None) -> str:
     """`+1.2%`; a dash where nothing was measured that it could be off from."""
     if share is None:
@@ -259,6 +290,12 @@ def values_table(found: dict[str, Any]) -> Table:
                 (*start, way, part, str(size), str(there.get(part, "")))
                 for part, size in here.items()
             ]
+        for column in setting["table1"]:
+            start = (setting["model"], setting["device"]["type"], "1", "1", column["column"])
+            parts = column["parts_bytes"]
+            total = "" if parts is None else str(sum(parts.values()))
+            formula = column["formula_bytes"]
+            rows.append((*start, "table1", "total", "" if formula is None else str(formula), total))
     names = (
         "model", "device", "rows", "tokens", "method", "way", "part", "estimated bytes",
         "measured bytes",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import psutil
 import torch
 
 from sparta_bench.bench.setting import Setting
+from sparta_bench.compose import compose
 from sparta_bench.errors import InputError
 from sparta_bench.memory.estimate import (
     CHECKPOINTING,
@@ -18,12 +20,35 @@ from sparta_bench.memory.estimate import (
     as_dict,
     estimate,
 )
-from sparta_bench.memory.formula import PAPER, PerScalar, less_memory, more_storage, table1_gb
+from sparta_bench.memory.formula import (
+    PAPER,
+    SPARSITIES,
+    PerScalar,
+    less_memory,
+    more_storage,
+    paper_formula_bytes,
+    table1_gb,
+)
 from sparta_bench.memory.measure import Measured, measure
-from sparta_bench.memory.parts import per_scalar
+from sparta_bench.memory.parts import parts_of, per_scalar
+from sparta_bench.models.counts import count_parameters, empty_backbone
 from sparta_bench.models.precision import Precision
+from sparta_bench.models.source import load_architecture
 from sparta_bench.paper import rows_of
 from sparta_bench.results import environment, now
+
+# Table 1's columns and their overrides; its share of trained scalars is that of the whole model.
+TABLE1 = {
+    "full_ft": ("method=full_ft",),
+    **{
+        f"sparta-{sparsity}": (
+            "method=sparta",
+            f"method.density={(100 - sparsity) / 100}",
+            "method.density_of=backbone",
+        )
+        for sparsity in SPARSITIES
+    },
+}
 
 
 def paper_values() -> dict[str, Any]:
@@ -141,6 +166,7 @@ def measured(estimates: Estimates, say: Callable[[str], None]) -> dict[str, Any]
         **_heading(setting, found),
         "methods": [_measured(one, way, say) for one in found for way in CHECKPOINTING],
         "left_out": left_out,
+        "table1": [_table1_column(setting, column, say) for column in TABLE1],
     }
 
 
@@ -156,13 +182,10 @@ def _measured(found: Estimate, way: bool, say: Callable[[str], None]) -> dict[st
         "measured": None,
         "off": None,
     }
-    short = _too_large(found, way)
-    if short is not None:
-        return row | {"status": short}
-    try:
-        side = _measured_side(measure(setting))
-    except (torch.OutOfMemoryError, MemoryError):
-        return row | {"status": "out of memory"}
+    got = _try(setting, found.peak_bytes(setting.rows, way))
+    if isinstance(got, str):
+        return row | {"status": got}
+    side = _measured_side(got)
     off = {
         name: row["estimated"][name] / size - 1
         for name, size in side.items()
@@ -196,12 +219,39 @@ def _side(parts: dict[str, int], held: int, smallest: int, peak: int) -> dict[st
     }
 
 
-def _too_large(found: Estimate, way: bool) -> str | None:
-    """Why it is not tried on a CPU: there a lack of memory ends the process, or another."""
-    if found.setting.device.type != "cpu":
-        return None
-    free = psutil.virtual_memory().available
-    needed = found.peak_bytes(found.setting.rows, way)
-    if needed < free:
-        return None
-    return f"not tried: needs {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} are free"
+def _table1_column(setting: Setting, column: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """A column of Table 1 at the setting's shape: the paper's dtypes and count of scalars, a single
+    token."""
+    words = (*setting.overrides, "model.dtype=bfloat16", "train.trained_dtype=bfloat16")
+    config = compose([*words, *TABLE1[column]])
+    one = replace(setting, overrides=words, config=config, rows=1, tokens=1)
+    say(f"measuring Table 1's {column} on {config.model.name}")
+    row: dict[str, Any] = {
+        "column": column,
+        "status": "measured",
+        "formula_bytes": None,
+        "parts_bytes": None,
+        "peak_bytes": None,
+    }
+    backbone = empty_backbone(load_architecture(config.model))
+    try:
+        counts = count_parameters(backbone, len(config.task.labels), config.method)
+    except InputError as error:  # so many scalars cannot be chosen beside the embeddings
+        return row | {"status": error.lines[0]}
+    row["formula_bytes"] = paper_formula_bytes(counts, config.method.name)["total"]
+    got = _try(one, parts_of(one, counts).total)
+    if isinstance(got, str):
+        return row | {"status": got}
+    return row | {"parts_bytes": got.parts.as_dict(), "peak_bytes": got.smallest_peak}
+
+
+def _try(setting: Setting, needed_bytes: int) -> Measured | str:
+    """What was measured, or why nothing was."""
+    if setting.device.type == "cpu":  # a lack of memory there ends the process, or another one
+        free = psutil.virtual_memory().available
+        if needed_bytes >= free:
+            return f"not tried: needs {needed_bytes / 1e9:,.1f} GB, {free / 1e9:,.1f} are free"
+    try:
+        return measure(setting)
+    except (torch.OutOfMemoryError, MemoryError):
+        return "out of memory"

@@ -101,11 +101,11 @@ def _shards(index: Path) -> dict[str, list[str]]:
         for tensor, name in places.items():
             shards.setdefault(name, []).append(tensor)
         names = sorted(shards)
-        inside = all(re.fullmatch(r"[^/\\\0]+\.safetensors", name) for name in names)
+        outside = [n for n in names if not re.fullmatch(r"[^/\\\0]+\.safetensors", n)]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{index}: no index of shards (weight_map), or cut short") from None
-    if not inside:
-        raise InputError(f"{index}: names files that are not beside it, or no .safetensors")
+    if outside:
+        raise InputError(f"{index}: names {outside[0]!r}, and shards are .safetensors beside it")
     return {name: shards[name] for name in names}
 
 

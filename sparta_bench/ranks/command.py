@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sparta_bench.charts.plots import check_matplotlib, write_figures
 from sparta_bench.errors import InputError
 from sparta_bench.files import whole_file, write_json
-from sparta_bench.options import Parser
+from sparta_bench.options import Parser, check_folder, figure_path
 from sparta_bench.tables.render import as_csv, as_latex, as_markdown
 
 if TYPE_CHECKING:
@@ -57,9 +56,9 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     if options.figure is not None:
         check_matplotlib("ranks --figure")
-    figure = _figure_path(options.figure)
-    _check_folder("--out", options.out)
-    _check_folder("--figure", figure and figure.parent)
+    figure = figure_path(options.figure, "spectrum")
+    check_folder("ranks: --out", options.out)
+    check_folder("ranks: --figure", figure and figure.parent)
     from sparta_bench.ranks.compare import compare
     from sparta_bench.ranks.spectrum import WORK_DTYPES
 
@@ -111,23 +110,3 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("ranks: --device cuda: torch sees no CUDA device here; use cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _figure_path(path: Path | None) -> Path | None:
-    """Folder and name of the figure's files, without an ending."""
-    if path is None:
-        return None
-    if path.suffix in (".png", ".svg"):
-        return path.with_suffix("")
-    return path / "spectrum"
-
-
-def _check_folder(option: str, folder: Path | None) -> None:
-    """Before anything is computed, which may take an hour."""
-    if folder is None:
-        return
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise InputError(f"ranks: {option} {folder}: {there} is no folder")
-    if not os.access(there, os.W_OK):
-        raise InputError(f"ranks: {option} {folder}: {there} cannot be written to")
