@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparta_bench.data.tiny import TINY_TASKS
-from sparta_bench.errors import InputError, did_you_mean, one_of
+from sparta_bench.errors import InputError, did_you_mean, one_of, shown
 
 METHODS = ("full_ft", "head", "lora", "sparta")
 DTYPES = ("float32", "bfloat16")
@@ -206,7 +206,8 @@ def _words(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(_text(word) for word in value)
 
 
-def _folder_name(value: Any) -> bool:
+def is_folder_name(value: Any) -> bool:
+    """Whether it can name one folder, and leads to no other."""
     return _text(value) and value not in (".", "..") and not set(value) & set("/\\\0")
 
 
@@ -263,7 +264,7 @@ SWITCH = Rule(lambda v: isinstance(v, bool), "must be true or false")
 TEXT = Rule(_text, "must be a text")
 TEXT_OR_NULL = or_null(TEXT)
 NAMES = Rule(_words, "must be a list of names")
-FOLDER_NAME = Rule(_folder_name, "must be a text that can name a folder")
+FOLDER_NAME = Rule(is_folder_name, "must be a text that can name a folder")
 
 RULES: dict[str, Rule] = {
     # torch takes a 64-bit seed; seeds are also mixed into text, so any such number will do
@@ -367,7 +368,7 @@ def faults_by(rules: Mapping[str, Rule], values: Mapping[str, Any]) -> list[str]
         if not there:
             lines.append(_not_there(values, key))
         elif not rule.check(value):
-            lines.append(f"{key}={show(value)}: {rule.text}")
+            lines.append(f"{key}={shown(show(value))}: {rule.text}")
     return list(dict.fromkeys(lines))
 
 
@@ -378,7 +379,7 @@ def _not_there(values: Mapping[str, Any], key: str) -> str:
         if not there:
             return f"{above}: is missing"
         if not isinstance(value, Mapping):
-            return f"{above}={show(value)}: must have keys of its own"
+            return f"{above}={shown(show(value))}: must have keys of its own"
     return f"{key}: is missing"
 
 
@@ -482,7 +483,7 @@ def _rule_faults(raw: Mapping[str, Any]) -> Faults:
         there, value = _look_up(raw, key)
         if there and not rule.check(value):
             near = did_you_mean(value, rule.names) if isinstance(value, str) else ""
-            faults[key] = f"{key}={show(value)}: {rule.text}{near}"
+            faults[key] = f"{key}={shown(show(value))}: {rule.text}{near}"
     return faults
 
 

@@ -183,6 +183,8 @@ def json_of(path: Path) -> Any:
     ValueError
         If it is no JSON.
     """
+    if not path.is_file() and path.exists():  # a device or a pipe may have no end
+        raise ValueError("is no file")
     try:
         return json.loads(path.read_bytes())
     except RecursionError:

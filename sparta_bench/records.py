@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparta_bench.files import json_of
+
 SCHEMA = 1
 PROTOCOL = 2  # counted up when the code changes in a way that changes outcomes
 MERGE, MERGE_SCHEMA = "merge.json", 1  # the record of two merged runs (sparta_bench/merge/pairs.py)
@@ -161,10 +163,10 @@ def _read_records(names: Iterable[str]) -> tuple[list[Record], list[LeftOut]]:
 def read_record(path: Path) -> Record | str:
     """The record in a file, or the reason why it holds none."""
     try:
-        return record_of(path, json.loads(path.read_bytes()))
+        return record_of(path, json_of(path))
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    except (ValueError, RecursionError):
+    except ValueError:
         return "is no JSON"
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
         return INCOMPLETE
@@ -182,7 +184,7 @@ def files_below(folder: Path, name: str) -> list[str]:
 def read_merge(path: Path) -> dict[str, Any] | str:
     """The record of two merged runs in a file, or the reason why it holds none."""
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json_of(path)
         if not isinstance(raw, dict) or raw.get("schema") != MERGE_SCHEMA:
             return f"is of another schema than {MERGE_SCHEMA}"
         rule, overlap = raw["rule"], raw["overlap"]
@@ -201,7 +203,7 @@ def read_merge(path: Path) -> dict[str, Any] | str:
             raise TypeError
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    except (ValueError, RecursionError):
+    except ValueError:
         return "is no JSON"
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
         return "lacks a key of a merge's record, or has one of another type"
@@ -214,9 +216,9 @@ def seconds_of(raw: Mapping[str, Any]) -> float | None:
         training = raw["training"]
         features = training.get("features_seconds") or 0.0  # null, and not there in older records
         seconds = float(training["seconds"] + training["evaluation_seconds"] + features)
-    except (KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         return None
-    return seconds if math.isfinite(seconds) else None
+    return seconds if 0 <= seconds < 1e100 else None  # sums must not overflow
 
 
 def record_of(path: Path, raw: Any) -> Record | str:

@@ -8,13 +8,16 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
 from hypothesis import HealthCheck, settings
 
+import sparta_bench
 from sparta_bench.cli import main
 
+TINY = str(Path(sparta_bench.__file__).parent / "tiny_models" / "tiny-gemma")
 SECONDS = 300  # after which a command counts as hung
 # SPARTA_BENCH_FUZZ=2000 gives each test so many examples, others each time
 CAMPAIGN = int(os.environ.get("SPARTA_BENCH_FUZZ", "0"))

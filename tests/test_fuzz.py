@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pytest
 import torch
 from filelock import FileLock
 from forged_records import forge, write
-from fuzzing import assert_told_well, command, examples
+from fuzzing import TINY, assert_told_well, command, examples
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import changed_file
@@ -34,7 +33,6 @@ from sparta_bench.sparta import store
 from sparta_bench.sweeps import sweeps_of
 
 Make = Callable[[Path, Any], None]  # fills a folder; gets conftest's `trained`
-TINY = str(resources.files("sparta_bench") / "tiny_models" / "tiny-gemma")
 F, OUT = "{folder}", "{out}"  # in a command: the folder, and one to write to
 
 

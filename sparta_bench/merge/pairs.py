@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from sparta_bench.compose import compose
-from sparta_bench.errors import InputError
+from sparta_bench.config import is_folder_name
+from sparta_bench.errors import InputError, shown
 from sparta_bench.evaluate import Sets, check_fits, scores_of, sets_of
 from sparta_bench.files import write_json
 from sparta_bench.merge.combine import merge_into
@@ -279,6 +280,11 @@ def measure_pairs(
 
 def _path_of(folder: Path, pair: Pair, rule: Rule) -> Path:
     cell = pair.one.cell
+    for name in (cell.model, cell.method):
+        if not is_folder_name(name):  # a record may come from anybody
+            raise InputError(
+                f"{pair.one.path}: {shown(name)} cannot name a folder for what is merged"
+            )
     return folder / "merges" / cell.model / cell.method / pair.merge_id(rule) / MERGE
 
 

@@ -21,7 +21,7 @@ LATEX = str.maketrans(
     | {"α": r"$\alpha$", "<": r"$<$", ">": r"$>$", "|": r"$|$"}
 )
 # What a spreadsheet would take for a formula; numbers that begin with a sign are none.
-FORMULA = re.compile(r"[=+@-](?![\d.,% ±()≠]*$)")
+FORMULA = re.compile(r"[=@]|[+-](?![\d.,% ±()≠]*$)")
 PREAMBLE = r"""\documentclass{article}
 \usepackage{booktabs,graphicx}
 \usepackage[margin=1cm]{geometry}
