@@ -25,7 +25,7 @@ from sparta_bench.data.encode import (
 )
 from sparta_bench.errors import InputError, TrainingError
 from sparta_bench.files import whole_folder, write_json
-from sparta_bench.memory.tracker import forget_peak, peak_bytes
+from sparta_bench.memory.tracker import forget_peak, is_lack_of_memory, peak_bytes
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier
@@ -315,10 +315,9 @@ def _finish(record: dict[str, Any], folder: Path, accelerator: Accelerator) -> P
 
 def _explained(error: Exception, config: Config, record: dict[str, Any]) -> Exception:
     """Say of a lack of memory what was tried and what to try."""
-    text = str(error)
-    short = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate" in text
-    if not short:
+    if not is_lack_of_memory(error):
         return error
+    text = str(error)
     data = record["data"] or {}
     lengths = [data.get(f"longest_{kind}_tokens") for kind in ("train", "eval")]
     told = TrainingError(
