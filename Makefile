@@ -9,17 +9,20 @@ TINY ?= results/tiny-here
 JOBS ?= 2
 PAPER := table3 table4 table5 table10 table11
 
-.PHONY: demo test test-slow lint types check bench pretrain-tiny clean
-.PHONY: tables report status paper $(PAPER) tables-tiny
+.PHONY: demo test test-slow test-faults lint types check bench pretrain-tiny clean
+.PHONY: tables report status paper table6 $(PAPER) tables-tiny
 
 demo: .venv/ready  ## the embedded default: offline, on a CPU, in about a minute
 	$(BIN)/sparta-bench
 
 test: .venv/ready  ## the tests: minutes, offline
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not faults"
 
 test-slow: .venv/ready  ## the rest: every shipped YAML runs, kills and resumes
 	$(BIN)/python -m pytest -m slow
+
+test-faults: .venv/ready  ## kills, full disks and the like; SPARTA_BENCH_FAULTS=long for all of them
+	$(BIN)/python -m pytest -m faults -n 2
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -28,13 +31,18 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
-check: lint types test test-slow  ## everything that continuous integration asks
+check: lint types test test-slow test-faults  ## everything that continuous integration asks
 
 bench: .venv/ready  ## step time, FLOPs and memory of all methods on this machine
 	$(BIN)/sparta-bench bench
 
 $(PAPER): .venv/ready  ## the runs of one table of the paper; ARGS="seed=0 task=rte" for a part of them
 	$(BIN)/sparta-bench -m +sweep=$@_full_ft,$@_sparta,$@_lora,$@_head $(ARGS)
+
+table6: .venv/ready  ## Table 6: two single models and the merged one, gemma-2b
+	$(BIN)/sparta-bench -m +sweep=merging_table6 $(ARGS)
+	$(BIN)/sparta-bench merge pairs results
+	$(BIN)/sparta-bench tables
 
 paper: .venv/ready  ## all runs of the paper, then its tables; the same command again goes on
 	@ended=0; $(MAKE) --keep-going $(PAPER) || ended=$$?; $(MAKE) tables report status; exit $$ended

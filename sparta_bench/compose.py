@@ -30,6 +30,8 @@ from sparta_bench.errors import InputError, did_you_mean, reason_of
 GROUPS = ("model", "task", "method", "train", "sweep")
 MOST_FAULTY = 20  # jobs whose faults are told
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+# `${oc.env:NAME}`, also where the name of the resolver is put together
+ENVIRONMENT = re.compile(r"\$\{\s*(oc\.env\b|[^:{}]*\$\{[^}]*\}[^:{}]*:)")
 KEY = re.compile(r"(\+\+?|~)?\w+([./@-]\w+)*", re.ASCII)
 
 
@@ -48,10 +50,52 @@ def choices(group: str) -> list[str]:
 
 
 def to_plain(composed: Any) -> dict[str, Any]:
-    """Hydra's composed configuration as plain dictionaries, interpolations resolved."""
+    """Hydra's composed configuration as plain dictionaries, interpolations resolved.
+
+    Raises
+    ------
+    InputError
+        If a value is taken from the environment: it would go into records, secrets among it.
+    """
+    _refuse_environment(OmegaConf.to_container(composed), ())
     plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items() if key != "hydra"}
+
+
+def _refuse_environment(value: Any, above: tuple[str, ...]) -> None:
+    if above == ("hydra",):  # not in records
+        return
+    if isinstance(value, str) and ENVIRONMENT.search(value):
+        raise InputError(
+            f"{'.'.join(above)}={value}: the environment is not read, since records would hold "
+            "what it says; write the value itself, or let the shell do that"
+        )
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        _refuse_environment(inner, (*above, str(key)))
+    for inner in value if isinstance(value, list) else ():
+        _refuse_environment(inner, above)
+
+
+def composed_by_hydra(overrides: list[str], **how: Any) -> Any:
+    """What Hydra composes.
+
+    Raises
+    ------
+    HydraException, OmegaConfBaseException
+        If the overrides are at fault.
+    InputError
+        If a file of `conf/` is.
+    """
+    try:
+        return hydra_compose("config", overrides, **how)
+    except HYDRA_ERRORS:
+        raise
+    except Exception as error:  # many kinds, for what is no YAML or not as Hydra wants it
+        mark = getattr(error, "problem_mark", None)
+        place = f"{mark.name}, line {mark.line + 1}" if mark else f"a file of {config_dir()}"
+        problem = getattr(error, "problem", None) or reason_of(error)
+        raise InputError(f"{place}: cannot be read: {problem}") from None
 
 
 @contextmanager
@@ -125,7 +169,7 @@ def _compose_like(job: list[Override], bases: dict[tuple[str, ...], dict[str, An
     key = tuple(str(override.input_line) for override in others)
     if key not in bases:
         try:
-            composed = hydra_compose("config", overrides=list(key))
+            composed = composed_by_hydra(list(key))
             if "${" in OmegaConf.to_yaml(composed):  # a value that may follow one of the job's
                 raise _OnlyHydraError
             bases[key] = to_plain(composed)
@@ -190,7 +234,7 @@ def _jobs_of(sweep: str, parsed: list[Override]) -> list[list[str]]:
         if override.is_sweep_override() and override.key_or_group in GROUPS
     ]
     try:
-        composed = hydra_compose("config", [*named, *firsts, *fixed], return_hydra_config=True)
+        composed = composed_by_hydra([*named, *firsts, *fixed], return_hydra_config=True)
     except HYDRA_ERRORS:
         return [[*named, *fixed]]
     sweeper = composed.hydra.sweeper
@@ -233,7 +277,7 @@ def _compose_one(overrides: list[str]) -> Config:
     parsed = _parse(overrides)
     if not any(_misuse(override) for override in parsed):
         try:
-            return from_dict(to_plain(hydra_compose("config", overrides=overrides)))
+            return from_dict(to_plain(composed_by_hydra(overrides)))
         except HYDRA_ERRORS as error:
             raise InputError(*(_explain(parsed) or [reason_of(error)])) from None
     raise InputError(*_explain(parsed))
@@ -272,12 +316,15 @@ def _explain(overrides: list[Override]) -> list[str]:
         else:
             (groups if override.key_or_group in GROUPS else values).append(override)
     good = [str(override.input_line) for override in groups]
-    keys = _all_keys(to_plain(hydra_compose("config", overrides=good)))
+    try:
+        keys = _all_keys(to_plain(composed_by_hydra(good)))
+    except HYDRA_ERRORS as error:
+        return [*lines, reason_of(error)]
     against_rules: dict[str, None] = {}
     for override in values:
         key, text = override.key_or_group, str(override.input_line)
         try:
-            from_dict(to_plain(hydra_compose("config", overrides=[*good, text])))
+            from_dict(to_plain(composed_by_hydra([*good, text])))
         except HYDRA_ERRORS as error:
             known = key in keys or key.startswith("hydra")
             why = reason_of(error) if known else f"no such key{did_you_mean(key, keys)}"

@@ -7,6 +7,7 @@ raises one `InputError` that holds a line for every fault.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparta_bench.data.tiny import TINY_TASKS
-from sparta_bench.errors import InputError, did_you_mean, one_of
+from sparta_bench.errors import InputError, did_you_mean, one_of, shown
 
 METHODS = ("full_ft", "head", "lora", "sparta")
 DTYPES = ("float32", "bfloat16")
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -204,8 +206,19 @@ def _words(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(_text(word) for word in value)
 
 
-def _folder_name(value: Any) -> bool:
+def is_folder_name(value: Any) -> bool:
+    """Whether it can name one folder, and leads to no other."""
     return _text(value) and value not in (".", "..") and not set(value) & set("/\\\0")
+
+
+def is_hub_name(value: Any) -> bool:
+    """Whether it can be a repository of the hub, and no folder elsewhere."""
+    return (
+        isinstance(value, str)
+        and len(value) <= 96  # as the hub has it
+        and bool(HUB_NAME.fullmatch(value))
+        and ".." not in value
+    )
 
 
 def _texts_by_name(value: Any) -> bool:
@@ -230,7 +243,8 @@ def _presets(value: Any) -> bool:
     )
 
 
-def _or_null(rule: Rule) -> Rule:
+def or_null(rule: Rule) -> Rule:
+    """The rule for a value that may be missing as well."""
     return Rule(lambda value: value is None or rule.check(value), f"{rule.text}, or null")
 
 
@@ -242,14 +256,15 @@ POSITIVE = Rule(lambda v: _number(v) and v > 0, "must be a number above 0")
 NOT_NEGATIVE = Rule(lambda v: _number(v) and v >= 0, "must be a number of at least 0")
 SHARE = Rule(lambda v: _number(v) and 0 <= v <= 1, "must be a number from 0 to 1")
 DROPOUT = Rule(lambda v: _number(v) and 0 <= v < 1, "must be a number from 0 to below 1")
+NUMBER_OR_NULL = or_null(Rule(_number, "must be a number"))
 COUNT = Rule(lambda v: _whole(v, 1), "must be a whole number of at least 1")
 COUNT_OR_0 = Rule(lambda v: _whole(v, 0), "must be a whole number of at least 0")
-COUNT_OR_NULL = _or_null(COUNT)
+COUNT_OR_NULL = or_null(COUNT)
 SWITCH = Rule(lambda v: isinstance(v, bool), "must be true or false")
 TEXT = Rule(_text, "must be a text")
-TEXT_OR_NULL = _or_null(TEXT)
+TEXT_OR_NULL = or_null(TEXT)
 NAMES = Rule(_words, "must be a list of names")
-FOLDER_NAME = Rule(_folder_name, "must be a text that can name a folder")
+FOLDER_NAME = Rule(is_folder_name, "must be a text that can name a folder")
 
 RULES: dict[str, Rule] = {
     # torch takes a 64-bit seed; seeds are also mixed into text, so any such number will do
@@ -260,7 +275,7 @@ RULES: dict[str, Rule] = {
     "force": SWITCH,
     "save": _in("adapter", "full", "none"),
     "model.name": FOLDER_NAME,
-    "model.hub_id": TEXT_OR_NULL,
+    "model.hub_id": or_null(Rule(is_hub_name, "must be a name on the hub, as google/gemma-2b")),
     "model.revision": TEXT,
     "model.path": TEXT_OR_NULL,
     "model.tokenizer": TEXT_OR_NULL,
@@ -282,7 +297,7 @@ RULES: dict[str, Rule] = {
     "task.tsv.folder": TEXT,
     "task.tsv.files": Rule(_texts_by_name, "must give each split a file name"),
     "task.tsv.columns": Rule(_texts_by_name, "must give each column a header name"),
-    "task.tsv.positions": _or_null(Rule(_numbers_by_name, "must give each column a place from 0")),
+    "task.tsv.positions": or_null(Rule(_numbers_by_name, "must give each column a place from 0")),
     "task.tsv.fields": COUNT_OR_NULL,
     "task.columns": Rule(
         lambda v: _words(v) and len(v) in (1, 2), "must be one or two column names"
@@ -343,6 +358,29 @@ RULES: dict[str, Rule] = {
     "train.gradient_checkpointing": SWITCH,
     "train.checkpoint_every": COUNT_OR_NULL,
 }
+
+
+def faults_by(rules: Mapping[str, Rule], values: Mapping[str, Any]) -> list[str]:
+    """A line for each dotted key of the rules that is not there, or against its rule."""
+    lines = []
+    for key, rule in rules.items():
+        there, value = _look_up(values, key)
+        if not there:
+            lines.append(_not_there(values, key))
+        elif not rule.check(value):
+            lines.append(f"{key}={shown(show(value))}: {rule.text}")
+    return list(dict.fromkeys(lines))
+
+
+def _not_there(values: Mapping[str, Any], key: str) -> str:
+    parts = key.split(".")
+    for length in range(1, len(parts)):
+        there, value = _look_up(values, above := ".".join(parts[:length]))
+        if not there:
+            return f"{above}: is missing"
+        if not isinstance(value, Mapping):
+            return f"{above}={shown(show(value))}: must have keys of its own"
+    return f"{key}: is missing"
 
 
 def _look_up(raw: Mapping[str, Any], key: str) -> tuple[bool, Any]:
@@ -445,7 +483,7 @@ def _rule_faults(raw: Mapping[str, Any]) -> Faults:
         there, value = _look_up(raw, key)
         if there and not rule.check(value):
             near = did_you_mean(value, rule.names) if isinstance(value, str) else ""
-            faults[key] = f"{key}={show(value)}: {rule.text}{near}"
+            faults[key] = f"{key}={shown(show(value))}: {rule.text}{near}"
     return faults
 
 
@@ -454,6 +492,13 @@ def _folder_problem(path: str) -> str | None:
         return None if Path(path).is_dir() else "there is no such folder"
     except OSError as error:  # a name that is too long, a folder that may not be entered
         return str(error.strerror)
+    except ValueError as error:  # a name that no file system has
+        return str(error)
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a folder that can be looked into."""
+    return _folder_problem(path) is None
 
 
 def _folder_line(key: str) -> Callable[[Any], str | None]:
@@ -599,6 +644,23 @@ def from_dict(composed: Mapping[str, Any]) -> Config:
     return _freeze(raw)
 
 
+def method_of(values: Mapping[str, Any]) -> MethodConfig:
+    """A method's settings from plain values, such as those of a saved adapter.
+
+    Raises
+    ------
+    InputError
+        With a line for each fault.
+    """
+    raw = {"method": values}
+    faults = _rule_faults(raw)
+    if "method.name" not in faults:
+        faults |= _key_faults(values, METHOD_CLASSES[values["name"]], "method.")
+    if lines := [*faults.values(), *_relation_lines(raw, faults)]:
+        raise InputError(*lines)
+    return _method(values)
+
+
 def _model_name(model: Mapping[str, Any]) -> Any:
     name, path = model.get("name"), model.get("path")
     return Path(str(path)).resolve().name if name is None and _text(path) else name
@@ -624,12 +686,17 @@ def _as_kind(kind: str, value: Any) -> Any:
     return float(value) if kind == "float" else int(value)
 
 
+def _method(values: Mapping[str, Any]) -> MethodConfig:
+    kind = METHOD_CLASSES[values["name"]]
+    made: MethodConfig = kind(**_numbers(kind, values))
+    return made
+
+
 def _freeze(raw: dict[str, Any]) -> Config:
     task = dict(raw["task"])
     for key, kind in (("hub", Hub), ("tsv", Tsv), ("dev", Dev), ("prompt", Prompt)):
         task[key] = kind(**_numbers(kind, task[key])) if task[key] is not None else None
     method = {key: value for key, value in raw["method"].items() if key != "presets"}
-    method_class = METHOD_CLASSES[method["name"]]
     return Config(
         **_numbers(
             Config,
@@ -637,7 +704,7 @@ def _freeze(raw: dict[str, Any]) -> Config:
             | {
                 "model": ModelConfig(**raw["model"]),
                 "task": TaskConfig(**_numbers(TaskConfig, task)),
-                "method": method_class(**_numbers(method_class, method)),
+                "method": _method(method),
                 "train": TrainConfig(**_numbers(TrainConfig, raw["train"])),
             },
         )

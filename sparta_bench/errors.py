@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+SECRET_NAME = re.compile(
+    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY)(_|$)", re.IGNORECASE
+)
 
 
 class InputError(Exception):
@@ -19,6 +25,24 @@ class InputError(Exception):
 
 class TrainingError(Exception):
     """A run that started and cannot go on, with the likely cause (exit code 1)."""
+
+
+def one_line(text: str) -> str:
+    """A text as it is told: without secrets, and with line ends and control characters, which files
+    and names may hold to trick a reader or a terminal, spelt out."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in without_secrets(text)
+    )
+
+
+def without_secrets(text: str) -> str:
+    """A text without the passwords of its URLs, and without what the environment holds under names
+    such as HF_TOKEN: libraries' errors may quote both, and records and logs travel."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and SECRET_NAME.search(name):
+            text = text.replace(value, f"<{name}>")
+    return re.sub(r"(?<=://)[^/\s@]+@", "", text)
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -38,6 +62,12 @@ def shown(text: str, most: int = 120) -> str:
     would obey."""
     cut = text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
     return cut if cut.isprintable() else repr(cut)[1:-1]
+
+
+def refusal_of(error: OSError) -> str:
+    """What the operating system refuses: the file and the reason, without numbers."""
+    what = error.strerror or str(error)
+    return what if error.filename is None else f"{error.filename}: {what}"
 
 
 def reason_of(error: Exception) -> str:

@@ -36,8 +36,10 @@ class Times:
 
     def add(self, config: Config, record: dict[str, Any]) -> None:
         """Take a completed run into account."""
-        for key in _alike(config):
-            self._seconds[key].append(seconds_of(record))
+        took = seconds_of(record)
+        if took is not None:
+            for key in _alike(config):
+                self._seconds[key].append(took)
 
     def left(self, configs: Iterable[Config]) -> tuple[float, bool]:
         """Seconds for all of these, and whether every one is like a run that was measured."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sparta_bench.compose import to_plain
 from sparta_bench.config import from_dict
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from sparta_bench.shared import Shared
@@ -30,6 +30,13 @@ class Outcome:
 
 
 def run_composed(composed: Any) -> Outcome:
+    """Run one experiment and tell what came of it."""
+    outcome = attempted(composed)
+    show(outcome)
+    return outcome
+
+
+def attempted(composed: Any) -> Outcome:
     """Run one experiment; whatever happens to it does not keep others from running."""
     quiet_libraries()
     try:
@@ -43,7 +50,6 @@ def run_composed(composed: Any) -> Outcome:
         # Hydra turns it into an error of its own; the exit code is ours to give
         tell("interrupted")
         sys.exit(INTERRUPTED)
-    show(outcome)
     return outcome
 
 
@@ -67,7 +73,7 @@ def tell(*lines: str) -> None:
     """Lines on standard error; of several processes only the main one speaks."""
     if os.environ.get("RANK", "0") == "0":
         for line in lines:
-            print(f"sparta-bench: {line}", file=sys.stderr, flush=True)
+            print(f"sparta-bench: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 def quiet_libraries() -> None:

@@ -147,7 +147,7 @@ def load(folder: Path) -> LoadedHeads:
         raise InputError(f"{folder / HEADS}: holds {sorted(heads)}, where {sorted(about)} belong")
     first = next(iter(about.values()))
     base = changed(first.model, path=str(folder), embedded=False, tokenizer=None)
-    classifier, tokenizer = load_base(first, base)
+    classifier, tokenizer = load_base(first, base, told_as="")
     hidden = classifier.head_weight.shape[1]
     for name, one in about.items():
         if heads[name].shape != (len(one.labels), hidden):
@@ -189,6 +189,7 @@ def _read_heads(folder: Path, expected: Any) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise InputError(f"{path}: {reason_of(error)}") from None
     for name, tensor in heads.items():
-        if tensor.dim() != 2 or not bool(torch.isfinite(tensor).all()):
+        finite = tensor.is_floating_point() and bool(torch.isfinite(tensor).all())
+        if tensor.dim() != 2 or not finite:
             raise InputError(f"{path}: {name} is no matrix of finite numbers")
     return heads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +29,31 @@ def positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text)):
         raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
     return int(text)
+
+
+def figure_path(path: Path | None, name: str) -> Path | None:
+    """Folder and name, without an ending, of the files that a figure is drawn to: `path` is one
+    of them, or the folder in which they get this name."""
+    if path is None:
+        return None
+    return path.with_suffix("") if path.suffix in (".png", ".svg") else path / name
+
+
+def check_folder(option: str, folder: Path | None) -> None:
+    """Fail before anything is computed where a folder cannot be written to.
+
+    Raises
+    ------
+    InputError
+        With `option`, the folder, and what stands in its way.
+    """
+    if folder is None:
+        return
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"{option} {folder}: {there} is no folder")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"{option} {folder}: {there} cannot be written to")
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparta_bench.files import json_of
+
 SCHEMA = 1
 PROTOCOL = 2  # counted up when the code changes in a way that changes outcomes
 MERGE, MERGE_SCHEMA = "merge.json", 1  # the record of two merged runs (sparta_bench/merge/pairs.py)
@@ -18,6 +20,10 @@ STATUSES = ("completed", "failed", "interrupted")
 LOCK = ".lock"  # in a run's folder, held by the process that is at it
 RUNNING = "running.json"  # beside it: the record before there is anything in it
 METRICS = ("loss", "accuracy", "mcc")
+
+# How the reasons begin for which a record is not taken, and not replaced either: it may be good.
+NOT_TO_REPLACE = ("schema", "cannot be read")
+INCOMPLETE = "lacks a key of a record, or has one of another type"
 
 # Where things are and what is kept, not what comes out. What the data and the base model are is in
 # their fingerprints, so that the same files elsewhere are the same run.
@@ -96,12 +102,26 @@ class LeftOut:
 
 
 def read_json(folder: Path) -> dict[str, Any] | None:
-    """The record in a run's folder, or null if there is none that can be read."""
-    try:
-        raw = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """The record in a run's folder, or null if there is none that is whole and of this version."""
+    found = look_into(folder)
+    return None if isinstance(found, str) else found
+
+
+def look_into(folder: Path) -> dict[str, Any] | str | None:
+    """The record in a run's folder; the reason why it is not whole; or null if there is none."""
+    path = folder / "result.json"
+    if not path.exists():
         return None
-    return raw if isinstance(raw, dict) and raw.get("schema") == SCHEMA else None
+    record = read_record(path)
+    if isinstance(record, str):
+        return record
+    raw = record.raw
+    says_why = isinstance((raw.get("error") or {}).get("message"), str)
+    if (record.status == "completed" and seconds_of(raw) is None) or (
+        record.status == "failed" and not says_why
+    ):
+        return INCOMPLETE
+    return raw
 
 
 def read_records(folders: Iterable[Path]) -> tuple[list[Record], list[LeftOut]]:
@@ -143,13 +163,13 @@ def _read_records(names: Iterable[str]) -> tuple[list[Record], list[LeftOut]]:
 def read_record(path: Path) -> Record | str:
     """The record in a file, or the reason why it holds none."""
     try:
-        return record_of(path, json.loads(path.read_bytes()))
+        return record_of(path, json_of(path))
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    except (ValueError, RecursionError):
+    except ValueError:
         return "is no JSON"
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
-        return "lacks a key of a record, or has one of another type"
+        return INCOMPLETE
 
 
 def files_below(folder: Path, name: str) -> list[str]:
@@ -164,7 +184,7 @@ def files_below(folder: Path, name: str) -> list[str]:
 def read_merge(path: Path) -> dict[str, Any] | str:
     """The record of two merged runs in a file, or the reason why it holds none."""
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json_of(path)
         if not isinstance(raw, dict) or raw.get("schema") != MERGE_SCHEMA:
             return f"is of another schema than {MERGE_SCHEMA}"
         rule, overlap = raw["rule"], raw["overlap"]
@@ -183,18 +203,22 @@ def read_merge(path: Path) -> dict[str, Any] | str:
             raise TypeError
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    except (ValueError, RecursionError):
+    except ValueError:
         return "is no JSON"
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
         return "lacks a key of a merge's record, or has one of another type"
     return raw
 
 
-def seconds_of(raw: Mapping[str, Any]) -> float:
-    """What a completed run took: training, evaluations and features."""
-    training = raw["training"]
-    features = training.get("features_seconds") or 0.0  # null, and not there in older records
-    return float(training["seconds"] + training["evaluation_seconds"] + features)
+def seconds_of(raw: Mapping[str, Any]) -> float | None:
+    """What a completed run took: training, evaluations and features; null if it does not say."""
+    try:
+        training = raw["training"]
+        features = training.get("features_seconds") or 0.0  # null, and not there in older records
+        seconds = float(training["seconds"] + training["evaluation_seconds"] + features)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
+        return None
+    return seconds if 0 <= seconds < 1e100 else None  # sums must not overflow
 
 
 def record_of(path: Path, raw: Any) -> Record | str:

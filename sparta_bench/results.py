@@ -19,6 +19,7 @@ import torch
 
 from sparta_bench import __version__
 from sparta_bench.config import Config, SpartaConfig
+from sparta_bench.errors import without_secrets
 from sparta_bench.files import write_json
 from sparta_bench.models.precision import Precision
 from sparta_bench.records import PROTOCOL, SCHEMA, identity_of
@@ -108,6 +109,9 @@ def error_of(error: BaseException) -> dict[str, str]:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
     message = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None:
+        message = f"{Path(str(error.filename)).name}: {error.strerror}"
+    message = without_secrets(message)
     return {"type": type(error).__name__, "message": message, "traceback": "\n".join(lines)}
 
 

@@ -18,17 +18,31 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from sparta_bench.config import METHOD_CLASSES, LoraConfig, ModelConfig, Prompt
+from sparta_bench.config import (
+    NUMBER_OR_NULL,
+    RULES,
+    TEXT_OR_NULL,
+    LoraConfig,
+    ModelConfig,
+    Prompt,
+    Rule,
+    faults_by,
+    is_folder,
+    is_hub_name,
+    method_of,
+    or_null,
+    show,
+)
 from sparta_bench.data.encode import tokenizer_fingerprint
 from sparta_bench.errors import InputError, reason_of
-from sparta_bench.files import write_json
+from sparta_bench.files import json_of, write_json
 from sparta_bench.methods.prepare import head as train_head
 from sparta_bench.methods.prepare import lora as train_lora
 from sparta_bench.models.answers import file_of
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.load import fit_embeddings, load_backbone
 from sparta_bench.models.precision import DTYPES, Precision
-from sparta_bench.models.source import is_local, load_tokenizer, source_of
+from sparta_bench.models.source import EMBEDDED, is_local, load_tokenizer
 from sparta_bench.sparta import SpartaAdapter, authors_layout, store
 
 WHOLE = "classifier_config.json"  # peft would take a folder with adapter_config.json for its own
@@ -71,60 +85,63 @@ class Description:
         Raises
         ------
         InputError
-            If a key is missing or of another kind.
+            With a line for each key that is missing, or has another value than it may.
         """
         if "labels" not in values:
             raise InputError(
                 f"{source}: was saved by a script, without labels, prompt and base model; "
                 "SpartaAdapter.load(model, folder) puts it on its model"
             )
-        try:
-            found = {name: values[name] for name in cls.__dataclass_fields__}
-            model = {**found["model"], "shape": None, "dtype": found["dtypes"]["model"]}
-            found["model"] = ModelConfig(**model)
-            found["prompt"] = None if found["prompt"] is None else Prompt(**found["prompt"])
-            read = cls(**found)
-            DTYPES[read.dtypes["model"]], DTYPES[read.dtypes["trained"]]
-            read.method["name"], read.base_model["name"]
-            read._check_kinds()
-            if (read.model.kind == "instruct") != (read.prompt is not None):
-                raise TypeError("prompt")
-        except (KeyError, TypeError) as error:
-            what = error.args[0] if error.args else type(error).__name__
-            raise InputError(f"{source}: {what} is missing or of another kind") from None
+        lines = faults_by(_RULES, values)
+        if values.get("prompt") is not None:
+            lines += faults_by(_PROMPT_RULES, values)
+        if lines:
+            raise InputError(*(f"{source}: {line}" for line in lines))
+        found = {name: values[name] for name in cls.__dataclass_fields__}
+        about_model = {name: values["model"][name] for name in _MODEL}
+        found["model"] = ModelConfig(**about_model, shape=None, dtype=found["dtypes"]["model"])
+        if found["prompt"] is not None:
+            found["prompt"] = Prompt(**{name: found["prompt"][name] for name in _PROMPT})
+        read = cls(**found)
+        if problem := read._problem():
+            raise InputError(f"{source}: {problem}")
         return read
 
-    def _check_kinds(self) -> None:
-        """Raise TypeError with the first key whose value is of another kind than it must be."""
-        model = self.model
+    def _problem(self) -> str | None:
+        """What more than one key has to do with."""
+        model, prompt = self.model, self.prompt
+        if (model.kind == "instruct") != (prompt is not None):
+            return "prompt: belongs to an instruction model (model.kind=instruct), and to no other"
+        if prompt is not None and len(prompt.fields) != len(self.columns):
+            columns = show(self.columns)
+            return f"prompt.fields={show(prompt.fields)}: must name each of columns={columns}"
+        if not (model.hub_id or model.path or model.embedded):
+            return "model.hub_id=null: the base model has no name, and was in no folder"
+        try:
+            json.dumps(self.as_dict(), allow_nan=False)
+        except ValueError:
+            return "holds a number that is infinite, or none"
+        return None
 
-        def is_text(value: Any) -> bool:
-            return isinstance(value, str) and value != ""
 
-        def is_text_or_null(value: Any) -> bool:
-            return value is None or is_text(value)
-
-        right = {
-            "method.name": self.method["name"] in METHOD_CLASSES,
-            "seed": self.seed is None or isinstance(self.seed, int),
-            "labels": isinstance(self.labels, list)
-            and self.labels
-            and all(map(is_text, self.labels)),
-            "columns": isinstance(self.columns, list)
-            and self.columns
-            and all(map(is_text, self.columns)),
-            "separator": self.separator in ("newline", "sep_token"),
-            "undo_spacing": isinstance(self.undo_spacing, bool),
-            "model.name": is_text(model.name),
-            "model.kind": model.kind in ("base", "instruct"),
-            "model.embedded": isinstance(model.embedded, bool),
-            "model.path": is_text_or_null(model.path),
-            "model.tokenizer": is_text_or_null(model.tokenizer),
-            "model.hub_id": is_text(model.hub_id) or model.embedded or is_text(model.path),
-        }
-        for key, fits in right.items():
-            if not fits:
-                raise TypeError(key)
+_MODEL = ("name", "hub_id", "revision", "path", "tokenizer", "kind", "embedded")
+_PROMPT = ("instruction", "answers", "answers_text", "fields")
+_RULES = {  # what a configuration has as well is checked as there
+    "method.name": RULES["method.name"],
+    "density": NUMBER_OR_NULL,
+    "seed": or_null(RULES["seed"]),
+    "base_model.name": TEXT_OR_NULL,
+    "base_model.fingerprint": TEXT_OR_NULL,
+    "task": TEXT_OR_NULL,
+    **{key: RULES[f"task.{key}"] for key in ("labels", "columns", "separator", "undo_spacing")},
+    "prompt": Rule(lambda v: v is None or isinstance(v, dict), "must be null or have keys"),
+    **{f"model.{key}": RULES[f"model.{key}"] for key in _MODEL if key != "name"},
+    "model.name": TEXT_OR_NULL,  # the hub's names have a slash
+    "dtypes.model": RULES["train.trained_dtype"],
+    "dtypes.trained": RULES["train.trained_dtype"],
+    "tokenizer_fingerprint": TEXT_OR_NULL,
+}
+_PROMPT_RULES = {f"prompt.{key}": RULES[f"task.prompt.{key}"] for key in _PROMPT}
 
 
 @dataclass
@@ -255,9 +272,11 @@ def check_shapes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fold
 def lora_settings(about: Description, folder: Path) -> LoraConfig:
     """Those of a LoRA adapter. Raises InputError if they are none."""
     try:
-        return LoraConfig(**about.method)
-    except TypeError as error:
-        raise InputError(f"{folder / store.CONFIG}: method: {reason_of(error)}") from None
+        settings = method_of(about.method)
+    except InputError as error:
+        raise InputError(*(f"{folder / store.CONFIG}: {line}" for line in error.lines)) from None
+    assert isinstance(settings, LoraConfig)
+    return settings
 
 
 def _with_sparta(
@@ -270,15 +289,18 @@ def _with_sparta(
     return Loaded(classifier, tokenizer, about, adapter, adapter.bake)
 
 
-def load_base(about: Description, model: ModelConfig) -> tuple[Classifier, Any]:
-    """The base with a head of zeros, and its tokenizer."""
+def load_base(
+    about: Description, model: ModelConfig, told_as: str = "--base "
+) -> tuple[Classifier, Any]:
+    """The base with a head of zeros, and its tokenizer. Faults of its folder are told of as the
+    user gave it: with an option, or as the folder of a whole model."""
     try:
         tokenizer = load_tokenizer(model, about)
         backbone = load_backbone(model, DTYPES[about.dtypes["model"]], dropout=0.0)
         added = 1 if about.separator == "sep_token" else 0
         fit_embeddings(backbone, tokenizer, added, about.seed or 0)
     except InputError as error:  # told of in the words of a run's settings
-        lines = (line.replace("model.path=", "--base ") for line in error.lines)
+        lines = (line.replace("model.path=", told_as) for line in error.lines)
         lines = (line.replace("model.tokenizer=", "--tokenizer ") for line in lines)
         raise InputError(*lines) from None
     shape = len(about.labels), backbone.config.hidden_size
@@ -300,7 +322,7 @@ def base_of(
             f"{folder}: was trained on a base model in a folder, called {model.path} then; say "
             "with --base DIR where it is"
         )
-    elif model.embedded and ("/" in model.name or not Path(source_of(model)).is_dir()):
+    elif model.embedded and model.name not in [path.name for path in EMBEDDED.iterdir()]:
         raise InputError(f"{folder}: this version has no embedded model {model.name}")
     if tokenizer is not None:
         _named(tokenizer, "--tokenizer", model)
@@ -315,9 +337,9 @@ def base_of(
 
 def _named(name: str, option: str, model: ModelConfig) -> ModelConfig:
     """A folder, or a name on the hub."""
-    if Path(name).is_dir():
+    if is_folder(name):
         return changed(model, path=name, embedded=False)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if not is_hub_name(name):
         raise InputError(f"{option} {name}: there is no such folder")
     revision = model.revision if name == model.hub_id else "main"
     return changed(model, name=name, hub_id=name, revision=revision, path=None, embedded=False)
@@ -340,21 +362,23 @@ def _load_authors(
     labels = config.get("id2label")
     if not isinstance(labels, dict) or sorted(labels) != sorted(map(str, range(len(labels)))):
         raise InputError(f"{folder / authors_layout.CONFIG}: no id2label in it")
-    name = base or str(config["sparta_pretrained_model"])
-    dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
-    any_model = ModelConfig(
-        name="", hub_id=None, revision="main", path=None, tokenizer=None, kind="base",
-        dtype=dtype, embedded=False, shape=None,
-    )  # fmt: skip
-    try:
-        model = _named(name, "--base", any_model)
-    except InputError:
-        if base is not None:
-            raise
+    named = [labels[str(number)] for number in range(len(labels))]
+    if not RULES["task.labels"].check(named):
+        rule = RULES["task.labels"].text
+        raise InputError(f"{folder / authors_layout.CONFIG}: id2label={show(labels)}: {rule}")
+    name = base or config[authors_layout.BASE]
+    if base is None and not is_hub_name(name):  # an adapter may come from anybody
         raise InputError(
-            f"{folder}: was trained on the base model in {name}, which is not here; say with "
-            "--base DIR where it is"
-        ) from None
+            f"{folder}: was trained on the base model in {name}, and no folder that an adapter "
+            "names is opened; say with --base DIR where it is"
+        )
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    dtype = dtype if dtype in list(DTYPES) else "bfloat16"
+    any_model = ModelConfig(
+        name=Path(name).resolve().name, hub_id=None, revision="main", path=None, tokenizer=None,
+        kind="base", dtype=dtype, embedded=False, shape=None,
+    )  # fmt: skip
+    model = _named(name, "--base", any_model)
     if tokenizer is not None:
         model = changed(model, tokenizer=tokenizer)
     elif (folder / "tokenizer_config.json").is_file():
@@ -365,14 +389,14 @@ def _load_authors(
         seed=None,
         base_model={"name": Path(name).name if is_local(model) else name, "fingerprint": None},
         task=None,
-        labels=[str(labels[str(number)]) for number in range(len(labels))],
+        labels=named,
         columns=["text"],
         prompt=None,
         separator="newline",
         undo_spacing=False,
         model=model,
         # their head is float32 wherever it is used
-        dtypes={"model": dtype if dtype in DTYPES else "bfloat16", "trained": "float32"},
+        dtypes={"model": dtype, "trained": "float32"},
         tokenizer_fingerprint=None,
     )
     classifier, words = load_base(about, model)
@@ -464,7 +488,7 @@ def read_whole(folder: Path) -> Description:
     """What a whole classifier says of itself. Raises InputError if it cannot be read."""
     path = folder / WHOLE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json_of(path)
     except (OSError, ValueError):
         raise InputError(f"{path}: cannot be read, is not JSON, or cut short") from None
     if not isinstance(values, dict) or values.get("format") != store.FORMAT:
@@ -475,7 +499,7 @@ def read_whole(folder: Path) -> Description:
 def _load_whole(folder: Path) -> Loaded:
     about = read_whole(folder)
     model = changed(about.model, path=str(folder), embedded=False, tokenizer=None)
-    classifier, tokenizer = load_base(about, model)
+    classifier, tokenizer = load_base(about, model, told_as="")
     with safe_open(file_of(SCORE, str(folder), None), framework="pt") as file:
         if SCORE not in file.keys():
             raise InputError(f"{folder}: the checkpoint has no {SCORE}")

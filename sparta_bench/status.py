@@ -161,8 +161,8 @@ def _seconds_left(left: Iterable[Run], records: list[Record]) -> float | None:
     """Each run as the median of those of its cell, else of its model, task and method."""
     seconds: dict[Any, list[float]] = defaultdict(list)
     for record in records:
-        if record.status == "completed":
-            took = seconds_of(record.raw)
+        took = seconds_of(record.raw) if record.status == "completed" else None
+        if took is not None:
             seconds[record.cell].append(took)
             seconds[record.cell[:3]].append(took)
     total = 0.0

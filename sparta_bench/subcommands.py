@@ -111,8 +111,8 @@ def _evaluate_parser() -> Parser:
     parser = Parser(
         prog="sparta-bench evaluate",
         usage="sparta-bench evaluate ADAPTER [task=NAME] [key=value ...] [options]",
-        description="Loss, accuracy and mcc of what a run has trained, or `merge` made, on dev and\n"
-        "test set of its own task, or of another with the same labels. Of a multi-head\n"
+        description="Loss, accuracy and mcc of what a run has trained, or `merge` made, on the\n"
+        "dev and test set of its task, or of another with the same labels. Of a multi-head\n"
         "model every head is scored on its own task.",
         epilog="Settings: task, task.*, device, cache_dir and train.eval_batch_size, as in a run.",
     )

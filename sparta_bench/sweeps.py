@@ -6,12 +6,11 @@ import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hydra import compose as hydra_compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from sparta_bench.compose import choices, our_hydra, to_plain
+from sparta_bench.compose import choices, composed_by_hydra, our_hydra, to_plain
 from sparta_bench.config import from_dict
 
 
@@ -42,7 +41,7 @@ def sweeps_of(table: str) -> list[Sweep]:
 
 def _read(name: str) -> Sweep:
     with our_hydra():
-        composed = hydra_compose("config", [f"+sweep={name}"], return_hydra_config=True)
+        composed = composed_by_hydra([f"+sweep={name}"], return_hydra_config=True)
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())
         axes = {
             key: _values(parser.parse_override(f"{key}={values}"))

@@ -116,10 +116,10 @@ def test_every_parameter_of_the_base_has_an_entry_and_nothing_else(
 
 def test_an_export_comes_back_as_it_was(tmp_path: Path, word_tokenizer: Any, base: Path) -> None:
     adapter, out = exported(tmp_path, word_tokenizer, base)
-    one, two = plain(adapter, base), plain(out, None)
+    one, two = plain(adapter, base), plain(out, base)
     assert same(weights(one.classifier), weights(two.classifier))
     assert two.about.labels == one.about.labels
-    again = export(out, tmp_path / "again", str(base))
+    again = export(out, tmp_path / "again", str(base), str(base))
     assert "deltas and the head" in again
     left, right = (load_file(f / "sparse_deltas.safetensors") for f in (out, tmp_path / "again"))
     assert same(left, right)
@@ -193,7 +193,7 @@ def test_an_adapter_of_theirs_gives_the_same_weights(
 ) -> None:
     folder = tmp_path / "theirs"
     merged = trained_by_them(folder, base, end)
-    loaded = plain(folder, None, allow_pickle=True)
+    loaded = plain(folder, base, allow_pickle=True)
     theirs = theirs_from(folder)
     capsys.readouterr()
     assert same(weights(loaded.classifier.backbone), merged)
@@ -203,13 +203,16 @@ def test_an_adapter_of_theirs_gives_the_same_weights(
     assert loaded.about.labels == ["bad", "good"]
     assert loaded.about.dtypes["model"] == "bfloat16"
     words = [word for word in TEXTS if word]
-    code, out, err = call(capsys, "predict", str(folder), "--allow-pickle", *words)
+    code, out, err = call(
+        capsys, "predict", str(folder), "--base", str(base), "--allow-pickle", *words
+    )
     assert code == 0 and len(err) == 1 and "computes in float32, training computed in b" in err[0]
     assert [line.split("\t")[0] for line in out.splitlines()] == theirs.decide_class(words)
-    told = bake(folder, tmp_path / "whole", allow_pickle=True)
+    told = bake(folder, tmp_path / "whole", str(base), allow_pickle=True)
     assert told.startswith(f"{tmp_path}/whole: ")
     for file in (tmp_path / "whole").glob("*.json"):
         assert str(tmp_path) not in file.read_text(), file.name
+    assert call(capsys, "predict", str(tmp_path / "whole"), *words)[:2] == (0, out)
 
 
 def test_a_pickle_is_refused_unless_allowed(
@@ -218,7 +221,7 @@ def test_a_pickle_is_refused_unless_allowed(
     folder = tmp_path / "theirs"
     trained_by_them(folder, base, "pt")
     capsys.readouterr()
-    code, out, err = call(capsys, "predict", str(folder), "good film")
+    code, out, err = call(capsys, "predict", str(folder), "--base", str(base), "good film")
     assert (code, out) == (2, "")
     assert err == [
         f"sparta-bench: {folder}/sparse_deltas.pt: a pickle, which is read only where that is "
@@ -226,7 +229,7 @@ def test_a_pickle_is_refused_unless_allowed(
     ]
     torch.save({"indices": Path}, folder / "sparse_deltas.pt")
     with pytest.raises(InputError, match=r"sparse_deltas\.pt: cannot be read: Weights only load"):
-        load(folder, None, None, allow_pickle=True)
+        load(folder, str(base), None, allow_pickle=True)
 
 
 def change(name: str, make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
@@ -270,16 +273,18 @@ def test_broken_files_are_told_in_one_line(tmp_path: Path, base: Path, told: str
     folder = tmp_path / "theirs"
     trained_by_them(folder, base, "safetensors")
     BREAKS[told](folder)
-    line = refusal(folder)
+    line = refusal(folder, str(base))
     assert told in line and str(folder) in line
 
 
-def test_a_base_that_has_gone_is_asked_for(tmp_path: Path, base: Path) -> None:
+def test_a_base_in_a_folder_is_asked_for(tmp_path: Path, base: Path) -> None:
     folder = tmp_path / "theirs"
     merged = trained_by_them(folder, base, "safetensors")
-    moved = base.rename(tmp_path / "moved")
-    assert refusal(folder) == (
-        f"{folder}: was trained on the base model in {base}, which is not here; say with "
-        "--base DIR where it is"
+    line = (
+        f"{folder}: was trained on the base model in {base}, and no folder that an adapter names "
+        "is opened; say with --base DIR where it is"
     )
+    assert refusal(folder) == line
+    moved = base.rename(tmp_path / "moved")
+    assert refusal(folder) == line
     assert same(weights(plain(folder, moved).classifier.backbone), merged)

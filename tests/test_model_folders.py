@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUICK_RUN
+from quick import QUICK_RUN
 from safetensors.torch import load_file, save_file
 from test_cli import call, records
 from transformers import AutoModelForCausalLM
@@ -133,7 +133,8 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     "shard outside": (
         as_shards("../outside.safetensors", there=False),
-        f"{{folder}}/{INDEX}: names files that are not beside it",
+        f"{{folder}}/{INDEX}: names '../outside.safetensors', and shards are .safetensors beside "
+        "it",
     ),
     "index cut": (
         lambda folder: (as_shards(SHARD, there=True)(folder), cut_to(INDEX, 50)(folder)),

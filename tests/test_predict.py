@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUICK_RUN
+from quick import QUICK_RUN
 from safetensors.torch import load_file, save_file
 from test_cli import call
 from test_methods import take_steps
@@ -371,21 +371,34 @@ def test_a_compact_adapter_predicts_the_same(tmp_path: Path, trained: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "line"),
     [
-        ("seed", "x"),
-        ("labels", [1, 2]),
-        ("columns", []),
-        ("separator", 5),
-        ("undo_spacing", "yes"),
-        ("method.name", "foo"),
-        ("model.name", 5),
-        ("model.embedded", 1),
-        ("model.hub_id", None),
+        ("seed", "x", "seed=x: must be a whole number from 0 to 2^63 - 1, or null"),
+        ("labels", [1, 2], "labels=[1, 2]: must be two or more different names"),
+        ("columns", [], "columns=[]: must be one or two column names"),
+        ("separator", 5, "separator=5: must be newline or sep_token"),
+        ("undo_spacing", "yes", "undo_spacing=yes: must be true or false"),
+        ("method.name", "foo", "method.name=foo: must be full_ft, head, lora or sparta"),
+        ("method", None, "method=null: must have keys of its own"),
+        ("model.name", 5, "model.name=5: must be a text, or null"),
+        ("model.embedded", 1, "model.embedded=1: must be true or false"),
+        (
+            "model.hub_id",
+            None,
+            "model.hub_id=null: the base model has no name, and was in no folder",
+        ),
+        ("dtypes.model", "int8", "dtypes.model=int8: must be float32 or bfloat16"),
+        ("density", float("nan"), "density=nan: must be a number, or null"),
+        ("prompt", {}, "prompt.instruction: is missing"),
     ],
 )
 def test_a_description_of_another_kind_names_the_key(
-    key: str, value: Any, tmp_path: Path, trained: Any, capsys: pytest.CaptureFixture[str]
+    key: str,
+    value: Any,
+    line: str,
+    tmp_path: Path,
+    trained: Any,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "adapter"
     shutil.copytree(trained("head")[2], folder)
@@ -398,7 +411,8 @@ def test_a_description_of_another_kind_names_the_key(
     path.write_text(json.dumps(config))
     code, _, lines = call(capsys, "predict", str(folder), "x")
     assert code == 2
-    assert lines == [f"sparta-bench: {path}: {key} is missing or of another kind"]
+    assert lines[0] == f"sparta-bench: {path}: {line}"
+    assert len(lines) == (4 if key == "prompt" else 1)
 
 
 def test_a_text_that_no_memory_holds_is_told_of(

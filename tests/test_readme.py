@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,36 +16,101 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.strip()]
-    return [line.partition("#")[0].strip() for line in lines]
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    line.partition("  #")[0].strip().partition(" # ")[0].strip()
+    for block in BLOCKS
+    for line in block.splitlines()
+    if line.strip()
+]
+OURS = [command for command in COMMANDS if command.startswith("sparta-bench")]
+# what needs a GPU, a hub or a cluster
+ELSEWHERE = [
+    command
+    for command in OURS
+    if any(word in command for word in ("gemma-2b", "table4", "--measure", "h100"))
+]
 
 
-def test_the_two_commands_are_targets_of_the_makefile() -> None:
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert {"demo", "test"} <= set(targets)
-    assert "make demo" in README and "make test" in README
+def test_every_command_is_one_of_ours_or_a_target_of_the_makefile() -> None:
+    makes = [command for command in COMMANDS if command.startswith("make ")]
+    assert len(makes) + len(OURS) == len(COMMANDS) >= 30
+    for command in makes:
+        done = subprocess.run(
+            ["make", "--dry-run", *shlex.split(command)[1:]],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+        assert done.returncode == 0, (command, done.stderr)
+
+
+def test_the_two_commands_come_first() -> None:
+    assert COMMANDS[:2] == ["make demo", "make test"]
 
 
 def test_linked_files_are_there() -> None:
-    for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
-        assert (ROOT / target).exists(), target
+    for target in re.findall(r"\]\(([^)h#][^)]*)\)", README):
+        assert (ROOT / target.partition("#")[0]).exists(), target
+
+
+def test_what_is_linked_within_the_page_is_a_heading() -> None:
+    headings = [line.lstrip("# ").lower() for line in README.splitlines() if line.startswith("#")]
+    anchors = {re.sub(r"[^a-z0-9 -]", "", heading).replace(" ", "-") for heading in headings}
+    targets = re.findall(r"\]\(#([^)]+)\)", README)
+    assert targets and set(targets) <= anchors
+
+
+@pytest.mark.parametrize("command", ELSEWHERE)
+def test_a_command_for_another_machine_can_be_read(command: str) -> None:
+    from sparta_bench.bench.command import read_options
+    from sparta_bench.compose import compose, sweep_jobs
+    from sparta_bench.memory.command import _parser
+
+    words = shlex.split(command)[1:]
+    if words[0] == "bench":
+        assert read_options(words[1:]).out is not None
+    elif words[0] == "memory":
+        assert _parser().parse_intermixed_args(words[1:]).measure
+    elif words[0] == "-m":
+        assert compose(sweep_jobs(words[1:])[0][1:]).train.epochs > 0
+        assert len(sweep_jobs(words[1:])) in (9, 1323)
+    else:
+        assert compose(words).model.name == "gemma-2b-it"
+
+
+@pytest.fixture(scope="session")
+def known(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What stands for the README's capitals."""
+    folder = tmp_path_factory.mktemp("readme")
+    for method, *more in (("sparta",), ("sparta", "task=tiny-cola", "seed=1"), ("full_ft",)):
+        run = trained(method, *more)[2].parent
+        shutil.copytree(run, folder / "results" / "runs" / f"{method}-{run.name}")
+    return {
+        "ADAPTER": str(trained("sparta")[2]),
+        "OTHER": str(trained("sparta", "task=tiny-cola", "seed=1")[2]),
+        "NAME": "some/base",
+        "BASE": "tiny-gemma",
+        "TUNED": str(trained("full_ft")[2]),
+        "RESULTS": str(folder / "results"),
+    }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", commands())
-def test_a_command_of_the_readme_runs(command: str, tmp_path: Path) -> None:
-    words = shlex.split(command)
-    assert words[0] == "sparta-bench"
-    if words[1:2] in (["status"], ["tables"], ["report"]):  # of records that are there
+@pytest.mark.parametrize("command", [command for command in OURS if command not in ELSEWHERE])
+def test_a_command_of_the_readme_runs(command: str, known: dict[str, str], tmp_path: Path) -> None:
+    places = {**known, "DIR": str(tmp_path / "out")}
+    words = [places.get(word, word) for word in shlex.split(command)][1:]
+    first = words[0] if words else ""
+    if first in ("status", "tables", "report"):  # of records that are there
         words.append(str(ROOT / "results" / "tiny-sst2"))
-        words += [] if words[1] == "status" else ["--out", str(tmp_path)]
-    elif "plan" not in words and "--cfg" not in words:
+        words += [] if first == "status" else ["--out", str(tmp_path)]
+    elif first in ("", "-m") or "=" in first:
         # as it stands there, but with fewer steps
         words += ["train.max_steps=2", f"results_dir={tmp_path}"]
     done = subprocess.run(
-        [sys.executable, "-m", "sparta_bench.cli", *words[1:]],
+        [sys.executable, "-m", "sparta_bench.cli", *words],
         capture_output=True,
         text=True,
         cwd=tmp_path,

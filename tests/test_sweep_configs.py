@@ -25,6 +25,7 @@ GLUE_TABLES = {
 }
 TABLES = ("table3", "tiny_table3", *GLUE_TABLES)
 NAMES = [f"{table}_{method}" for table in TABLES for method in METHODS]
+MERGING = ("table6", "tiny_table6", "tiny_sparta", "tiny_lora", "tiny_full_ft")  # section 8
 
 TASKS = ("qnli", "rte", "sst2", "qqp", "mnli", "mrpc", "cola")  # the columns of Tables 4 and 5
 MODELS = ("gemma-2b", "gemma-2b-it", "mistral-7b", "mistral-7b-it")
@@ -81,7 +82,7 @@ def axes_of(name: str) -> dict[str, tuple[str, ...]]:
 # -------------------------------------------------------------------------------- the files
 def test_there_is_a_file_for_each_table_and_method_and_no_other() -> None:
     assert len(NAMES) == 40
-    assert choices("sweep") == sorted(NAMES)
+    assert choices("sweep") == sorted([*NAMES, *(f"merging_{name}" for name in MERGING)])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -206,3 +207,45 @@ def test_the_lowest_density_gives_the_count_of_lora(
 def test_one_density_serves_both_tiny_families_in_table_3() -> None:
     for lora, head, sampled in ((6_784, 128, 188_992), (7_296, 128, 197_120)):
         assert 0.036 * sampled + head == pytest.approx(lora, rel=0.023)
+
+
+# ------------------------------------------------------------------------------ merging
+def test_table_6_is_trained_at_99_percent_sparsity_and_its_adapters_are_kept() -> None:
+    for name, models, tasks, count in (
+        ("merging_table6", {"gemma-2b"}, ["sst2", "cola"], 18),
+        ("merging_tiny_table6", {"tiny-gemma", "tiny-mistral"}, ["tiny-sst2", "tiny-cola"], 24),
+    ):
+        jobs = jobs_of(name)
+        configs = composed(*jobs)
+        assert len(jobs) == count
+        assert list(dict.fromkeys(config.task.name for config in configs)) == tasks
+        for config in configs:
+            assert isinstance(config.method, SpartaConfig)
+            assert config.method.density == float(round(1 - 0.99, 2))
+            assert config.save == "adapter"
+        assert {config.model.name for config in configs} == models
+        assert {config.seed for config in configs} == {0, 1, 2}
+
+
+def test_what_merging_costs_is_compared_at_equal_parameter_count() -> None:
+    saved = {}
+    for method in ("sparta", "lora", "full_ft"):
+        jobs = jobs_of(f"merging_tiny_{method}")
+        configs = composed(*jobs)
+        assert len(jobs) == 5 * 3
+        assert {config.method.name for config in configs} == {method}
+        assert {config.model.name for config in configs} == {"tiny-gemma"}
+        saved[method] = {config.save for config in configs}
+    assert saved == {"sparta": {"adapter"}, "lora": {"adapter"}, "full_ft": {"full"}}
+    (first, *_) = composed(*jobs_of("merging_tiny_sparta"))
+    assert isinstance(first.method, SpartaConfig)
+    assert str(first.method.density) == GLUE_TABLES["tiny_table10"][1]
+
+
+@pytest.mark.parametrize("name", MERGING)
+def test_a_merging_file_says_what_it_is_and_how_to_run_it(name: str) -> None:
+    path = config_dir() / "sweep" / f"merging_{name}.yaml"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# @package _global_"
+    assert "section 8" in lines[1]
+    assert lines[2] == f"#   sparta-bench -m +sweep=merging_{name}"

@@ -5,18 +5,21 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from sparta_bench.bench.setting import Setting
 from sparta_bench.compose import compose
+from sparta_bench.config import Config
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import HEAD
+from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.counts import embedding_names, empty_backbone
+from sparta_bench.models.precision import Precision
 from sparta_bench.models.source import load_architecture
 from sparta_bench.sparta import SpartaAdapter
 from sparta_bench.sparta.sample import sample_all, sampled_tensors
@@ -46,6 +49,7 @@ class Ready:
     chosen: int | None = None
     note: str | None = None
     adapter: SpartaAdapter | None = None
+    optimizer: Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
         self.optimizer = AdamW(self.values, lr=RATE, weight_decay=0.0, fused=True)
@@ -79,8 +83,12 @@ def build(name: str, setting: Setting) -> Ready:
     overrides = [*setting.overrides, "train.trained_dtype=float32", f"method={kind}"]
     if kind == "sparta":
         overrides.append(f"method.density={density}")
-    classifier = setting.classifier()
-    trained = prepare(classifier, compose(overrides), setting.precision)
+    return ours(setting.classifier(), compose(overrides), setting.precision)
+
+
+def ours(classifier: Classifier, config: Config, precision: Precision) -> Ready:
+    """The project's own method of this configuration on a classifier whose weights are frozen."""
+    trained = prepare(classifier, config, precision)
     adapter = getattr(trained, "sparta", None)
     values = list(trained.values.values())
     return Ready(classifier, values, trained.write, trained.sampled, adapter=adapter)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from sparta_bench.config import Config
 from sparta_bench.errors import InputError
-from sparta_bench.models.classifier import Classifier, random_head
+from sparta_bench.models.classifier import Classifier, checkpoint_gradients, random_head
 from sparta_bench.models.precision import Precision, precision_of
 from sparta_bench.models.source import load_architecture
 
@@ -30,6 +30,11 @@ class Setting:
     def precision(self) -> Precision:
         return precision_of(self.config, self.device)
 
+    def with_checkpointing(self, on: bool) -> Setting:
+        """The same with or without gradient checkpointing."""
+        train = replace(self.config.train, gradient_checkpointing=on)
+        return replace(self, config=replace(self.config, train=train))
+
     def classifier(self) -> Classifier:
         """The frozen classifier with random weights, always the same ones."""
         torch.manual_seed(self.config.seed)
@@ -40,7 +45,7 @@ class Setting:
                 attn_implementation="sdpa",
             )
         if self.config.train.gradient_checkpointing:
-            backbone.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_gradients(backbone)
         head = random_head(len(self.config.task.labels), backbone.config.hidden_size, 0)
         classifier = Classifier(backbone, head.to(self.device, self.precision.trained_dtype))
         return classifier.requires_grad_(False).train()

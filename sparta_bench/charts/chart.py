@@ -84,13 +84,27 @@ class Plot:
     series: tuple[Series, ...]
 
 
+class Piece(NamedTuple):
+    """A part of a bar."""
+
+    tone: str
+    value: float
+
+
 class Bar(NamedTuple):
-    """A bar of `value`, with `text` at its end."""
+    """A bar of `value`, with `text` at its end; where it has pieces they add up to the value, and
+    stand one after the other in its place."""
 
     label: str
     tone: str
     value: float
     text: str
+    pieces: tuple[Piece, ...] = ()
+
+    @property
+    def drawn(self) -> tuple[Piece, ...]:
+        """What is drawn: at least one piece."""
+        return self.pieces or (Piece(self.tone, self.value),)
 
 
 @dataclass(frozen=True, slots=True)

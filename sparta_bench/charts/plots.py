@@ -176,7 +176,11 @@ def _bars(axes: Axes, bars: Bars) -> None:
     labels = [shortened(row.label, 24) for row in bars.rows]
     values = [row.value for row in bars.rows]
     places = list(range(len(bars.rows)))
-    axes.barh(places, values, height=0.62, color=[TONES[row.tone].light for row in bars.rows])
+    for place, row in zip(places, bars.rows, strict=True):
+        start = 0.0
+        for piece in row.drawn:
+            axes.barh(place, piece.value, 0.62, left=start, color=TONES[piece.tone].light)
+            start += piece.value
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
     axes.set_xlim(0, (max(values) or 1.0) * 1.35)  # room for the texts at the ends

@@ -6,9 +6,8 @@ large that all else vanishes beside it. Attention is torch's fused one, which ke
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparta_bench.bench.setting import Setting
 from sparta_bench.config import LoraConfig, SpartaConfig
+from sparta_bench.errors import InputError, reason_of
 from sparta_bench.memory.parts import is_sampled_at
 from sparta_bench.memory.tracker import TensorMemory
 from sparta_bench.methods.prepare import full_ft, wrap_in_lora
+from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.source import load_architecture
 from sparta_bench.sparta.layer import Places, touch
 from sparta_bench.sparta.sample import sampled_tensors
@@ -37,52 +38,76 @@ class Activations(NamedTuple):
 
 def activations_of(setting: Setting, checkpointing: bool) -> Activations:
     """For rows of `setting.tokens` tokens without padding, with or without gradient
-    checkpointing."""
+    checkpointing.
+
+    Raises
+    ------
+    InputError
+        If the model does something that depends on values, or cannot be cut to so few layers.
+    """
     # not one and two: of two layers on, the first one's input is there beside a later one's
-    two, three = (_peak_of_a_row(setting, layers, checkpointing) for layers in (2, 3))
+    try:
+        two, three = (
+            _peak_of_a_row(_with_layers(setting, layers).with_checkpointing(checkpointing))
+            for layers in (2, 3)
+        )
+    except Exception as error:  # torch and models raise many kinds
+        raise InputError(
+            f"model={setting.config.model.name}: its activations cannot be found by a dry run: "
+            f"{reason_of(error)}"
+        ) from None
     return Activations(three - two, 3 * two - 2 * three)
 
 
-def _peak_of_a_row(setting: Setting, layers: int, checkpointing: bool) -> float:
-    dry = _with_layers(setting, layers, checkpointing)
+def _with_layers(setting: Setting, layers: int) -> Setting:
+    """The same with so many layers and a large batch."""
+    config = setting.config
+    # set by name, since a model may have another key for it
+    architecture = load_architecture(config.model)
+    architecture.num_hidden_layers = layers
+    shape = architecture.to_dict()
+    if shape.get("layer_types"):
+        shape["layer_types"] = shape["layer_types"][:layers]
+    dtype = setting.precision.as_dict()["model"]
+    model = replace(config.model, path=None, embedded=False, shape=shape, dtype=dtype)
+    rows = max(MANY_TOKENS // setting.tokens, 1)
+    return replace(setting, config=replace(config, model=model), rows=rows)
+
+
+def _peak_of_a_row(setting: Setting) -> float:
+    """Bytes beyond what is there before the forward pass, over the rows."""
     method, precision = setting.config.method, setting.precision
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # transformers renames checkpointing
-        classifier = replace(dry, device=torch.device("meta")).classifier()
+    classifier = replace(setting, device=torch.device("meta")).classifier()
     classifier.head_weight.requires_grad_(True)
     if isinstance(method, LoraConfig):  # not further below: peft moves what it makes
         wrap_in_lora(classifier, method, precision)
     with FakeTensorMode():
-        # `to_empty` does the same, but refuses to mix devices with values and without
-        classifier._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # type: ignore[no-untyped-call]
+        _make_fake(classifier)
         there = [*classifier.parameters(), *classifier.buffers()]
         if isinstance(method, SpartaConfig):
             there += _touch(classifier.backbone, method, precision.trained_dtype, setting.device)
         elif method.name == "full_ft":
             there += full_ft(classifier, precision).values.values()
-        batch = dry.batch()
+        batch = replace(setting, device=torch.device("cpu")).batch()
         labels = batch.pop("labels")
         with TensorMemory(there) as memory:
             before = memory.live
             loss = F.cross_entropy(classifier(**batch), labels)
             loss.backward()  # type: ignore[no-untyped-call]
-    return (memory.peak - before) / dry.rows
+    return float(memory.peak - before) / setting.rows
 
 
-def _with_layers(setting: Setting, layers: int, checkpointing: bool) -> Setting:
-    """The same with so many layers and a large batch, on a CPU: the only device whose fused
-    attention runs dry everywhere."""
-    config = setting.config
-    shape = load_architecture(config.model).to_dict() | {"num_hidden_layers": layers}
-    dtype = setting.precision.as_dict()["model"]
-    model = replace(config.model, path=None, embedded=False, shape=shape, dtype=dtype)
-    train = replace(config.train, gradient_checkpointing=checkpointing)
-    return replace(
-        setting,
-        config=replace(config, model=model, train=train),
-        device=torch.device("cpu"),
-        rows=max(MANY_TOKENS // setting.tokens, 1),
-    )
+def _make_fake(classifier: Classifier) -> None:
+    """On a CPU: the only device whose fused attention runs dry everywhere."""
+    # `to_empty` does the same, but refuses to mix devices with values and without
+    classifier._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # type: ignore[no-untyped-call]
+    # no value says that nothing is masked: then keys would be repeated for a mask
+    for module in classifier.backbone.modules():
+        module.register_forward_pre_hook(_without_mask, with_kwargs=True)
+
+
+def _without_mask(module: nn.Module, args: Any, named: dict[str, Any]) -> tuple[Any, Any]:
+    return args, named | ({"attention_mask": None} if "attention_mask" in named else {})
 
 
 def _touch(

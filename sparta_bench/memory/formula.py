@@ -63,11 +63,11 @@ def table1_gb() -> dict[str, dict[str, float]]:
     }
 
 
-def saved_beside_weights(sparsity: int) -> float:
+def more_storage(sparsity: int) -> float:
     """What indices and deltas on disk add to the weights, as a share of them (section 5: 3k)."""
     return (INDICES + WEIGHT) * (100 - sparsity) / 100 / WEIGHT
 
 
-def less_than_full_ft(sparsity: int) -> float:
+def less_memory(sparsity: int) -> float:
     """Which share of full fine-tuning's memory SpaRTA does not need (section 5)."""
     return 1 - PAPER.of_sparta(sparsity) / PAPER.full_ft

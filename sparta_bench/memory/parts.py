@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from sparta_bench.bench.setting import Setting
-from sparta_bench.config import SpartaConfig
+from sparta_bench.config import LoraConfig, SpartaConfig
 from sparta_bench.memory.formula import PerScalar
-from sparta_bench.models.counts import count_parameters, empty_backbone
+from sparta_bench.models.counts import ParameterCounts, lora_sizes
 from sparta_bench.models.precision import Precision
-from sparta_bench.models.source import load_architecture
-from sparta_bench.sparta.gradient import is_sampled
+from sparta_bench.sparta.gradient import sampling_pays
 from sparta_bench.sparta.sample import sampled_tensors
 
 INDEX = 4  # bytes of a flat place: int32
@@ -27,8 +27,7 @@ class Parts:
     """Bytes of each part of one method's training.
 
     `weights` is the backbone, `trained` what trains beside it: copies, deltas, matrices, and in
-    every method the head. `gradient_transient` is there for a moment in the backward pass,
-    `update_transient` in the optimizer's step.
+    every method the head.
     """
 
     weights: int
@@ -37,78 +36,102 @@ class Parts:
     originals: int
     gradients: int
     moments: int
-    gradient_transient: int
-    update_transient: int
+
+    @property
+    def total(self) -> int:
+        """All, with all gradients."""
+        return sum(self.as_dict().values())
 
     @property
     def held(self) -> int:
-        """What is there at all times."""
-        return self.weights + self.trained + self.indices + self.originals + self.moments
+        """What is there between two steps: all but the gradients."""
+        return self.total - self.gradients
 
     def as_dict(self) -> dict[str, int]:
-        """For the JSON."""
-        return {f"{name}_bytes": size for name, size in asdict(self).items()}
+        """By name, in the order in which they are shown."""
+        return asdict(self)
 
 
-def parts_of(setting: Setting) -> Parts:
-    """The parts of the setting's method, with its dtypes; SpaRTA's count is the expected one.
+class Transient(NamedTuple):
+    """Bytes that are there for a part of the step, however small the batch.
 
-    Raises
-    ------
-    InputError
-        If the method does not fit the model.
+    `backward` is the largest weight's gradient, which gives way to what is kept of it; `update`
+    is for the optimizer's step. `last` is that part of the gradients that comes when no
+    activation is left: the embeddings'.
     """
-    method, precision = setting.config.method, setting.precision
-    backbone = empty_backbone(load_architecture(setting.config.model))
-    counts = count_parameters(backbone, len(setting.config.task.labels), method)
+
+    backward: int
+    update: int
+    last: int
+
+
+def parts_of(setting: Setting, counts: ParameterCounts) -> Parts:
+    """The parts of the setting's method in its dtypes; SpaRTA's count is the expected one."""
+    precision = setting.precision
     weight, value = precision.model_dtype.itemsize, precision.trained_dtype.itemsize
-    trains_itself = method.name == "full_ft" and weight == value
     sampled = counts.sampled or 0
-    largest = max(tensor.numel() for tensor in backbone.parameters())
-    gradient_transient = 0
-    if isinstance(method, SpartaConfig):
-        chances = sampled_tensors(backbone, method.density, method.targets, method.density_of)
-        gradient_transient = _weight_gradient(backbone, chances, weight, setting.device)
-        sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
-        largest = round(max(sizes[name] * chance for name, chance in chances.items()))
-    elif method.name == "full_ft" and not trains_itself:
-        gradient_transient = weight * largest  # before it moves to the copy
-    elif method.name != "full_ft":
-        largest = counts.trainable  # at most
-    stochastic = precision.trained_dtype == torch.bfloat16
     return Parts(
         weights=weight * (counts.total - counts.head),
-        trained=value * (counts.head if trains_itself else counts.trainable),
+        trained=value * (counts.head if _trains_itself(setting) else counts.trainable),
         indices=INDEX * sampled,
         originals=weight * sampled,
         gradients=value * counts.trainable,
         moments=2 * value * counts.trainable,
-        gradient_transient=gradient_transient,
-        update_transient=STOCHASTIC_UPDATE * largest if stochastic else 0,
     )
 
 
-def _weight_gradient(
-    backbone: nn.Module, chances: dict[str, float], weight: int, device: torch.device
-) -> int:
-    """Bytes of the largest dense weight gradient that a layer forms; 0 where all are sampled."""
+def transient_of(setting: Setting, backbone: nn.Module, counts: ParameterCounts) -> Transient:
+    """What comes and goes in a step of the setting's method on `backbone` (on any device)."""
+    method, precision = setting.config.method, setting.precision
+    weight = precision.model_dtype.itemsize
+    sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
+    backward = last = 0
+    if isinstance(method, SpartaConfig):
+        chances = sampled_tensors(backbone, method.density, method.targets, method.density_of)
+        backward = weight * _largest_dense(backbone, chances, setting.device)
+        largest = round(max(sizes[name] * chance for name, chance in chances.items()))
+    elif method.name == "full_ft":
+        largest, last = max(sizes.values()), precision.trained_dtype.itemsize * counts.embeddings
+        if not _trains_itself(setting):
+            backward = weight * largest  # before it moves to the copy
+    elif isinstance(method, LoraConfig):
+        largest = max(counts.head, *lora_sizes(backbone, method))
+    else:
+        largest = counts.head
+    stochastic = precision.trained_dtype == torch.bfloat16
+    return Transient(backward, STOCHASTIC_UPDATE * largest if stochastic else 0, last)
+
+
+def _trains_itself(setting: Setting) -> bool:
+    """Whether the weights train, and not copies of them (see `models.precision`)."""
+    precision = setting.precision
+    return (
+        setting.config.method.name == "full_ft" and precision.model_dtype == precision.trained_dtype
+    )
+
+
+def _largest_dense(backbone: nn.Module, chances: dict[str, float], device: torch.device) -> int:
+    """Scalars of the largest weight whose gradient is computed whole; 0 where all are sampled."""
     tensors = dict(backbone.named_parameters())
-    dense = [
-        weight * tensors[name].numel()
-        for name, chance in chances.items()
-        if not is_sampled_at(tensors[name].shape, chance, device)
-    ]
-    return max(dense, default=0)
+    return max(
+        (
+            tensors[name].numel()
+            for name, chance in chances.items()
+            if not is_sampled_at(tensors[name].shape, chance, device)
+        ),
+        default=0,
+    )
 
 
 def is_sampled_at(shape: torch.Size, chance: float, device: torch.device) -> bool:
     """Whether the gradient of a tensor with so many chosen entries is computed entry by entry."""
-    return len(shape) == 2 and is_sampled("auto", shape, round(chance * shape.numel()), device)
+    return len(shape) == 2 and sampling_pays(shape, round(chance * shape.numel()), device)
 
 
-def per_scalar(precision: Precision) -> PerScalar:
-    """What this project holds for each scalar of a backbone, activations and transients aside."""
-    weight, value = precision.model_dtype.itemsize, precision.trained_dtype.itemsize
+def per_scalar(full_ft: Precision, sparta: Precision) -> PerScalar:
+    """What this project holds for each scalar of a backbone where the two methods train in these
+    dtypes; activations and transients aside."""
+    weight, value = full_ft.model_dtype.itemsize, full_ft.trained_dtype.itemsize
     trained = 4 * value  # itself, gradient, two moments
-    full_ft = trained if weight == value else weight + trained
-    return PerScalar(full_ft, weight, trained + INDEX + weight)
+    whole = trained if full_ft.model_dtype == full_ft.trained_dtype else weight + trained
+    return PerScalar(whole, weight, 4 * sparta.trained_dtype.itemsize + INDEX + weight)

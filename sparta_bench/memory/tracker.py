@@ -58,7 +58,8 @@ def peak_of(work: Callable[[], Any], device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return torch.cuda.max_memory_allocated(device)
-    with TensorMemory() as memory:
+    memory = TensorMemory()
+    with memory:
         work()
     return memory.peak
 

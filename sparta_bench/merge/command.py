@@ -8,6 +8,7 @@ from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparta_bench.config import METHODS
 from sparta_bench.errors import InputError
 from sparta_bench.options import Parser, add_base, add_sources, check_settings
 
@@ -18,7 +19,8 @@ LAYOUTS = ("peft-sparta",)
 HOWS = ("sum", "ties")
 
 
-def _merge_parser() -> Parser:
+def _merge_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and that of each verb."""
     parser = Parser(
         prog="sparta-bench merge", description="Make something else of what a run has trained."
     )
@@ -68,6 +70,7 @@ def _merge_parser() -> Parser:
         default="different",
         help="same: pairs of one seed, where SpaRTA's places coincide (different)",
     )
+    pairs.add_argument("--method", choices=METHODS, help="only runs of this one (all)")
     pairs.add_argument("--json", action="store_true", help="print the records as a JSON list")
     add_base(pairs)
     for verb in (bake, export):
@@ -109,7 +112,7 @@ def _merge_parser() -> Parser:
         required=True,
         help="what that program is to load the base model from: a hub name or a folder",
     )
-    return parser
+    return parser, verbs.choices
 
 
 def _add_rule(parser: Any) -> None:
@@ -157,7 +160,7 @@ def _seed(text: str) -> int:
 
 def main(arguments: list[str]) -> None:
     """`sparta-bench merge VERB`: write a folder and say what is there."""
-    options = _merge_parser().parse_args(arguments)
+    options = _read(arguments)
     if options.verb in ("bake", "export"):
         _of_one(options)
     elif options.verb == "pairs":
@@ -166,6 +169,16 @@ def main(arguments: list[str]) -> None:
         _overlap(options)
     else:
         _of_several(options)
+
+
+def _read(arguments: list[str]) -> Namespace:
+    parser, verbs = _merge_parser()
+    if arguments[:1] and arguments[0] in verbs:
+        # by itself: options may stand between the words of a list then
+        options = verbs[arguments[0]].parse_intermixed_args(arguments[1:])
+        options.verb = arguments[0]
+        return options
+    return parser.parse_args(arguments)  # help, or a fault
 
 
 def _of_one(options: Namespace) -> None:
@@ -243,6 +256,7 @@ def _pairs(options: Namespace) -> None:
         options.folder,
         [Rule(options.how, None, options.dare, options.seed)],
         options.seeds == "same",
+        options.method,
         options.base,
         options.tokenizer,
         options.settings,

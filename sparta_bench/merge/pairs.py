@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from sparta_bench.compose import compose
-from sparta_bench.errors import InputError
+from sparta_bench.config import is_folder_name
+from sparta_bench.errors import InputError, shown
 from sparta_bench.evaluate import Sets, check_fits, scores_of, sets_of
 from sparta_bench.files import write_json
 from sparta_bench.merge.combine import merge_into
@@ -69,16 +70,18 @@ def folder_of(record: Record) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def groups_of(records: Sequence[Record], same_seeds: bool) -> list[list[Pair]]:
+def groups_of(
+    records: Sequence[Record], same_seeds: bool, method: str | None = None
+) -> list[list[Pair]]:
     """The pairs of each model and method, by the best setting of each task (`tables.select`).
 
     Of each two tasks as many pairs as there are seeds: seed by seed the same one, or each with the
-    next, so that SpaRTA's places are independent draws.
+    next, so that SpaRTA's places are independent draws. With a `method` only those of that.
     """
     groups: dict[tuple[str, str, float | None], dict[str, list[Record]]] = defaultdict(dict)
     for cell, chosen in select(records).cells.items():
         runs = [run for run in chosen.runs if folder_of(run) is not None]
-        if runs:
+        if runs and method in (None, runs[0].raw["method"]):
             groups[cell.model, cell.method, cell.density][cell.task] = runs
     found = []
     for tasks in groups.values():
@@ -197,6 +200,7 @@ def _check_same(run: Record, scores: Mapping[str, Mapping[str, float]]) -> None:
 def record_of(merger: Merger, pair: Pair, rule: Rule) -> dict[str, Any]:
     """The scores of one pair, alone and merged, for JSON."""
     runs = (pair.one, pair.other)
+    drops = rule.keep is not None and pair.one.raw["method"] != "lora"
     return {
         "schema": MERGE_SCHEMA,
         "merge_id": pair.merge_id(rule),
@@ -207,8 +211,8 @@ def record_of(merger: Merger, pair: Pair, rule: Rule) -> dict[str, Any]:
         "runs": [{"run_id": run.run_id, "task": run.cell.task, "seed": run.seed} for run in runs],
         "overlap": merger.overlap(pair),
         "alone": [merger.alone(run, Rule()) for run in runs],
-        # what the rule itself costs, without another model
-        "thinned": None if rule.keep is None else [merger.alone(run, rule) for run in runs],
+        # what the rule itself costs, without another model; peft drops nothing of a single adapter
+        "thinned": [merger.alone(run, rule) for run in runs] if drops else None,
         "merged": merger.merged(pair, rule),
         "finished": now(),
         "environment": merger.environment(),
@@ -219,6 +223,7 @@ def measure_pairs(
     folder: Path,
     rules: Sequence[Rule],
     same_seeds: bool = False,
+    method: str | None = None,
     base: str | None = None,
     tokenizer: str | None = None,
     settings: Sequence[str] = (),
@@ -232,6 +237,8 @@ def measure_pairs(
     ----------
     same_seeds
         Pair runs of one seed, whose places coincide; else of different ones.
+    method
+        Only runs of this one; null: of all.
     base, tokenizer
         Where they are, if not where the adapters say.
     settings
@@ -243,7 +250,7 @@ def measure_pairs(
         If there is no pair, or a model or its data cannot be had.
     """
     records, _ = read_records([folder])
-    groups = groups_of(records, same_seeds)
+    groups = groups_of(records, same_seeds, method)
     if not groups:
         seeds = "one seed" if same_seeds else "different seeds"
         raise InputError(
@@ -273,6 +280,11 @@ def measure_pairs(
 
 def _path_of(folder: Path, pair: Pair, rule: Rule) -> Path:
     cell = pair.one.cell
+    for name in (cell.model, cell.method):
+        if not is_folder_name(name):  # a record may come from anybody
+            raise InputError(
+                f"{pair.one.path}: {shown(name)} cannot name a folder for what is merged"
+            )
     return folder / "merges" / cell.model / cell.method / pair.merge_id(rule) / MERGE
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers.utils.hub import cached_file
 
 from sparta_bench import hub
 from sparta_bench.errors import InputError, reason_of
+from sparta_bench.files import json_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth")
@@ -96,15 +97,15 @@ def _shards(index: Path) -> dict[str, list[str]]:
     """Names of the shards, in order, with their tensors."""
     shards: dict[str, list[str]] = {}
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = json_of(index)["weight_map"]
         for tensor, name in places.items():
             shards.setdefault(name, []).append(tensor)
         names = sorted(shards)
-        inside = all(Path(name).name == name for name in names)
+        outside = [n for n in names if not re.fullmatch(r"[^/\\\0]+\.safetensors", n)]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{index}: no index of shards (weight_map), or cut short") from None
-    if not inside:
-        raise InputError(f"{index}: names files that are not beside it")
+    if outside:
+        raise InputError(f"{index}: names {outside[0]!r}, and shards are .safetensors beside it")
     return {name: shards[name] for name in names}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,13 @@ def pooled(backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Te
         input_ids=input_ids, attention_mask=attention_mask, use_cache=False
     ).last_hidden_state
     return states[torch.arange(len(states), device=states.device), last_token(attention_mask)]
+
+
+def checkpoint_gradients(backbone: Any) -> None:
+    """Let each layer of a transformers model compute its activations again in the backward pass."""
+    # transformers renames the method, and warns of the old name
+    enable = getattr(backbone, "activation_checkpointing_enable", None)
+    (enable or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def why_not_finite(model: nn.Module) -> str:

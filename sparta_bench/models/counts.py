@@ -78,7 +78,7 @@ def count_parameters(backbone: nn.Module, classes: int, method: MethodConfig) ->
         expected = sum(sizes[name] * chance for name, chance in chances.items())
         sampled, trainable = round(expected), round(expected + head)
     elif isinstance(method, LoraConfig):
-        trainable = head + _lora_scalars(backbone, method)
+        trainable = head + sum(lora_sizes(backbone, method))
     else:
         trainable = head if method.name == "head" else total
     norms = sum(tensor.numel() for tensor in backbone.parameters() if tensor.dim() == 1)
@@ -87,7 +87,14 @@ def count_parameters(backbone: nn.Module, classes: int, method: MethodConfig) ->
     )
 
 
-def _lora_scalars(backbone: nn.Module, method: LoraConfig) -> int:
+def lora_sizes(backbone: nn.Module, method: LoraConfig) -> list[int]:
+    """Scalars of each low-rank matrix that LoRA would put beside the backbone.
+
+    Raises
+    ------
+    InputError
+        If no linear layer has one of the names.
+    """
     layers = [
         module
         for name, module in backbone.named_modules()
@@ -97,4 +104,4 @@ def _lora_scalars(backbone: nn.Module, method: LoraConfig) -> int:
         raise InputError(
             f"method.targets={method.targets}: no linear layer of the model is called so"
         )
-    return sum(method.r * (layer.in_features + layer.out_features) for layer in layers)
+    return [method.r * size for one in layers for size in (one.in_features, one.out_features)]

@@ -12,13 +12,15 @@ from transformers.utils import logging as transformers_logging
 
 from sparta_bench.config import Config, ModelConfig
 from sparta_bench.errors import InputError
+from sparta_bench.files import json_of
 from sparta_bench.models.answers import answer_tokens, vocabulary_rows
 from sparta_bench.models.checkpoint import checkpoint_files, file_of_model, open_file
-from sparta_bench.models.classifier import Classifier, random_head
+from sparta_bench.models.classifier import Classifier, checkpoint_gradients, random_head
 from sparta_bench.models.precision import Precision
 from sparta_bench.models.source import revision_of, source_of, unreachable
 
 ADAPTER = "adapter_config.json"  # peft's
+OTHER_WEIGHTS = "transformers_weights"
 
 
 def load_classifier(
@@ -52,7 +54,7 @@ def load_classifier(
     classifier = Classifier(backbone, head.to(precision.trained_dtype))
     classifier.requires_grad_(False)
     if config.train.gradient_checkpointing:
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_gradients(backbone)
     return classifier.to(device)
 
 
@@ -69,6 +71,7 @@ def load_backbone(model: ModelConfig, dtype: torch.dtype, dropout: float) -> Any
     source, commit = source_of(model), revision_of(model)
     label = f"model.path={source}" if commit is None else f"model={model.name}"
     _refuse_adapter(label, source, commit)
+    _refuse_other_weights(label, source, commit)
     for path in checkpoint_files(label, source, commit):
         _refuse_quantised(label, path)
     try:
@@ -132,6 +135,17 @@ def _refuse_adapter(label: str, source: str, commit: str | None) -> None:
             f"{label}: an adapter is there ({ADAPTER}); merge it into its base first, with "
             "peft's merge_and_unload, or give the base"
         )
+
+
+def _refuse_other_weights(label: str, source: str, commit: str | None) -> None:
+    # transformers would read the file that is named there, a pickle too, and not those checked here
+    config = file_of_model(label, source, "config.json", commit)
+    try:
+        found = {} if config is None else json_of(config)
+    except (OSError, ValueError):
+        return  # told by transformers
+    if isinstance(found, dict) and OTHER_WEIGHTS in found:
+        raise InputError(f"{label}: config.json names the file of the weights ({OTHER_WEIGHTS})")
 
 
 def set_attention_dropout(backbone: nn.Module, dropout: float) -> None:

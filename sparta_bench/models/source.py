@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -15,7 +14,9 @@ from sparta_bench import hub
 from sparta_bench.config import ModelConfig
 from sparta_bench.data.prompts import SEP_TOKEN, Reading
 from sparta_bench.errors import InputError, reason_of
-from sparta_bench.files import sha256_of
+from sparta_bench.files import json_of, sha256_of
+
+EMBEDDED = Path(str(resources.files("sparta_bench") / "tiny_models"))
 
 
 def source_of(model: ModelConfig) -> str:
@@ -23,7 +24,7 @@ def source_of(model: ModelConfig) -> str:
     if model.path is not None:
         return model.path
     if model.embedded:
-        return str(resources.files("sparta_bench") / "tiny_models" / model.name)
+        return str(EMBEDDED / model.name)
     assert model.hub_id is not None
     return model.hub_id
 
@@ -103,6 +104,7 @@ def load_tokenizer(model: ModelConfig, task: Reading) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
+        tokenizer("a", add_special_tokens=True, verbose=False)  # a broken one may load
     except Exception as error:  # the libraries raise many kinds for a broken tokenizer.json
         if revision is not None:
             raise unreachable(model, error, "the tokenizer of ") from None
@@ -123,13 +125,18 @@ def _check_tokenizer_files(label: str, folder: Path) -> None:
         raise InputError(f"{label}: the folder has no tokenizer ({', '.join(names)})")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         try:
-            json.loads((folder / name).read_text(encoding="utf-8"))
+            found = json_of(folder / name)
         except FileNotFoundError:
-            continue
-        except (OSError, ValueError, RecursionError):
+            found = {}
+        except (OSError, ValueError):
             raise InputError(
                 f"{folder / name}: cannot be read, is not JSON, or cut short"
             ) from None
+        if not isinstance(found, dict):
+            raise InputError(f"{folder / name}: is no JSON object")
+    named = [key for key in found if key.endswith("_file") and isinstance(found[key], str)]
+    if named and not (folder / "tokenizer.json").is_file():  # else they are not looked at
+        raise InputError(f"{folder / name}: {named[0]} points elsewhere, and is not followed")
 
 
 def _tokenizer_fault(source: str, error: Exception) -> str:

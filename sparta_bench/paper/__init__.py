@@ -2,7 +2,8 @@
 
 Tables 7 and 8: `layers` are ranges ("1,3-5"), or "-" for a matrix outside the layers. Table 13:
 where the paper says "same as for Full FT", the values of Full FT stand. `imdb_train` is appendix
-E.1, `printed_models` how the headings of Tables 4, 5, 10 and 11 call the model.
+E.1, `printed_models` how the headings of Tables 4, 5, 10 and 11 call the model, `section5` what
+SpaRTA adds to the stored model and saves of full fine-tuning's memory, by sparsity in percent.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparta_bench import hub
 from sparta_bench.compose import choices, compose
 from sparta_bench.errors import InputError, did_you_mean
-from sparta_bench.models.checkpoint import checkpoint_files, open_file
+from sparta_bench.models.checkpoint import SINGLE, checkpoint_files, open_file
 from sparta_bench.models.source import revision_of, source_of
 from sparta_bench.sparta.store import fingerprint_of_tensors
 
@@ -40,8 +40,9 @@ class Stored:
 class Checkpoint:
     """The tensors of some safetensors files by their names in the backbone.
 
-    A causal language model's `model.layers…` and a bare backbone's `layers…` are the same name
-    here. Files are mapped into memory, so that only what is asked for is read.
+    `label` is what the user called it. A causal language model's `model.layers…` and a bare
+    backbone's `layers…` are the same name here. Files are mapped into memory, so that only what is
+    asked for is read.
 
     Raises
     ------
@@ -62,6 +63,19 @@ class Checkpoint:
                 dtype = DTYPES.get(about.get_dtype())
                 self.tensors[name] = Stored(own, file, tuple(about.get_shape()), dtype)
 
+    @property
+    def name(self) -> str:
+        """The label without the folders around it."""
+        path = Path(self.label)
+        if path.name == SINGLE:
+            path = path.parent
+        return path.resolve().name or self.label
+
+    def shape_of(self, name: str) -> tuple[int, ...] | None:
+        """Null where there is no such tensor."""
+        stored = self.tensors.get(name)
+        return None if stored is None else stored.shape
+
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows of a matrix (at most stop - start x columns), in the dtype of the file."""
         stored = self.tensors[name]
@@ -74,8 +88,8 @@ class Checkpoint:
         return fingerprint_of_tensors(
             (name, stored.file.get_tensor(stored.name).to(dtype or stored.dtype))
             for name, stored in self.tensors.items()
-            # very old checkpoints hold a buffer of the rotary embedding
-            if not is_head(name) and not name.endswith("inv_freq")
+            # quantised weights are no base of ours; very old checkpoints hold a rotary buffer
+            if stored.dtype is not None and not is_head(name) and not name.endswith("inv_freq")
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sparta_bench.charts.plots import check_matplotlib, write_figures
 from sparta_bench.errors import InputError
 from sparta_bench.files import whole_file, write_json
-from sparta_bench.options import Parser
+from sparta_bench.options import Parser, check_folder, figure_path
 from sparta_bench.tables.render import as_csv, as_latex, as_markdown
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def _parser() -> Parser:
     parser = Parser(
         prog="sparta-bench ranks",
-        description="Ranks of what fine-tuning changed in each weight matrix (appendix A, Tables 7\n"
-        "and 8), from safetensors alone: no model is built. Each of BASE and TUNED is\n"
-        "a file, a folder (shards too), a model of conf/model, or a name on the hub;\n"
-        "TUNED may be an adapter or a whole classifier that a run saved.",
+        description="Ranks of what fine-tuning changed in each weight matrix (appendix A, Tables\n"
+        "7 and 8), from safetensors alone: no model is built. Each of BASE and TUNED\n"
+        "is a file, a folder (shards too), a model of conf/model, or a name on the\n"
+        "hub; TUNED may be an adapter or a whole classifier that a run saved.",
     )
     parser.add_argument("base", metavar="BASE", help="what the tuning began with")
     parser.add_argument("tuned", metavar="TUNED", nargs="+", help="what came of it")
@@ -56,8 +56,9 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     if options.figure is not None:
         check_matplotlib("ranks --figure")
-    figure = _figure_path(options.figure)
-    _check_out(options.out)
+    figure = figure_path(options.figure, "spectrum")
+    check_folder("ranks: --out", options.out)
+    check_folder("ranks: --figure", figure and figure.parent)
     from sparta_bench.ranks.compare import compare
     from sparta_bench.ranks.spectrum import WORK_DTYPES
 
@@ -68,15 +69,29 @@ def main(arguments: list[str]) -> None:
         if options.out is not None:
             write(found, rows, options.out)
         if figure is not None:
-            write_figures([found.figure(figure.name)], figure.parent)
+            _draw(found, figure)
     except OSError as error:
         raise InputError(f"ranks: {error.filename}: cannot be written: {error.strerror}") from None
-    if options.json:
-        print(json.dumps(rows, allow_nan=False))
-        for note in found.notes:
-            print(f"sparta-bench: {note}", file=sys.stderr)
-    else:
+    finally:  # what an hour may have computed is told whatever became of the files
+        _tell(found, rows, options.json)
+
+
+def _tell(found: Compared, rows: list[dict[str, Any]], as_json: bool) -> None:
+    if not as_json:
         print(as_markdown(found.table()), end="")
+        return
+    print(json.dumps(rows, allow_nan=False))
+    for note in found.notes:
+        print(f"sparta-bench: {note}", file=sys.stderr)
+
+
+def _draw(found: Compared, path: Path) -> None:
+    """The two files of `--figure`; `path` has no ending."""
+    figure = found.figure(path.name)
+    if figure.panels:
+        write_figures([figure], path.parent)
+    else:
+        print("sparta-bench: nothing changed, so there is no spectrum to draw", file=sys.stderr)
 
 
 def write(found: Compared, rows: list[dict[str, Any]], folder: Path) -> None:
@@ -95,17 +110,3 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("ranks: --device cuda: torch sees no CUDA device here; use cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _figure_path(path: Path | None) -> Path | None:
-    """Folder and name of the figure's files, without an ending."""
-    if path is None:
-        return None
-    if path.suffix in (".png", ".svg"):
-        return path.with_suffix("")
-    return path / "spectrum"
-
-
-def _check_out(folder: Path | None) -> None:
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise InputError(f"ranks: --out {folder}: is no folder")

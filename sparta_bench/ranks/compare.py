@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,46 +13,49 @@ from sparta_bench.charts.chart import Figure
 from sparta_bench.charts.text import counted
 from sparta_bench.errors import InputError
 from sparta_bench.ranks.checkpoint import Checkpoint, open_checkpoint
-from sparta_bench.ranks.difference import EMBEDDING, LM_HEAD, Tuned, open_tuned
-from sparta_bench.ranks.figure import Shown, spectra
-from sparta_bench.ranks.layout import rank_table
+from sparta_bench.ranks.difference import Tuned, open_tuned
+from sparta_bench.ranks.figure import spectra
+from sparta_bench.ranks.layout import place_of, rank_table
+from sparta_bench.ranks.printed import printed_ranks
 from sparta_bench.ranks.progress import Progress, work_of
-from sparta_bench.ranks.spectrum import Change, change_of
+from sparta_bench.ranks.spectrum import Change, Changes, change_of
 from sparta_bench.tables.table import Table
 
 AT_MOST_NAMES = 20  # in a note; the others are counted
+EMBEDDING, LM_HEAD = "embed_tokens.weight", "lm_head.weight"
+ROWS = 4096  # of the vocabulary, that are compared at a time
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What `compare` found; `changes` has a list for each of `tuned`."""
+    """What `compare` found, by tuned model in the order in which they were asked for."""
 
-    base: Checkpoint
-    tuned: Sequence[Tuned]
-    changes: Sequence[Sequence[Change]]
+    base: str
+    found: Sequence[Changes]
     notes: tuple[str, ...]
 
     @property
     def title(self) -> str:
-        labels = ", ".join(tuned.label for tuned in self.tuned)
-        return f"Rank of the change from {Path(self.base.label).name} to {labels}"
+        labels = ", ".join(one.label for one in self.found)
+        return f"Rank of the change from {self.base} to {labels}"
 
     def as_list(self) -> list[dict[str, Any]]:
         """A dictionary for each matrix of each tuned model (see `Change.as_dict`)."""
-        return [change.as_dict() for found in self.changes for change in found]
+        return [
+            {"name": change.name, "tuned": one.label}
+            | change.as_dict()
+            | ({"rank_in_paper": one.printed[change.key]} if change.key in one.printed else {})
+            for one in self.found
+            for change in one.changes
+        ]
 
     def table(self) -> Table:
         """The paper's layout, with the notes below."""
-        labels = [tuned.label for tuned in self.tuned]
-        return rank_table(self.changes, labels, self.title, self.notes)
+        return rank_table(self.found, self.title, self.notes)
 
     def figure(self, name: str) -> Figure:
         """The spectra."""
-        shown = [
-            Shown(tuned.label, tuned.method, changes)
-            for tuned, changes in zip(self.tuned, self.changes, strict=True)
-        ]
-        return spectra(name, self.title, shown)
+        return spectra(name, self.title, self.found)
 
 
 def compare(base: str, tuned: Sequence[str], dtype: torch.dtype, device: torch.device) -> Compared:
@@ -75,32 +77,44 @@ def compare(base: str, tuned: Sequence[str], dtype: torch.dtype, device: torch.d
     start = open_checkpoint(base)
     models = [open_tuned(source, start) for source in tuned]
     _tell_apart(models)
-    eps = torch.finfo(dtype).eps
-    name = str(dtype).removeprefix("torch.")
-    notes = [
-        "rank: how many singular values exceed the largest × max(rows, columns) × "
-        f"{eps:.3g}, numpy's tolerance for {name}; computed in {name} on {device.type}",
-        "above rounding: how many of these exceed what rounding the stored values can make of a "
-        "matrix that did not change",
-        "stable rank: squared Frobenius norm over squared spectral norm",
-    ]
+    notes: dict[str, list[str]] = {}  # each with the models that it is about
     plan: list[list[str]] = []
     for model in models:
         keys, about = _in_common(start, model)
-        plan.append(keys)
-        notes += [*model.notes, *(f"{model.label}: {line}" for line in about)]
         if not keys:
             raise InputError(f"{model.source}: has no matrix of {base} in the same shape", *about)
+        plan.append(keys)
+        for line in (*model.notes, *about):
+            notes.setdefault(line, []).append(model.label)
     work = {key: work_of(_matrix(start, key)) for keys in plan for key in keys}
-    changes: list[list[Change]] = []
+    found = []
     with Progress(sum(map(len, plan)), sum(work[key] for keys in plan for key in keys)) as progress:
         for model, keys in zip(models, plan, strict=True):
-            changes.append([])
+            changes = []
             for key in keys:
                 progress.begin(f"{model.label} {key}")
-                changes[-1].append(change_of(model, key, dtype, device))
+                changes.append(change_of(model, key, dtype, device))
                 progress.end(work[key])
-    return Compared(start, models, changes, tuple(notes))
+            shapes = {key: _matrix(start, key) for key in keys}
+            printed = printed_ranks(start.name, model.label, shapes)
+            found.append(Changes(model.label, model.method, changes, printed))
+            for line in _about_rows(changes):
+                notes.setdefault(line, []).append(model.label)
+    told = [f"{', '.join(labels)}: {line}" for line, labels in notes.items()]
+    return Compared(start.name, found, (*_definitions(dtype, device), *told))
+
+
+def _definitions(dtype: torch.dtype, device: torch.device) -> list[str]:
+    name = str(dtype).removeprefix("torch.")
+    return [
+        "rank: how many singular values exceed the largest × max(rows, columns) × "
+        f"{torch.finfo(dtype).eps:.3g}, numpy's tolerance for {name}; computed in {name} on "
+        f"{device.type}",
+        "above rounding: how many of these exceed what rounding the stored values can make of a "
+        "matrix that did not change",
+        "stable rank: squared Frobenius norm over squared spectral norm; changed: scalars that "
+        "differ at all",
+    ]
 
 
 def _matrix(base: Checkpoint, key: str) -> tuple[int, int]:
@@ -120,56 +134,75 @@ def _tell_apart(models: Iterable[Tuned]) -> None:
 def _in_common(base: Checkpoint, model: Tuned) -> tuple[list[str], list[str]]:
     """The matrices to compare, by name in the backbone, and lines about all other tensors."""
     keys: list[str] = []
-    vectors, others, shapes, kinds, mixed = 0, [], [], [], Counter[str]()
-    both = [name for name in base.tensors if name in model.shapes]
-    for name in both:
-        shape, now = base.tensors[name].shape, model.shapes[name]
-        dtypes = [str(dtype).removeprefix("torch.") for dtype in model.dtypes(name)]
-        if shape != now:
-            shapes.append(f"{name} ({_by(shape)}, now {_by(now)})")
-        elif None in model.dtypes(name):
-            kinds.append(name)
-        elif len(shape) < 2:
-            vectors += 1
-        elif len(shape) > 2 or 0 in shape:
-            others.append(f"{name} ({_by(shape)})")
-        else:
-            keys.append(name)
-            if dtypes[0] != dtypes[1]:
-                mixed[f"{dtypes[0]} in the base and {dtypes[1]} here"] += 1
+    left: dict[str, list[str]] = {}
+    mixed: Counter[str] = Counter()
+    for name in base.tensors:
+        why = _left_out(base, model, name)
+        if why is not None:
+            left.setdefault(why[0], []).append(why[1])
+            continue
+        keys.append(name)
+        before, after = (str(dtype).removeprefix("torch.") for dtype in model.dtypes(name))
+        if before != after:
+            mixed[f"{before} in the base and {after} here"] += 1
+    lines = []
     if LM_HEAD in keys and _is_tied(model):
         keys.remove(LM_HEAD)
-        tied = ["the vocabulary head is the embedding, in both, and has no row of its own"]
-    else:
-        tied = []
-    lines = [
-        _listed("left out, only in the base", [n for n in base.tensors if n not in model.shapes]),
-        _listed("left out, only here", [n for n in model.shapes if n not in base.tensors]),
-        _listed("left out, of another shape", shapes),
-        _listed("left out, no plain floating-point numbers", kinds),
-        _listed("left out, no matrix", others),
-        *tied,
-        *(f"{counted(n, 'matrix is', 'matrices are')} {how}" for how, n in mixed.items()),
-        f"{counted(vectors, 'vector', 'vectors')} left out" if vectors else "",
-    ]
-    return keys, [line for line in lines if line]
+        lines.append("the vocabulary head is the embedding, in both, and has no row of its own")
+    only_here = [name for name in model.shapes if name not in base.tensors]
+    if only_here:
+        left["only here"] = only_here
+    lines += [f"{counted(n, 'matrix is', 'matrices are')} {how}" for how, n in mixed.items()]
+    vectors = left.pop("vectors", [])
+    lines += [f"left out, {why}: {_listed(names)}" for why, names in left.items()]
+    if vectors:
+        lines.append(f"{counted(len(vectors), 'vector', 'vectors')} left out")
+    return keys, lines
+
+
+def _left_out(base: Checkpoint, model: Tuned, name: str) -> tuple[str, str] | None:
+    """Why a tensor of the base is not compared, and what to call it there; null where it is."""
+    before, after = base.tensors[name].shape, model.shapes.get(name)
+    if after is None:
+        return "only in the base", name
+    if before != after:
+        return "of another shape", f"{name} ({_by(before)}, now {_by(after)})"
+    if None in model.dtypes(name):
+        return "no plain floating-point numbers", name
+    if len(before) < 2:
+        return "vectors", name
+    if len(before) > 2 or 0 in before:
+        return "no matrix", f"{name} ({_by(before)})"
+    return None
 
 
 def _is_tied(model: Tuned) -> bool:
     """Whether base and tuned model hold their embedding a second time as the vocabulary head."""
-    if model.shapes.get(EMBEDDING) != model.shapes[LM_HEAD]:
+    shape = model.shapes[LM_HEAD]
+    if not (model.shapes.get(EMBEDDING) == model.base.shape_of(EMBEDDING) == shape):
         return False
-    rows = model.shapes[LM_HEAD][0]
-    embedding, head = model.pair(EMBEDDING, 0, rows), model.pair(LM_HEAD, 0, rows)
-    return all(torch.equal(one, two) for one, two in zip(embedding, head, strict=True))
+    for start in range(0, shape[0], ROWS):
+        embedding = model.pair(EMBEDDING, start, start + ROWS)
+        head = model.pair(LM_HEAD, start, start + ROWS)
+        if not all(torch.equal(one, two) for one, two in zip(embedding, head, strict=True)):
+            return False
+    return True
 
 
-def _listed(what: str, names: Sequence[str]) -> str:
-    if not names:
-        return ""
+def _about_rows(changes: Iterable[Change]) -> list[str]:
+    """In how many rows, of tokens mostly, a matrix outside the layers changed: a bound of its
+    rank."""
+    return [
+        f"{change.name} changed in {change.changed_rows:,} of its {change.shape[0]:,} rows"
+        for change in changes
+        if place_of(change.key).layer is None and 0 < change.changed_rows < change.shape[0]
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:AT_MOST_NAMES])
     more = len(names) - AT_MOST_NAMES
-    return f"{what}: {shown}" + (f" and {more:,} more" if more > 0 else "")
+    return shown + (f" and {more:,} more" if more > 0 else "")
 
 
 def _by(shape: Sequence[int]) -> str:

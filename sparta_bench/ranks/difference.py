@@ -18,7 +18,6 @@ from sparta_bench.sparta import authors_layout, store
 from sparta_bench.sparta.merge import rounded_sum
 
 HALF = (torch.float16, torch.bfloat16)
-EMBEDDING, LM_HEAD = "embed_tokens.weight", "lm_head.weight"
 _LORA = re.compile(r"(.+)\.lora_([AB])\.default\.weight")
 
 
@@ -27,19 +26,22 @@ class Tuned:
 
     `source` is what the user called it; `label` a short name, and `method` what trained it (null:
     not known). `shapes` are those of its tensors, by name in the backbone; `notes` is what a
-    reader must know beside the numbers. `began_at_base`: whether it is known that training began
-    with the very values of the base's file.
+    reader must know beside the numbers. `began_at_base`: whether training began with the very
+    values of the base's file, so that these carry no error of rounding; of a whole model a run
+    wrote down the base's name, of any other this is not known.
     """
 
     def __init__(self, source: str, base: Checkpoint, tuned: Checkpoint) -> None:
         self.source = source
         self.base = base
         self.tuned = tuned
-        self.method = _method_of(Path(source) / WHOLE)
-        self.began_at_base = self.method is not None
-        self.label = self.method or Path(source).name
+        self.method, trained_on = _origin_of(Path(source) / WHOLE)
+        self.began_at_base = trained_on == base.name
+        self.label = self.method or tuned.name
         self.shapes = {name: stored.shape for name, stored in tuned.tensors.items()}
         self.notes: list[str] = []
+        if trained_on is not None and not self.began_at_base:
+            self.notes.append(f"was trained on {trained_on}, by its {WHOLE}")
 
     def pair(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Rows of the base and of the tuned matrix, as they are compared (each at most
@@ -61,16 +63,13 @@ class Adapter(Tuned):
         If it was trained on another base.
     """
 
-    began_at_base = True
-
     def __init__(
         self, source: str, base: Checkpoint, config: Mapping[str, Any], tensors: dict[str, Tensor]
     ) -> None:
         self.source = source
         self.base = base
-        method = config["method"]
-        self.method = method["name"]
-        self.label = method["name"]
+        self.began_at_base = True
+        self.method = self.label = config["method"]["name"]
         # of an adapter that a script saved, the dtype of the model is not known
         known = config.get("dtypes", {}).get("model")
         self.dtype = None if known is None else store.DTYPES[known]
@@ -79,7 +78,7 @@ class Adapter(Tuned):
             name: stored.shape for name, stored in base.tensors.items() if not is_head(name)
         }
         self.shapes |= {
-            name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("head")
+            name: tuple(tensor.shape) for name, tensor in tensors.items() if _is_own_head(name)
         }
         self._check_base(config)
 
@@ -90,8 +89,8 @@ class Adapter(Tuned):
             return
         if config.get("separator") == "sep_token":
             self.notes.append(
-                f"{self.label}: the run may have added a token's row to the embedding, so that its "
-                "base cannot be checked"
+                "the run may have added a token's row to the embedding, so that its base cannot "
+                "be checked"
             )
             return
         raise InputError(
@@ -113,11 +112,6 @@ class Adapter(Tuned):
         a method that trains nothing but a head they are the base's."""
         return base
 
-    def refuse_unknown(self, name: str) -> None:
-        """Raise InputError where the base has no tensor of that name."""
-        if name not in self.base.tensors:
-            raise InputError(f"{self.source}: changes {name}, which {self.base.label} has not")
-
 
 class SpartaAdapter(Adapter):
     """round(original + delta) at the chosen places, as `sparta.merge` writes it."""
@@ -128,18 +122,15 @@ class SpartaAdapter(Adapter):
         super().__init__(source, base, config, tensors)
         if config["compact"]:
             raise InputError(
-                f"{source}: is compact, without its places; `merge bake` makes a whole"
+                f"{source}: is compact: it holds the seed of its places, which are drawn on a "
+                f"model; `sparta-bench merge bake {source} --out DIR` makes a whole model of it"
             )
         if config["density"] is not None:
             self.label = f"sparta {config['density']:g}"
-        self.places = {
-            name.removesuffix(".indices"): tensor.long()
-            for name, tensor in tensors.items()
-            if name.endswith(".indices")
-        }
-        self.deltas = {name: tensors[f"{name}.deltas"] for name in self.places}
-        for name in self.places:
-            self.refuse_unknown(name)
+        places = store.ending(tensors, ".indices")
+        self.deltas = store.ending(tensors, ".deltas")
+        store.check_deltas(places, self.deltas, self.shapes, Path(source))
+        self.places = {name: indices.long() for name, indices in places.items()}
 
     def merged(self, name: str, base: Tensor, start: int) -> Tensor:
         if name not in self.places:
@@ -154,7 +145,8 @@ class SpartaAdapter(Adapter):
 
 
 class LoraAdapter(Adapter):
-    """W + alpha / r · B A, rounded as peft rounds it on a CPU."""
+    """W + alpha / r · B A, rounded as peft rounds it on a CPU (of a block of rows, the product's
+    last bit may differ from that in the whole)."""
 
     def __init__(
         self, source: str, base: Checkpoint, config: Mapping[str, Any], tensors: dict[str, Tensor]
@@ -162,44 +154,55 @@ class LoraAdapter(Adapter):
         super().__init__(source, base, config, tensors)
         method = config["method"]
         self.label = f"lora r={method['r']}"
-        self.scale = method["alpha"] / method["r"]
+        self.alpha = method["alpha"]
+        if not isinstance(self.alpha, int | float):
+            raise TypeError(f"method.alpha={self.alpha}")
         self.factors: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             if match := _LORA.fullmatch(key):
                 self.factors.setdefault(f"{match[1]}.weight", {})[match[2]] = tensor
-            elif not key.startswith("head"):
+            elif not _is_own_head(key):
                 raise InputError(f"{source}: {key} is no factor of a linear layer's change")
         for name, factor in self.factors.items():
-            self.refuse_unknown(name)
-            shape = (factor["B"].shape[0], factor["A"].shape[1])
-            if shape != base.tensors[name].shape:
-                raise InputError(
-                    f"{source}: changes {name} of shape {shape}, and {base.label} has "
-                    f"{base.tensors[name].shape}"
-                )
+            self._check_factors(name, factor)
+
+    def _check_factors(self, name: str, factor: Mapping[str, Tensor]) -> None:
+        a, b = factor.get("A"), factor.get("B")
+        if a is None or b is None or a.dim() != 2 or b.dim() != 2 or not len(a) == b.shape[1] > 0:
+            raise InputError(f"{self.source}: {name} has no two factors that can be multiplied")
+        product = (len(b), a.shape[1])
+        if product != self.shapes.get(name):
+            there = self.shapes.get(name, "no such matrix")
+            raise InputError(
+                f"{self.source}: changes {name} of shape {product}, and {self.base.label} has "
+                f"{there}"
+            )
 
     def merged(self, name: str, base: Tensor, start: int) -> Tensor:
         if name not in self.factors:
             return base
         a, b = self.factors[name]["A"], self.factors[name]["B"][start : start + len(base)]
-        if a.dtype in HALF:
-            change = (b.float() @ a.float() * self.scale).to(a.dtype)
-        else:
-            change = b @ a * self.scale
+        wide = torch.float32 if a.dtype in HALF else a.dtype
+        change = (b.to(wide) @ a.to(wide) * (self.alpha / len(a))).to(a.dtype)
         total = base.clone()
         total += change  # rounds once where the change is wider than the weight
         return total
 
 
-def _method_of(path: Path) -> str | None:
-    """What trained a whole model that a run saved; null where another program saved it."""
+def _is_own_head(name: str) -> bool:
+    """Of a name in an adapter's file."""
+    return name.startswith("head.")
+
+
+def _origin_of(path: Path) -> tuple[str | None, str | None]:
+    """Of a whole model that a run saved, the method and the base's name; of another, null."""
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        return str(about["method"]["name"])
+        return str(about["method"]["name"]), str(about["base_model"]["name"])
     except OSError:
-        return None
+        return None, None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: no method in it, is not JSON, or cut short") from None
+        raise InputError(f"{path}: no method or base in it, is not JSON, or cut short") from None
 
 
 def open_tuned(source: str, base: Checkpoint) -> Tuned:
@@ -212,18 +215,20 @@ def open_tuned(source: str, base: Checkpoint) -> Tuned:
     """
     folder = Path(source)
     if authors_layout.is_in(folder):
-        raise InputError(f"{source}: an adapter of peft-sparta; `merge bake` makes a whole of it")
+        raise InputError(
+            f"{source}: an adapter of peft-sparta; `sparta-bench merge bake {source} --out DIR` "
+            "makes a whole model of it, which can be compared"
+        )
     if not (folder / store.CONFIG).is_file():
         return Tuned(source, base, open_checkpoint(source))
     kinds = {"sparta": SpartaAdapter, "lora": LoraAdapter, "head": Adapter}
     try:
         config = store.read_config(folder)
-        return kinds[config["method"]["name"]](
-            source, base, config, store.read_tensors(folder, config)
-        )
+        kind = kinds[config["method"]["name"]]
+        return kind(source, base, config, store.read_tensors(folder, config))
     except ValueError as error:
         raise InputError(reason_of(error)) from None
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder / store.CONFIG}: {error} is missing or of another kind"
         ) from None

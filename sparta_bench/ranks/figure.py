@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 
-from sparta_bench.charts.chart import MARKERS, TONES, Figure, Key, Plot, Series, log_axis
+from sparta_bench.charts.chart import MARKERS, TONES, Axis, Figure, Key, Plot, Series, log_axis
 from sparta_bench.charts.text import counted
 from sparta_bench.ranks.layout import kind_order, place_of
-from sparta_bench.ranks.spectrum import Change
+from sparta_bench.ranks.spectrum import Change, Changes
 
 POINTS, MARKED = 120, 4  # of a curve, and how many of them carry its marker
 SPARE_TONES = ("other", "head", "sparta_vo", "muted", "bad")  # for what no method is known of
 
 
-class Shown(NamedTuple):
-    """The changes of one tuned model, by the name and the method (null: unknown) of the model."""
-
-    label: str
-    method: str | None
-    changes: Sequence[Change]
-
-
-def spectra(name: str, title: str, shown: Sequence[Shown]) -> Figure:
+def spectra(name: str, title: str, shown: Sequence[Changes]) -> Figure:
     """Singular values over the largest, both axes logarithmic; of several layers the median.
 
     What did not change at all has no curve. The dashed line is the tolerance, below which a
@@ -43,7 +36,7 @@ def spectra(name: str, title: str, shown: Sequence[Shown]) -> Figure:
     return Figure(name, title, tuple(panels), (*legend, Key("tolerance", "muted", None, "dashed")))
 
 
-def _tones(shown: Sequence[Shown]) -> list[str]:
+def _tones(shown: Sequence[Changes]) -> list[str]:
     """A method's own colour for its first model, and spare ones, in turn, for all others."""
     taken: list[str] = []
     for one in shown:
@@ -53,7 +46,7 @@ def _tones(shown: Sequence[Shown]) -> list[str]:
     return taken
 
 
-def _panel(kind: str, shown: Sequence[Shown], tones: Sequence[str]) -> Plot | None:
+def _panel(kind: str, shown: Sequence[Changes], tones: Sequence[str]) -> Plot | None:
     """Null where none of the models changed it."""
     curves, layers = [], 0
     for one, tone in zip(shown, tones, strict=True):
@@ -77,9 +70,15 @@ def _panel(kind: str, shown: Sequence[Shown], tones: Sequence[str]) -> Plot | No
         f"median of {counted(layers, 'layer', 'layers')}",
         f"Singular values of the change of {kind} over the largest",
         log_axis("singular value, by size", (1.0, float(longest))),
-        log_axis("over the largest", (floor, 1.0)),
+        _powers(log_axis("over the largest", (floor, 1.0))),
         (*series, line),
     )
+
+
+def _powers(axis: Axis) -> Axis:
+    """With ticks that are short: 1, 1e-2, 1e-4."""
+    ticks = [(at, f"1e{math.log10(at):.0f}" if at < 1 else f"{at:g}") for at, _ in axis.ticks]
+    return replace(axis, ticks=tuple(ticks))
 
 
 def _median(changes: Sequence[Change]) -> np.ndarray:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from sparta_bench.ranks.spectrum import Change
+from sparta_bench.ranks.spectrum import Change, Changes
 from sparta_bench.tables.table import Heading, Table
 
 # the order of the paper's rows; kinds that it has not come after these, by name
@@ -20,16 +20,17 @@ KINDS = (
     "mlp up proj",
     "mlp down proj",
 )
-# the columns that each tuned model has
-OWN = ("rank", "rank deficiency", "tolerance / largest", "above rounding", "stable rank")
 NAMES = {"embed_tokens": KINDS[0], "lm_head": "untied lm head"}
 
 
-class _Group(NamedTuple):
-    """What the matrices of a row have in common, in the order that sorts the rows."""
+class _Row(NamedTuple):
+    """What the matrices of a row have in common, in the order that sorts the rows. A rank of -1
+    is none in the paper."""
 
     order: tuple[int, str]
-    ranks: tuple[int, ...]
+    model: int
+    rank: int
+    printed: int
     shape: tuple[int, int]
 
 
@@ -73,53 +74,61 @@ def as_ranges(layers: Sequence[int]) -> str:
     return ",".join(parts)
 
 
-def rank_table(
-    changes: Sequence[Sequence[Change]],
-    labels: Sequence[str],
-    title: str,
-    notes: tuple[str, ...] = (),
-) -> Table:
-    """One row for the layers in which a matrix has the same ranks, one group of columns for each
-    tuned model; within a kind the lowest rank comes first, as in the paper.
+def rank_table(found: Sequence[Changes], title: str, notes: tuple[str, ...] = ()) -> Table:
+    """One row for the layers in which a model's matrix has one rank, as in the paper: the lowest
+    rank first. Of several models, the rows of one kind of matrix stand together.
 
-    Where values differ between a row's layers, the lowest and the highest stand. A matrix that a
-    tuned model lacks has dashes in its columns.
+    Where other values differ between a row's layers, the lowest and the highest stand.
     """
-    by_key = [{change.key: change for change in found} for found in changes]
-    groups: dict[_Group, list[str]] = {}
-    for key in {key for found in by_key for key in found}:
-        here = [found.get(key) for found in by_key]
-        shape = next(change.shape for change in here if change is not None)
-        ranks = tuple(-1 if change is None else change.rank() for change in here)
-        group = _Group(kind_order(place_of(key).kind), ranks, shape)
-        groups.setdefault(group, []).append(key)
-    body = []
-    for group, keys in sorted(groups.items()):
-        layers = sorted(layer for key in keys if (layer := place_of(key).layer) is not None)
-        cells = [group.order[1], f"[{group.shape[0]}, {group.shape[1]}]", as_ranges(layers) or "-"]
-        for found in by_key:
-            cells += _cells([found[key] for key in keys if key in found])
-        body.append(tuple(cells))
-    names = ("weight matrix", "dims", "layers", *OWN * len(labels))
-    headings: list[tuple[Heading, ...]] = [tuple(Heading(name) for name in names)]
-    if len(labels) > 1:
-        above = [Heading(label, len(OWN)) for label in labels]
-        headings.insert(0, (Heading("", len(names) - len(OWN) * len(labels)), *above))
-    return Table("ranks", title, tuple(headings), tuple(body), notes)
+    rows: dict[_Row, list[Change]] = {}
+    for model, one in enumerate(found):
+        for change in one.changes:
+            kind = kind_order(place_of(change.key).kind)
+            printed = one.printed.get(change.key, -1)
+            row = _Row(kind, model, change.rank(), printed, change.shape)
+            rows.setdefault(row, []).append(change)
+    tuned = ["tuned"] if len(found) > 1 else []
+    paper = (
+        ["rank in the paper", "deficiency in the paper"] if any(c.printed for c in found) else []
+    )
+    names = ["weight matrix", "dims", *tuned, "layers", "rank", "rank deficiency", *paper]
+    names += ["above rounding", "stable rank", "changed, %", "tolerance / largest"]
+    body = [
+        (
+            row.order[1],
+            f"[{row.shape[0]}, {row.shape[1]}]",
+            *([found[row.model].label] if tuned else []),
+            _layers(changes),
+            *_rank(row.rank, row.shape),
+            *(_rank(row.printed, row.shape) if paper else []),
+            *_values(changes),
+        )
+        for row, changes in sorted(rows.items(), key=lambda item: item[0])
+    ]
+    return Table("ranks", title, (tuple(map(Heading, names)),), tuple(body), notes)
 
 
-def _cells(changes: Sequence[Change]) -> tuple[str, ...]:
-    """Of layers with one rank."""
-    if not changes:
-        return ("–",) * len(OWN)
-    first = changes[0]
-    deficiency = min(first.shape) - first.rank()
+def _layers(changes: Sequence[Change]) -> str:
+    layers = [layer for change in changes if (layer := place_of(change.key).layer) is not None]
+    return as_ranges(sorted(layers)) or "-"
+
+
+def _rank(rank: int, shape: tuple[int, int]) -> tuple[str, str]:
+    """Rank and deficiency; dashes for none."""
+    if rank < 0:
+        return "–", "–"
+    deficiency = min(shape) - rank
+    return str(rank), str(deficiency) if deficiency else "0 (full rank)"
+
+
+def _values(changes: Sequence[Change]) -> tuple[str, ...]:
+    """What may differ between the matrices of a row, and their tolerance."""
+    stable = [change.stable_rank for change in changes if change.stable_rank is not None]
     return (
-        str(first.rank()),
-        str(deficiency) if deficiency else "0 (full rank)",
-        f"{first.relative_tolerance():.1e}",
         _span([change.rank_above_rounding for change in changes], str),
-        _span([c.stable_rank for c in changes if c.stable_rank is not None], lambda v: f"{v:.1f}"),
+        _span(stable, lambda value: f"{value:.1f}"),
+        _span([change.share_changed for change in changes], lambda value: f"{100 * value:.3g}"),
+        f"{changes[0].relative_tolerance():.1e}",
     )
 
 

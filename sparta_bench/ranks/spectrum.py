@@ -1,11 +1,13 @@
-"""Singular values of a tuned matrix minus its base, and what of them is more than noise."""
+"""Singular values of a tuned matrix minus its base, and what of them is more than noise.
+
+Definitions, and what the precision is: docs/ranks.md."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from sparta_bench.errors import InputError
 from sparta_bench.ranks.difference import Tuned
 
 WORK_DTYPES = {"float32": torch.float32, "float64": torch.float64}
-# rows of a block over the columns: the QR of many blocks then costs a sixth more than one QR of all
+# rows of a block over the columns: the QR of many blocks then costs a quarter more than one of all
 _TALL = 4
 _EXPONENT_OF = {
     torch.float32: (torch.int32, 0x7F80_0000),
@@ -28,16 +30,18 @@ class Change:
 
     `values` are all min(rows, columns) singular values, falling, in the dtype of the computation;
     `rounding` estimates the largest singular value of what storing in `dtypes` (base, tuned)
-    rounded away; `name` is the base's own, `key` that in the backbone.
+    rounded away; `changed` scalars differ, which lie in `changed_rows` rows (no rank is larger);
+    `name` is the base's own, `key` that in the backbone.
     """
 
     key: str
     name: str
-    tuned: str
     shape: tuple[int, int]
     dtypes: tuple[torch.dtype, torch.dtype]
     values: Tensor
     rounding: float
+    changed: int
+    changed_rows: int
 
     @property
     def largest(self) -> float:
@@ -65,6 +69,11 @@ class Change:
             return None
         return float((self.values.double() / self.largest).square().sum())
 
+    @property
+    def share_changed(self) -> float:
+        """The part of the scalars that differ, 0 to 1."""
+        return self.changed / math.prod(self.shape)
+
     def _above(self, bound: float) -> int:
         return int((self.values.double() > bound).sum())
 
@@ -73,7 +82,6 @@ class Change:
         rank = self.rank()
         found = {
             "name": self.name,
-            "tuned": self.tuned,
             "shape": list(self.shape),
             "rank": rank,
             "deficiency": min(self.shape) - rank,
@@ -83,12 +91,24 @@ class Change:
             "stable_rank": self.stable_rank,
             "rounding_noise": self.rounding,
             "rank_above_rounding": self.rank_above_rounding,
+            "changed_scalars": self.changed,
+            "changed_rows": self.changed_rows,
             "dtypes": [str(dtype).removeprefix("torch.") for dtype in self.dtypes],
             "computed_in": str(self.values.dtype).removeprefix("torch."),
         }
         if self.values.dtype == torch.float64:
             found["rank_at_float32_tolerance"] = self.rank(torch.float32)
         return found
+
+
+class Changes(NamedTuple):
+    """All changes of one tuned model: its label, the method that trained it (null: not known),
+    and the ranks that the paper prints, by name in the backbone."""
+
+    label: str
+    method: str | None
+    changes: Sequence[Change]
+    printed: Mapping[str, int]
 
 
 def change_of(tuned: Tuned, key: str, dtype: torch.dtype, device: torch.device) -> Change:
@@ -106,7 +126,8 @@ def change_of(tuned: Tuned, key: str, dtype: torch.dtype, device: torch.device) 
     stored = tuned.base.tensors[key]
     wide = rows < columns
     noise = Noise(tuned.began_at_base, columns)
-    size = rows if wide else max(_TALL * columns, 1)
+    count = Counts()
+    size = rows if wide else _TALL * columns
 
     def blocks() -> Iterator[Tensor]:
         for start in range(0, rows, size):
@@ -114,15 +135,23 @@ def change_of(tuned: Tuned, key: str, dtype: torch.dtype, device: torch.device) 
             difference = other.to(dtype) - base.to(dtype)
             if not difference.isfinite().all():
                 what = tuned.source if base.isfinite().all() else tuned.base.label
-                raise InputError(f"{what}: {stored.name} has values that are not finite")
+                raise InputError(f"{what}: {stored.name} has values that are not finite numbers")
             noise.add(base, other)
+            count.add(difference)
             yield difference.T if wide else difference
 
     values = singular_values(blocks(), min(rows, columns)).cpu()
     before, after = tuned.dtypes(key)
     assert before is not None and after is not None
     return Change(
-        key, stored.name, tuned.source, (rows, columns), (before, after), values, noise.largest()
+        key,
+        stored.name,
+        (rows, columns),
+        (before, after),
+        values,
+        noise.largest(),
+        count.scalars,
+        count.rows,
     )
 
 
@@ -149,6 +178,19 @@ def singular_values(blocks: Iterable[Tensor], columns: int) -> Tensor:
     # LAPACK is eight times slower on a wide matrix than on the same one turned
     found = torch.linalg.svdvals(stacked if len(stacked) >= columns else stacked.T)
     return torch.cat([found, found.new_zeros(columns - len(found))])
+
+
+class Counts:
+    """How many scalars, and rows with one of these, are not zero in all blocks of rows so far."""
+
+    def __init__(self) -> None:
+        self.scalars = self.rows = 0
+
+    def add(self, block: Tensor) -> None:
+        """Take in a block."""
+        in_rows = block.count_nonzero(dim=1)
+        self.scalars += int(in_rows.sum())
+        self.rows += int(in_rows.count_nonzero())
 
 
 class Noise:

@@ -249,7 +249,7 @@ def _drawn(series: Series) -> bool:
 
 def _loss_series(curve: _Curve, tone: str, points: list[tuple[float, float]], line: Any) -> Series:
     """The curve; on that of dev the state that was kept."""
-    best = number((curve.run.raw.get("training") or {}).get("best_step"))
+    best = value_at(curve.run, "training", "best_step")
     kept = [index for index, (step, _) in enumerate(points) if step == best]
     shown = thinned(len(points), MAX_POINTS, kept)
     marked: tuple[int, ...] = ()

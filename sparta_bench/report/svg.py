@@ -118,8 +118,14 @@ def _bars(bars: Bars) -> str:
     for index, row in enumerate(bars.rows):
         top, length = index * ROW, room * max(0.0, row.value) / most
         base, end = _short(top + 14.5), _short(LABEL + max(length, 1) + 5)
-        label, bar = escaped(shortened(row.label, 18)), f"h{_short(max(length, 1))}v10H{LABEL}z"
+        label = escaped(shortened(row.label, 18))
         parts.append(f'<text x="0" y="{base}">{label}</text>')
-        parts.append(f'<path class="f {row.tone}" d="M{LABEL} {top + 6}{bar}"/>')
+        start = float(LABEL)
+        for piece in row.drawn:
+            long = room * max(0.0, piece.value) / most
+            seen = long if row.pieces else max(long, 1)  # a bar of nothing, too
+            bar = f"M{_short(start)} {top + 6}h{_short(seen)}v10H{_short(start)}z"
+            parts.append(f'<path class="f {piece.tone}" d="{bar}"/>')
+            start += long
         parts.append(f'<text class="v" x="{end}" y="{base}">{escaped(row.text)}</text>')
     return _svg(len(bars.rows) * ROW + 2, bars.alt, parts)

@@ -9,24 +9,22 @@ as a pickle, `head_init.pt`.
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sparta_bench.files import write_json, write_tensors
+from sparta_bench.files import json_of, write_json, write_tensors
 from sparta_bench.sparta import store
 
 if TYPE_CHECKING:
     from sparta_bench.sparta.adapter import SpartaAdapter
 
 TENSORS, HEAD, CONFIG = "sparse_deltas", "head_init", "config.json"
+BASE = "sparta_pretrained_model"
 SCORE = "score.weight"
 
 
@@ -44,11 +42,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         If it cannot be read, or names no base model.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json_of(folder / CONFIG)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG}: cannot be read: {error}") from None
-    if not isinstance(config, dict) or "sparta_pretrained_model" not in config:
-        raise ValueError(f"{folder / CONFIG}: no sparta_pretrained_model in it")
+    if not isinstance(config, dict) or not isinstance(config.get(BASE), str):
+        raise ValueError(f"{folder / CONFIG}: no {BASE} in it, the name of the base model")
     return config
 
 
@@ -99,21 +97,22 @@ def _load(folder: Path, name: str, allow_pickle: bool) -> dict[str, Tensor]:
     path = folder / f"{name}.safetensors"
     if not path.is_file():
         path = folder / f"{name}.pt"
+    if path.suffix == ".pt" and path.is_file() and not allow_pickle:
+        raise ValueError(
+            f"{path}: a pickle, which is read only where that is allowed "
+            "(allow_pickle=True, --allow-pickle)"
+        )
     try:
         if path.suffix == ".safetensors":
-            tensors: dict[str, Tensor] = load_file(path)
-            return tensors
-        if not allow_pickle and path.is_file():
-            raise ValueError(
-                f"{path}: a pickle, which is read only where that is allowed "
-                "(allow_pickle=True, --allow-pickle)"
-            )
-        return _flattened(torch.load(path, map_location="cpu", weights_only=True), path)
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch raises many kinds for a broken file
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: cannot be read: {first}") from None
+    return found if path.suffix == ".safetensors" else _flattened(found, path)
 
 
 def _flattened(found: Any, path: Path) -> dict[str, Tensor]:
@@ -181,7 +180,7 @@ def write(
     write_tensors(folder / f"{HEAD}.safetensors", {"head": head.detach().cpu().float()})
     config: dict[str, Any] = adapter.backbone.config.to_dict()  # type: ignore[operator, union-attr]
     config |= {
-        "sparta_pretrained_model": base_model,
+        BASE: base_model,
         "problem_type": "single_label_classification",
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},

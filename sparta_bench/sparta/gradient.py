@@ -94,8 +94,15 @@ def is_sampled(way: str, shape: torch.Size, chosen: int, device: torch.device) -
     the sampled way."""
     if way != "auto":
         return way == "sampled"
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return False
+    return sampling_pays(shape, chosen, device)
+
+
+def sampling_pays(shape: torch.Size, chosen: int, device: torch.device) -> bool:
+    """Whether the sampled way is the cheaper one on such a device, which need not be there."""
     cost = _COSTS.get(device.type)
-    if cost is None or (device.type == "cuda" and importlib.util.find_spec("triton") is None):
+    if cost is None:
         return False
     return chosen * cost.entry + sum(shape) * cost.line < shape.numel()
 

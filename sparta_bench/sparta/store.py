@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sparta_bench.files import sha256_of, write_json, write_tensors
+from sparta_bench.files import json_of, sha256_of, write_json, write_tensors
 
 TENSORS, CONFIG = "adapter.safetensors", "adapter_config.json"
 FORMAT = 2  # counted up when a reader of the last one would read wrongly
@@ -127,7 +127,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json_of(path)
     except OSError as error:
         inner = folder / "adapter"
         hint = f" (what a run trained is in {inner})" if (inner / CONFIG).is_file() else ""
@@ -189,8 +189,8 @@ def read(folder: Path, backbone: nn.Module, allow_pickle: bool = False) -> Saved
         return Saved(
             draw=draw,
             dtype=DTYPES[config["dtype"]],
-            places=None if config["compact"] else _ending(tensors, ".indices"),
-            deltas=_ending(tensors, ".deltas"),
+            places=None if config["compact"] else ending(tensors, ".indices"),
+            deltas=ending(tensors, ".deltas"),
             head={name: tensor for name, tensor in tensors.items() if name.startswith("head.")},
             base_fingerprint=config["base_fingerprint"],
             indices_checksum=config["indices_checksum"],
@@ -214,7 +214,8 @@ def _draw(method: Mapping[str, Any], seed: Any) -> Draw:
     return Draw(density, seed, targets, density_of)
 
 
-def _ending(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:
+def ending(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:
+    """Those whose names have this ending, by their names without it."""
     return {
         name.removesuffix(end): tensor for name, tensor in tensors.items() if name.endswith(end)
     }
@@ -230,20 +231,8 @@ def check(saved: Saved, places: Mapping[str, Tensor], backbone: nn.Module, folde
         At the first thing that does not fit.
     """
     tensors = dict(backbone.named_parameters())
-    for name, indices in sorted(places.items()):
-        if name not in tensors:
-            raise ValueError(f"{folder}: the adapter trains {name}, which this model has not")
-        shape = tuple(tensors[name].shape)
-        if indices.dtype != torch.int32 or indices.dim() != 1 or not _inside(indices, shape):
-            raise ValueError(f"{folder}: the places of {name} do not lie in its shape {shape}")
-        deltas = saved.deltas.get(name)
-        if deltas is None or deltas.shape != indices.shape:
-            raise ValueError(f"{folder}: {name} has not one delta for each place")
-        if not deltas.is_floating_point() or not bool(deltas.isfinite().all()):
-            raise ValueError(f"{folder}: the deltas of {name} are not finite numbers")
-    stray = sorted(set(saved.deltas) - set(places))
-    if stray:
-        raise ValueError(f"{folder}: {stray[0]} has deltas and no places")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_deltas(places, saved.deltas, shapes, folder)
     if saved.indices_checksum not in (None, checksum_of(places)):
         raise ValueError(
             f"{folder}: these are not the places that the adapter was trained at (checksum "
@@ -264,6 +253,35 @@ def check(saved: Saved, places: Mapping[str, Tensor], backbone: nn.Module, folde
         }
         if checksum_of(originals) != saved.originals_checksum:
             raise ValueError(f"{folder}: the base model's values at the adapter's places differ")
+
+
+def check_deltas(
+    places: Mapping[str, Tensor],
+    deltas: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    folder: Path,
+) -> None:
+    """Whether every delta has its place, in tensors of these shapes.
+
+    Raises
+    ------
+    ValueError
+        At the first thing that does not fit.
+    """
+    for name, indices in sorted(places.items()):
+        if name not in shapes:
+            raise ValueError(f"{folder}: the adapter trains {name}, which this model has not")
+        shape = shapes[name]
+        if indices.dtype != torch.int32 or indices.dim() != 1 or not _inside(indices, shape):
+            raise ValueError(f"{folder}: the places of {name} do not lie in its shape {shape}")
+        here = deltas.get(name)
+        if here is None or here.shape != indices.shape:
+            raise ValueError(f"{folder}: {name} has not one delta for each place")
+        if not here.is_floating_point() or not bool(here.isfinite().all()):
+            raise ValueError(f"{folder}: the deltas of {name} are not finite numbers")
+    stray = sorted(set(deltas) - set(places))
+    if stray:
+        raise ValueError(f"{folder}: {stray[0]} has deltas and no places")
 
 
 def _inside(indices: Tensor, shape: tuple[int, ...]) -> bool:

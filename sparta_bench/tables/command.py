@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sparta_bench.errors import InputError
-from sparta_bench.files import whole_file
+from sparta_bench.files import clear_leftovers, whole_file
 from sparta_bench.options import Parser
 from sparta_bench.records import LeftOut, read_records
 from sparta_bench.tables.build import build_tables
 from sparta_bench.tables.counts import MODELS, count_tables, read_plans
 from sparta_bench.tables.layout import LAYOUTS
+from sparta_bench.tables.merging import Merge, merging_tables, read_merges
 from sparta_bench.tables.render import as_csv, as_latex, as_markdown, flat_headings
 from sparta_bench.tables.select import Selection, select
 from sparta_bench.tables.table import Table
@@ -74,12 +76,14 @@ def main(arguments: list[str]) -> None:
     records, unread = read_records(folders)
     selection = select(records)
     sizes, faults = read_plans(folders)
-    tables = [*count_tables(sizes), *build_tables(selection)]
+    merges, unread_merges = read_merges(folders, selection)
+    tables = [*count_tables(sizes), *build_tables(selection), *merging_tables(merges)]
     if options.settings:
         from sparta_bench.tables.settings import settings_tables
 
         tables += settings_tables()
     notes = [*(f"plans: {fault}" for fault in faults), *_missing(tables)]
+    notes += _merge_notes(merges, unread_merges)
     overview = _overview(tables, _summary(len(records), unread, selection), notes)
     out = options.out or folders[0] / "tables"
     try:
@@ -122,6 +126,16 @@ def _missing(tables: Sequence[Table]) -> list[str]:
     return notes
 
 
+def _merge_notes(merges: Mapping[str, Sequence[Merge]], unread: Sequence[LeftOut]) -> list[str]:
+    """How many pairs of merged runs there were, and why others were left out."""
+    if not merges and not unread:
+        return []
+    used = sum(map(len, merges.values()))
+    reasons = Counter(left.reason for left in unread)
+    why = "; ".join(f"{number:,} left out: {reason}" for reason, number in reasons.most_common())
+    return [f"{count(used, 'pair')} of merged runs" + (f"; {why}" if why else "")]
+
+
 def _overview(tables: Sequence[Table], summary: str, notes: Sequence[str]) -> str:
     lines = "\n".join([summary, *(f"- {note}" for note in notes)])
     return "\n".join(["# Tables\n", lines + "\n", *map(as_markdown, tables)])
@@ -135,7 +149,9 @@ def _write(out: Path, tables: Sequence[Table], formats: Sequence[str], overview:
         (out / name).unlink(missing_ok=True)
     # the list first: a file that it names and that is not there does no harm
     for name, text in {LIST: "\n".join(sorted(files)) + "\n", **files}.items():
-        if not _holds(out / name, text):
+        if _holds(out / name, text):
+            clear_leftovers(out, name)
+        else:
             with whole_file(out / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 
@@ -154,7 +170,8 @@ def _listed(out: Path) -> set[str]:
         lines = (out / LIST).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return set()
-    return {name for name in lines if Path(name).name == name and Path(name).suffix[1:] in FORMATS}
+    ours = re.compile(rf"[\w.+-]+\.({'|'.join(FORMATS)})", re.ASCII)  # what `_write` gives
+    return set(filter(ours.fullmatch, lines))
 
 
 def _as_json(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sparta_bench.files import json_of
 from sparta_bench.paper import number_of, rows_of
 from sparta_bench.tables.table import Heading, Table
 from sparta_bench.tables.texts import MISSING
@@ -23,12 +23,10 @@ def read_plans(folders: Iterable[Path]) -> tuple[Sizes, list[str]]:
     faults = []
     for path in sorted(path for folder in folders for path in folder.glob("plans/*.json")):
         try:
-            plan = json.loads(path.read_bytes())
-            found = _sizes_of(plan)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            plan = json_of(path)
+            sizes.setdefault((str(plan["model"]), str(plan["task"])), _sizes_of(plan))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             faults.append(f"{path.name} is no plan with counts")
-            continue
-        sizes.setdefault((str(plan["model"]), str(plan["task"])), found)
     return sizes, faults
 
 

@@ -40,6 +40,13 @@ def is_twin(model: str, task: str) -> bool:
 
 def reason_against(record: Record) -> str | None:
     """Why the record may stand in no table; null if it may."""
+    try:
+        return _reason_against(record)
+    except (KeyError, TypeError, ValueError):
+        return "lacks a key of a record, or has one of another type"
+
+
+def _reason_against(record: Record) -> str | None:
     name, task = record.cell.model, record.cell.task
     model_config, task_config = record.raw["config"]["model"], record.raw["config"]["task"]
     embedded, generated = model_config["embedded"], task_config["generated"] is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sparta_bench.tables.table import Table
 
@@ -20,6 +20,8 @@ LATEX = str.maketrans(
     | {"–": "--", "±": r"$\pm$", "×": r"$\times$", "≈": r"$\approx$", "≠": r"$\neq$"}
     | {"α": r"$\alpha$", "<": r"$<$", ">": r"$>$", "|": r"$|$"}
 )
+# What a spreadsheet would take for a formula; numbers that begin with a sign are none.
+FORMULA = re.compile(r"[=@]|[+-](?![\d.,% ±()≠]*$)")
 PREAMBLE = r"""\documentclass{article}
 \usepackage{booktabs,graphicx}
 \usepackage[margin=1cm]{geometry}
@@ -67,9 +69,15 @@ def as_csv(table: Table) -> str:
     """One header row, then the rows; what a cell says is the same as in the other forms."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(
-        [[_one_line(cell) for cell in row] for row in (flat_headings(table), *table.rows)]
+        [[_csv(cell) for cell in row] for row in (flat_headings(table), *table.rows)]
     )
     return text.getvalue()
+
+
+def _csv(text: str) -> str:
+    """Names come from records: one that a spreadsheet would run gets an apostrophe before it."""
+    line = _one_line(text)
+    return f"'{line}" if FORMULA.match(line) else line
 
 
 def as_latex(table: Table) -> str:
@@ -94,15 +102,21 @@ def as_latex(table: Table) -> str:
             if heading.span > 1:
                 rules.append(rf"\cmidrule(lr){{{place}-{place + heading.span - 1}}}")
             place += heading.span
-        lines.append(" & ".join(cells) + r" \\")
+        lines.append(_latex_row(cells))
         if rules and number < len(table.headings) - 1:
             lines.append(" ".join(rules))
     lines.append(r"\midrule")
-    lines += [" & ".join(map(_latex, row)) + r" \\" for row in table.rows]
+    lines += [_latex_row(map(_latex, row)) for row in table.rows]
     lines += [r"\bottomrule", r"\end{tabular}}"]
     for note in table.notes:
         lines.append(rf"\par\smallskip\raggedright\footnotesize {_latex(note)}")
     return "\n".join([*lines, r"\end{table}", ""])
+
+
+def _latex_row(cells: Iterable[str]) -> str:
+    row = " & ".join(cells)
+    # after the end of the row before, a bracket or a star would be that end's option
+    return ("{}" if row.startswith(("[", "*")) else "") + row + r" \\"
 
 
 def _alignment(table: Table, width: int) -> str:

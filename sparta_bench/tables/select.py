@@ -59,10 +59,7 @@ def select(records: Iterable[Record]) -> Selection:
     left_out: list[LeftOut] = []
     by_cell: dict[Cell, list[Record]] = defaultdict(list)
     for record in records:
-        try:
-            reason = "interrupted" if record.status == "interrupted" else reason_against(record)
-        except (KeyError, TypeError):
-            reason = "lacks a key of a record, or has one of another type"
+        reason = "interrupted" if record.status == "interrupted" else reason_against(record)
         if reason is not None:
             left_out.append(LeftOut(record.path, reason, record.cell))
         else:

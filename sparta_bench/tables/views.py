@@ -22,7 +22,7 @@ SAME_COUNT = 0.1  # two methods have "equal parameter counts" within this share 
 def cell_order(cells: Iterable[Cell]) -> tuple[list[Line], list[str]]:
     """Methods and densities in the paper's order of rows, and tasks in that of its columns."""
     found = list(cells)
-    lines = sorted({(cell.method, cell.density) for cell in found}, key=_line_order)
+    lines = sorted({(cell.method, cell.density) for cell in found}, key=line_order)
     order = (*TASKS, *TWIN_TASKS)
     tasks = sorted(
         {cell.task for cell in found},
@@ -31,7 +31,8 @@ def cell_order(cells: Iterable[Cell]) -> tuple[list[Line], list[str]]:
     return lines, tasks
 
 
-def _line_order(line: Line) -> tuple[int, str, float]:
+def line_order(line: Line) -> tuple[int, str, float]:
+    """What sorts methods and densities as the paper has its rows."""
     method, density = line
     place = METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
     return place, method, -(density or 0.0)
@@ -46,7 +47,7 @@ def views_of(model: str, cells: dict[Cell, Chosen]) -> list[Table]:
 
 # --------------------------------------------------------------------------------------- ranks
 def _ranks(model: str, done: dict[Cell, Chosen]) -> Table | None:
-    order = sorted(done, key=lambda cell: _line_order((cell.method, cell.density)))
+    order = sorted(done, key=lambda cell: line_order((cell.method, cell.density)))
     names = list(dict.fromkeys(map(_rank_name, order)))
     tasks = cell_order(done)[1]
     if len(names) < 2:

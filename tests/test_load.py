@@ -1,0 +1,69 @@
+"""Many runs of one process leave nothing behind; the script of results/load works."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def load() -> ModuleType:
+    """scripts/load.py."""
+    spec = importlib.util.spec_from_file_location("load", ROOT / "scripts" / "load.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_runs_leave_no_tensor_behind(load: ModuleType, tmp_path: Path) -> None:
+    from sparta_bench.compose import compose_all, sweep_jobs
+    from sparta_bench.grid import Grid
+    from sparta_bench.memory.tracker import live_bytes
+    from sparta_bench.shared import Shared
+
+    grid_words = [*load._settings(tmp_path), "seed=0,1,2", "method=sparta,lora,head"]
+    grid = Grid(compose_all(sweep_jobs(grid_words)), Shared())
+    after: list[int] = []
+
+    def sample(outcome: Any) -> None:
+        assert outcome.kind == "done", outcome.line
+        after.append(live_bytes(CPU))
+
+    grid.run_all(sample)
+    assert len(after) == 9
+    # after a seed's three methods there is what there was after the last seed's
+    assert after[5] == after[8] > 0
+
+
+def test_the_committed_figures_are_of_this_script(load: ModuleType) -> None:
+    folder = ROOT / "results" / "load"
+    sweep = json.loads((folder / "sweep.json").read_text())
+    assert (sweep["runs"], sweep["failed"]) == (1000, 0)
+    assert sweep["slope_bytes_per_run"] < load.MOST_GROWTH
+    processes = json.loads((folder / "processes.json").read_text())
+    assert processes["processes"] == 10 and processes["records"] == processes["runs"]
+    assert json.loads((folder / "records.json").read_text())["records"] == 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [["records", "--records", "300"], ["processes", "--processes", "3", "--runs", "6"]]
+)
+def test_the_script_works(
+    load: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["load.py", *words, "--out", str(tmp_path)])
+    load.main()
+    found = json.loads((tmp_path / f"{words[0]}.json").read_text())
+    assert found["passed"] is True and found["device"]

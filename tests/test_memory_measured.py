@@ -1,0 +1,201 @@
+"""What training takes, measured on this CPU, beside what was estimated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sparta_bench.bench.command import SMALL, SMALL_ROWS
+from sparta_bench.bench.setting import Setting
+from sparta_bench.memory import command, estimate, report, tracker
+from sparta_bench.memory.activations import Activations
+from sparta_bench.memory.estimate import METHODS, Estimate
+from sparta_bench.memory.layout import tables_of, values_table
+from sparta_bench.memory.measure import Measured, measure
+from sparta_bench.memory.parts import Parts
+from sparta_bench.memory.tracker import live_bytes
+
+TINY = [
+    *SMALL,
+    "model.shape.vocab_size=500",
+    "model.shape.hidden_size=64",
+    "model.shape.intermediate_size=512",
+    "model.shape.num_hidden_layers=3",
+    "model.shape.num_attention_heads=2",
+    "model.shape.head_dim=32",
+]
+NEAR = 0.05
+
+
+def estimated(name: str, shape: Any, *overrides: str, rows: int, tokens: int) -> Estimate:
+    words = [*shape, "device=cpu", *overrides]
+    return estimate.estimate(name, command.settings_of(words, rows, tokens)[0])
+
+
+def check_parts(found: Estimate, side: dict[str, Any], small: float = 0.0) -> None:
+    """Every part, what is held, and the peak without a batch, within 5 %; parts below `small` of
+    the whole are not looked at by themselves."""
+    sizes = found.parts.as_dict()
+    for part, size in side["parts_bytes"].items():
+        assert sizes[part] == pytest.approx(size, rel=NEAR, abs=small * found.parts.total), part
+    assert found.parts.held == pytest.approx(side["held_bytes"], rel=NEAR)
+    assert found.peak_bytes(0, False) == pytest.approx(side["smallest_peak_bytes"], rel=NEAR)
+
+
+@pytest.fixture
+def no_dry_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "activations_of", lambda setting, way: Activations(0.0, 0.0))
+
+
+@pytest.mark.usefixtures("no_dry_runs")
+@pytest.mark.parametrize("name", METHODS)
+def test_small_shape_without_activations(name: str) -> None:
+    """19 million parameters in float32."""
+    found = estimated(name, SMALL, rows=1, tokens=1)
+    check_parts(found, report._measured_side(measure(found.setting)))
+
+
+@pytest.mark.usefixtures("no_dry_runs")
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [
+        *((name, "float32") for name in METHODS),
+        *((name, "bfloat16") for name in ("full_ft", "lora", "sparta-0.05")),
+    ],
+)
+def test_bfloat16_weights(name: str, trained: str) -> None:
+    """As on CUDA: copies for full fine-tuning, 22 or 14 bytes a chosen scalar."""
+    dtypes = ("model.dtype=bfloat16", f"train.trained_dtype={trained}")
+    found = estimated(name, TINY, *dtypes, rows=1, tokens=1)
+    # at 0.05 % some 160 scalars are chosen, give or take a dozen
+    check_parts(found, report._measured_side(measure(found.setting)), small=0.001)
+
+
+@pytest.mark.parametrize("name", ["full_ft", "head", "lora", "sparta-0.05"])
+def test_peak_with_a_batch(name: str) -> None:
+    found = estimated(name, TINY, rows=8, tokens=32)
+    for way in (False, True):
+        side = report._measured_side(measure(found.setting.with_checkpointing(way)))
+        assert found.peak_bytes(8, way) == pytest.approx(side["peak_bytes"], rel=NEAR), way
+
+
+@pytest.mark.parametrize("column", ["full_ft", "sparta-50", "sparta-99"])
+def test_table_1_at_a_small_size(column: str) -> None:
+    """The paper's formula counts every byte that there is, but for the originals."""
+    (setting,) = command.settings_of([*TINY, "device=cpu"], 1, 1)
+    found = report._table1_column(setting, column, lambda line: None)
+    parts = found["parts_bytes"]
+    assert sum(parts.values()) - parts["originals"] == pytest.approx(
+        found["formula_bytes"], rel=0.005
+    )
+    assert (parts["originals"] > 0) == (column != "full_ft")
+    assert found["peak_bytes"] > sum(parts.values())
+
+
+def test_table_1_where_the_embeddings_leave_too_little() -> None:
+    (setting,) = command.settings_of([*TINY, "model.shape.vocab_size=9000", "device=cpu"], 1, 1)
+    found = report._table1_column(setting, "sparta-50", lambda line: None)
+    assert found["parts_bytes"] is None
+    assert found["status"].startswith("method.density=0.5: ")
+
+
+@pytest.mark.slow
+def test_small_shape_with_its_batch() -> None:
+    """Activations included: within 5 % of the peak, for each method, both ways."""
+    (setting,) = command.settings_of([*SMALL, "device=cpu"], SMALL_ROWS, 64)
+    found = report.measured(report.estimates_of(setting), lambda line: None)
+    assert len(found["methods"]) == 12
+    for row in found["methods"]:
+        for name in ("held_bytes", "smallest_peak_bytes", "peak_bytes"):
+            assert abs(row["off"][name]) < NEAR, (row["name"], row["gradient_checkpointing"], name)
+
+
+# -------------------------------------------------------------------------- where it is measured
+MADE_UP = Measured(Parts(90, 5, 0, 0, 5, 10), held=105, smallest_peak=110, peak=200)
+
+
+@pytest.mark.usefixtures("no_dry_runs")
+def test_what_is_too_large_for_a_cpu_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the system would end the process, or another one."""
+
+    class Little:
+        available = 3_000_000
+
+    monkeypatch.setattr(report.psutil, "virtual_memory", lambda: Little)
+    monkeypatch.setattr(report, "measure", lambda setting: MADE_UP)
+    (setting,) = command.settings_of([*TINY, "device=cpu"], 1, 1)
+    told: list[str] = []
+    rows = report.measured(report.estimates_of(setting), told.append)["methods"]
+    assert rows[0]["status"] == "not tried: needs 0.0 GB, 0.0 are free"
+    assert (rows[0]["measured"], rows[0]["off"]) == (None, None)
+    assert [row["status"] for row in rows[2:4]] == ["measured", "measured"]
+    assert rows[2]["measured"]["activation_bytes"] == 90
+    assert rows[2]["off"]["peak_bytes"] == rows[2]["estimated"]["peak_bytes"] / 200 - 1
+    assert len(told) == len(rows) + 6
+    assert told[3] == "measuring head on small-gemma, checkpointing"
+
+
+@pytest.mark.usefixtures("no_dry_runs")
+def test_out_of_memory_is_noted_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce(setting: Setting) -> Any:
+        if setting.config.method.name == "full_ft":
+            raise torch.OutOfMemoryError("no memory left")
+        return MADE_UP
+
+    monkeypatch.setattr(report, "measure", scarce)
+    (setting,) = command.settings_of([*TINY, "device=cpu"], 1, 1)
+    found = report.measured(report.estimates_of(setting), lambda line: None)
+    states = [row["status"] for row in found["methods"]]
+    assert states == ["out of memory"] * 2 + ["measured"] * 10
+    everything = report.paper_values() | {"settings": [], "measured": [found]}
+    tables = {table.key: table for table in tables_of(everything)}
+    assert tables["small-gemma-measured-parts"].rows[0][-1] == "out of memory"
+    assert tables["small-gemma-compared"].rows[0][1] == "out of memory"
+    assert [row[1] for row in tables["small-gemma-table1"].rows][1:] == ["out of memory", "", ""]
+    assert [row[2] for row in tables["small-gemma-table1"].rows][1:] == ["0.00"] * 3
+    assert len(values_table(everything).rows) == 12 * 10 + 6
+
+
+def test_live_bytes_of_a_cpu() -> None:
+    device = torch.device("cpu")
+    before = live_bytes(device)
+    made = torch.zeros(1000)
+    view = made[10:]
+    assert live_bytes(device) - before == made.nbytes
+    del made, view
+    assert live_bytes(device) == before
+
+
+def test_cuda_asks_its_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of the calls; no GPU is needed."""
+    calls: list[str] = []
+
+    def says(name: str, answer: int) -> Any:
+        return lambda device: calls.append(name) or answer
+
+    monkeypatch.setattr(torch.cuda, "memory_allocated", says("now", 7))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", says("most", 9))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", says("reset", 0))
+    device = torch.device("cuda")
+    assert tracker.live_bytes(device) == 7
+    assert tracker.peak_of(lambda: calls.append("work"), device) == 9
+    assert calls == ["now", "reset", "work", "most"]
+
+
+def test_what_is_measured_goes_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured_of(*words: str) -> list[tuple[str, str, int, int]]:
+        options = command._parser().parse_args(["--measure", *words])
+        settings = command.settings_of(options.overrides, options.rows, options.tokens)
+        found = command._measurable(settings, options)
+        return [(s.config.model.name, s.device.type, s.rows, s.tokens) for s in found]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert measured_of() == [("small-gemma", "cpu", 16, 64)]
+    assert measured_of("device=auto") == [("small-gemma", "cpu", 16, 64)]
+    assert measured_of("model=tiny-mistral") == [("tiny-mistral", "cpu", 32, 384)]
+    assert measured_of("--rows=2", "--tokens=9") == [("small-gemma", "cpu", 2, 9)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert measured_of() == [("gemma-2b", "cuda", 40, 384), ("mistral-7b", "cuda", 16, 384)]
+    assert measured_of("device=cpu") == [("small-gemma", "cpu", 16, 64)]
