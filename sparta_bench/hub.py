@@ -80,11 +80,23 @@ def look(repo: str, revision: str, kind: Kind) -> str | None:
     except Exception as error:
         if not _is_of_connection(error):
             raise
-        from datasets import config
+        from datasets import config  # only where needed: it takes seconds
 
         constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
         _tell(f"{endpoint()} does not answer ({type(error).__name__}); only the cache is used")
         return known
+
+
+def refusal(repo: str, revision: str, kind: Kind) -> Exception | None:
+    """The hub's answer, where that is an error: a library may have told of it in its own way."""
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        get_hf_file_metadata(hf_hub_url(repo, MARKS[kind], revision=revision, repo_type=kind))
+    except HfHubHTTPError as error:
+        refused: Exception = error
+        return refused
+    return None
 
 
 def is_offline() -> bool:
@@ -147,7 +159,9 @@ def why(error: Exception) -> tuple[str, bool]:
     if found is not None and _is_of_connection(found):
         kind = type(found).__name__
         return f"the connection broke off ({kind}); the same command tries again", False
-    return reason_of(error), False
+    if isinstance(error, UnicodeEncodeError):  # on its way into a header
+        return "the token (HF_TOKEN, or `hf auth login`) has letters that no token has", True
+    return reason_of(error).rstrip("."), False
 
 
 def _refusal(error: HfHubHTTPError) -> tuple[str, bool]:

@@ -25,7 +25,7 @@ from sparta_bench.data.encode import (
 from sparta_bench.errors import InputError, TrainingError, reason_of
 from sparta_bench.files import remove_folder, whole_folder, write_json
 from sparta_bench.job import tell
-from sparta_bench.memory.tracker import forget_peak, peak_bytes
+from sparta_bench.memory.tracker import forget_peak, is_lack_of_memory, peak_bytes
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier
@@ -342,7 +342,7 @@ def _explained(
     """Say of a lack of memory what was tried and what to try, and of another process's death that
     it is one."""
     text = reason_of(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate" in str(error):
+    if is_lack_of_memory(error):
         data = record["data"] or {}
         lengths = [data.get(f"longest_{kind}_tokens") for kind in ("train", "eval")]
         told = TrainingError(
