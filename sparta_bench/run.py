@@ -329,7 +329,7 @@ def _save(
     """What `save` asks for, beside the record."""
     for old in ("adapter", "model"):
         shutil.rmtree(folder / old, ignore_errors=True)
-    description = _description(config, tokenizer, record)
+    description = _description(config, tokenizer, record, trained.base_fingerprint)
     if config.save == "adapter" and (small := trained.adapter()) is not None:
         tensors, about = small
         store.write(folder / "adapter", tensors, {**description.as_dict(), **about})
@@ -342,7 +342,9 @@ def _save(
             raise TrainingError(f"save=full: {error}") from None
 
 
-def _description(config: Config, tokenizer: Any, record: dict[str, Any]) -> Description:
+def _description(
+    config: Config, tokenizer: Any, record: dict[str, Any], base_fingerprint: str | None
+) -> Description:
     """What somebody needs to know to use what was trained; like the record without paths."""
     model = ModelConfig(**record["config"]["model"])
     if not is_local(model):
@@ -362,6 +364,7 @@ def _description(config: Config, tokenizer: Any, record: dict[str, Any]) -> Desc
         model=model,
         dtypes=record["environment"]["dtypes"],
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        base_fingerprint=base_fingerprint,
     )
 
 

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from sparta_bench.config import METHOD_CLASSES, LoraConfig, ModelConfig, Prompt
+from sparta_bench.config import METHOD_CLASSES, NAMES, RULES, LoraConfig, ModelConfig, Prompt, show
 from sparta_bench.data.encode import tokenizer_fingerprint
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.files import write_json
@@ -32,6 +32,7 @@ from sparta_bench.models.source import is_local, load_tokenizer, source_of
 from sparta_bench.sparta import SpartaAdapter, authors_layout, store
 
 WHOLE = "classifier_config.json"  # peft would take a folder with adapter_config.json for its own
+MULTI_HEAD = "multi_head_config.json"  # see `multi_head`
 SCORE = "score.weight"  # transformers' name of the head
 
 
@@ -42,6 +43,8 @@ class Description:
 
     `dtypes` are those of model and trained values in training. A `model.path` is the folder's own
     name, since other machines have other paths; a `model.revision` is the hub's commit.
+    `base_fingerprint` is that of the base's values (`store.fingerprint_of`); null in the layout of
+    the authors and in whole models of an earlier version.
     """
 
     method: dict[str, Any]
@@ -57,6 +60,7 @@ class Description:
     model: ModelConfig
     dtypes: dict[str, str]
     tokenizer_fingerprint: str | None
+    base_fingerprint: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For the file."""
@@ -79,13 +83,17 @@ class Description:
                 "SpartaAdapter.load(model, folder) puts it on its model"
             )
         try:
-            found = {name: values[name] for name in cls.__dataclass_fields__}
+            found = {"base_fingerprint": None, **values}
+            found = {name: found[name] for name in cls.__dataclass_fields__}
+            for part in ("method", "base_model", "model", "dtypes"):
+                if not isinstance(found[part], dict):
+                    raise TypeError(part)
             model = {**found["model"], "shape": None, "dtype": found["dtypes"]["model"]}
             found["model"] = ModelConfig(**model)
             found["prompt"] = None if found["prompt"] is None else Prompt(**found["prompt"])
             read = cls(**found)
-            DTYPES[read.dtypes["model"]], DTYPES[read.dtypes["trained"]]
-            read.method["name"], read.base_model["name"]
+            read.dtypes["model"], read.dtypes["trained"]
+            read.method["name"], read.base_model["name"], read.base_model["fingerprint"]
             read._check_kinds()
             if (read.model.kind == "instruct") != (read.prompt is not None):
                 raise TypeError("prompt")
@@ -106,6 +114,13 @@ class Description:
 
         right = {
             "method.name": self.method["name"] in METHOD_CLASSES,
+            "dtypes": all(dtype in list(DTYPES) for dtype in self.dtypes.values()),
+            "base_model.name": is_text(self.base_model["name"]),
+            "base_model.fingerprint": is_text_or_null(self.base_model["fingerprint"]),
+            "base_fingerprint": is_text_or_null(self.base_fingerprint),
+            "tokenizer_fingerprint": is_text_or_null(self.tokenizer_fingerprint),
+            "task": is_text_or_null(self.task),
+            "density": self.density is None or isinstance(self.density, int | float),
             "seed": self.seed is None or isinstance(self.seed, int),
             "labels": isinstance(self.labels, list)
             and self.labels
@@ -171,12 +186,15 @@ def load(
             return _load_authors(folder, base, tokenizer, allow_pickle)
     except ValueError as error:
         raise InputError(reason_of(error)) from None
-    raise InputError(f"{folder}: {_why_nothing(folder)}")
+    raise InputError(f"{folder}: {why_nothing(folder)}")
 
 
-def _why_nothing(folder: Path) -> str:
+def why_nothing(folder: Path) -> str:
+    """Why a folder holds nothing that `load` could read."""
     if not folder.is_dir():
         return "there is no such folder"
+    if (folder / MULTI_HEAD).is_file():
+        return "a multi-head model, merged already; give what it was merged from"
     for inner in (folder / "adapter", folder / "model"):
         if (inner / store.CONFIG).is_file() or (inner / WHOLE).is_file():
             return f"a run's folder; what it trained is in {inner}"
@@ -188,7 +206,7 @@ def _load_adapter(folder: Path, base: str | None, tokenizer: str | None) -> Load
     config = store.read_config(folder)
     about = Description.from_dict(config, folder / store.CONFIG)
     classifier, words = load_base(about, base_of(about, base, tokenizer, folder))
-    check_base(config, about, classifier.backbone, words, folder, _shown(about, base))
+    check_base(about, classifier.backbone, words, folder, _shown(about, base))
     if about.method["name"] == "sparta":
         return _with_sparta(classifier, words, about, folder, allow_pickle=False)
     precision = Precision(DTYPES[about.dtypes["model"]], DTYPES[about.dtypes["trained"]])
@@ -204,27 +222,23 @@ def _load_adapter(folder: Path, base: str | None, tokenizer: str | None) -> Load
 
 
 def check_base(
-    config: Mapping[str, Any],
-    about: Description,
-    backbone: nn.Module,
-    tokenizer: Any,
-    folder: Path,
-    shown: str,
+    about: Description, backbone: nn.Module, tokenizer: Any, folder: Path, shown: str
 ) -> None:
-    """Whether an adapter was trained on this backbone with this tokenizer; `shown` is what the
-    user called them.
+    """Whether what is in the folder was trained on this backbone with this tokenizer; `shown` is
+    what the user called them.
 
     Raises
     ------
     InputError
         If it was not.
     """
-    expected = config.get("base_fingerprint")
     found = store.fingerprint_of(backbone)
-    if found != expected:
+    if about.base_fingerprint is None:
+        raise InputError(f"{folder}: does not say what its base's weights were (base_fingerprint)")
+    if found != about.base_fingerprint:
         raise InputError(
             f"{folder}: was trained on another base model: the fingerprint of its weights is "
-            f"{expected}, and {shown} has {found}"
+            f"{about.base_fingerprint}, and {shown} has {found}"
         )
     if about.tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
         raise InputError(
@@ -235,12 +249,12 @@ def check_base(
 
 
 def check_shapes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], folder: Path) -> None:
-    """Whether an adapter's file holds these tensors and no others.
+    """Whether an adapter's file holds these tensors and no others, of finite numbers.
 
     Raises
     ------
     InputError
-        At the first name whose shapes differ.
+        At the first name that is wrong.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     fitting = {name: tuple(value.shape) for name, value in wanted.items()}
@@ -250,14 +264,21 @@ def check_shapes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fold
                 f"{folder / store.TENSORS}: {name} has the shape {shapes.get(name)}, where "
                 f"{fitting.get(name)} belongs"
             )
+        if not store.is_finite(found[name]):
+            raise InputError(f"{folder / store.TENSORS}: {name} does not hold finite numbers")
 
 
 def lora_settings(about: Description, folder: Path) -> LoraConfig:
     """Those of a LoRA adapter. Raises InputError if they are none."""
     try:
-        return LoraConfig(**about.method)
+        settings = LoraConfig(**about.method)
     except TypeError as error:
         raise InputError(f"{folder / store.CONFIG}: method: {reason_of(error)}") from None
+    for key, value in about.method.items():
+        rule = RULES.get(f"method.{key}", NAMES)  # the one without a rule for all is targets
+        if not rule.check(value):
+            raise InputError(f"{folder / store.CONFIG}: method.{key}={show(value)}: {rule.text}")
+    return settings
 
 
 def _with_sparta(
@@ -270,15 +291,18 @@ def _with_sparta(
     return Loaded(classifier, tokenizer, about, adapter, adapter.bake)
 
 
-def load_base(about: Description, model: ModelConfig) -> tuple[Classifier, Any]:
-    """The base with a head of zeros, and its tokenizer."""
+def load_base(
+    about: Description, model: ModelConfig, option: str = "--base "
+) -> tuple[Classifier, Any]:
+    """The base with a head of zeros, and its tokenizer. `option` is what stands before the folder's
+    name in messages."""
     try:
         tokenizer = load_tokenizer(model, about)
         backbone = load_backbone(model, DTYPES[about.dtypes["model"]], dropout=0.0)
         added = 1 if about.separator == "sep_token" else 0
         fit_embeddings(backbone, tokenizer, added, about.seed or 0)
     except InputError as error:  # told of in the words of a run's settings
-        lines = (line.replace("model.path=", "--base ") for line in error.lines)
+        lines = (line.replace("model.path=", option) for line in error.lines)
         lines = (line.replace("model.tokenizer=", "--tokenizer ") for line in lines)
         raise InputError(*lines) from None
     shape = len(about.labels), backbone.config.hidden_size
@@ -459,7 +483,7 @@ def read_whole(folder: Path) -> Description:
     path = folder / WHOLE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise InputError(f"{path}: cannot be read, is not JSON, or cut short") from None
     if not isinstance(values, dict) or values.get("format") != store.FORMAT:
         raise InputError(f"{path}: not of the format {store.FORMAT}, which this version reads")
@@ -469,7 +493,7 @@ def read_whole(folder: Path) -> Description:
 def _load_whole(folder: Path) -> Loaded:
     about = read_whole(folder)
     model = changed(about.model, path=str(folder), embedded=False, tokenizer=None)
-    classifier, tokenizer = load_base(about, model)
+    classifier, tokenizer = load_base(about, model, option="")
     with safe_open(file_of(SCORE, str(folder), None), framework="pt") as file:
         if SCORE not in file.keys():
             raise InputError(f"{folder}: the checkpoint has no {SCORE}")

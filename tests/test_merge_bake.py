@@ -202,7 +202,7 @@ def test_broken_whole_folders_are_refused(trained: Any, tmp_path: Path) -> None:
     (folder / WHOLE).write_text(json.dumps(whole))
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert refusal(folder).startswith(f"--base {folder}: cannot be loaded: ")
+    assert refusal(folder).startswith(f"{folder}: cannot be loaded: ")
 
 
 @pytest.mark.parametrize(
@@ -227,9 +227,10 @@ def test_the_padding_token_never_ends_an_input(tokens: dict[str, Any], pad: str)
 
 # ------------------------------------------------------------------------------ the command
 def test_merge_lists_its_verbs(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["merge"], ["merge", "--help"]):
-        code, out, err = call(capsys, *arguments)
-        assert (code, err) == (0, []) and "bake" in out and "export" in out
+    code, out, err = call(capsys, "merge", "--help")
+    assert (code, err) == (0, []) and "bake" in out and "export" in out
+    code, out, err = call(capsys, "merge")
+    assert (code, out) == (2, "") and "required: VERB" in err[0]
     code, out, _ = call(capsys, "merge", "bake", "--help")
     assert code == 0 and "--out DIR" in out
 

@@ -132,7 +132,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         inner = folder / "adapter"
         hint = f" (what a run trained is in {inner})" if (inner / CONFIG).is_file() else ""
         raise ValueError(f"{path}: cannot be read: {error.strerror}{hint}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{path}: is not JSON, or cut short") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
@@ -239,7 +239,7 @@ def check(saved: Saved, places: Mapping[str, Tensor], backbone: nn.Module, folde
         deltas = saved.deltas.get(name)
         if deltas is None or deltas.shape != indices.shape:
             raise ValueError(f"{folder}: {name} has not one delta for each place")
-        if not deltas.is_floating_point() or not bool(deltas.isfinite().all()):
+        if not is_finite(deltas):
             raise ValueError(f"{folder}: the deltas of {name} are not finite numbers")
     stray = sorted(set(saved.deltas) - set(places))
     if stray:
@@ -266,6 +266,11 @@ def check(saved: Saved, places: Mapping[str, Tensor], backbone: nn.Module, folde
             raise ValueError(f"{folder}: the base model's values at the adapter's places differ")
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether it holds finite floating-point numbers and nothing else."""
+    return tensor.is_floating_point() and bool(tensor.isfinite().all())
+
+
 def _inside(indices: Tensor, shape: tuple[int, ...]) -> bool:
     if len(indices) == 0:
         return True
@@ -281,7 +286,7 @@ def check_head(
     Raises
     ------
     ValueError
-        If one has tensors that the other lacks, or of another shape.
+        If one has tensors that the other lacks, of another shape, or not of finite numbers.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in heads.items()}
@@ -290,3 +295,5 @@ def check_head(
             f"{folder}: the adapter's head is {shapes or 'none'}, the model's {wanted or 'none'} "
             "(head=False leaves the model's alone)"
         )
+    if not all(map(is_finite, saved.values())):
+        raise ValueError(f"{folder}: the adapter's head does not hold finite numbers")
