@@ -20,6 +20,7 @@ STATUSES = ("completed", "failed", "interrupted")
 LOCK = ".lock"  # in a run's folder, held by the process that is at it
 RUNNING = "running.json"  # beside it: the record before there is anything in it
 METRICS = ("loss", "accuracy", "mcc")
+OVERLAP = ("shared", "shared_by_chance", "conflicts")  # of a merge's, besides `changed`
 
 # How the reasons begin for which a record is not taken, and not replaced either: it may be good.
 NOT_TO_REPLACE = ("schema", "cannot be read")
@@ -199,7 +200,10 @@ def read_merge(path: Path) -> dict[str, Any] | str:
             _text(run["run_id"]), _text(run["task"])
             if not isinstance(run["seed"], int):
                 raise TypeError
-        if not all(math.isfinite(overlap[key]) for key in ("shared", "conflicts")):
+        for number in (*overlap["changed"], *(overlap[key] for key in OVERLAP)):
+            if not math.isfinite(number):
+                raise TypeError
+        if len(overlap["changed"]) != 2:
             raise TypeError
     except OSError as error:
         return f"cannot be read: {error.strerror}"

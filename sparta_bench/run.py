@@ -371,7 +371,7 @@ def _save(
     folder: Path,
 ) -> None:
     """What `save` asks for, beside the record."""
-    description = _description(config, tokenizer, record)
+    description = _description(config, tokenizer, record, trained.base_fingerprint)
     if config.save == "adapter" and (small := trained.adapter()) is not None:
         tensors, about = small
         with whole_folder(folder / SAVED[config.save]) as temporary:
@@ -382,7 +382,9 @@ def _save(
             write_whole(classifier, tokenizer, description, temporary)
 
 
-def _description(config: Config, tokenizer: Any, record: dict[str, Any]) -> Description:
+def _description(
+    config: Config, tokenizer: Any, record: dict[str, Any], base_fingerprint: str | None
+) -> Description:
     """What somebody needs to know to use what was trained; like the record without paths."""
     model = ModelConfig(**record["config"]["model"])
     if not is_local(model):
@@ -402,6 +404,7 @@ def _description(config: Config, tokenizer: Any, record: dict[str, Any]) -> Desc
         model=model,
         dtypes=record["environment"]["dtypes"],
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        base_fingerprint=base_fingerprint,
     )
 
 
