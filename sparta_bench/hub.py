@@ -36,7 +36,6 @@ from sparta_bench.errors import reason_of
 
 Kind = Literal["model", "dataset"]
 MARKS: dict[Kind, str] = {"model": "config.json", "dataset": "README.md"}  # every one has it
-SECONDS = 10.0  # for the hub to answer, before only the cache is used
 
 
 @lru_cache
@@ -59,8 +58,9 @@ def commit_of(repo: str, revision: str) -> str:
 def look(repo: str, revision: str, kind: Kind) -> str | None:
     """The commit that a revision is at; null where only the cache may know it.
 
-    Where the hub does not answer, this process goes on as with HF_HUB_OFFLINE=1, and says so: each
-    of the client's own attempts would take half a minute to give up, and some would wait for ever.
+    Where the hub does not answer (in HF_HUB_ETAG_TIMEOUT seconds, 10), this process goes on as
+    with HF_HUB_OFFLINE=1, and says so: each of the client's own attempts would take half a minute
+    to give up, and some would wait for ever.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def look(repo: str, revision: str, kind: Kind) -> str | None:
         return known
     url = hf_hub_url(repo, MARKS[kind], revision=revision, repo_type=kind)
     try:
-        return get_hf_file_metadata(url, timeout=SECONDS).commit_hash or known
+        return get_hf_file_metadata(url).commit_hash or known
     except RevisionNotFoundError:
         raise
     except HfHubHTTPError:
@@ -137,8 +137,11 @@ class Bar(tqdm):  # type: ignore[misc]
         if self.disable:
             size = settings.get("total")
             known = f", {size / 1e6:,.1f} MB" if size else ""
-            name = str(settings.get("desc")).rpartition("/")[2]
+            name = str(settings.get("desc")).rpartition("/")[2].partition(":")[0]
             _tell(f"downloading {name}{known}")
+
+    def update_transfer(self, count: int) -> None:
+        """With this the client's own store (Xet) has one bar, not two."""
 
 
 # ---------------------------------------------------------------------------------- errors

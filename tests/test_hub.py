@@ -22,6 +22,7 @@ from test_cli import COMMAND
 
 from sparta_bench.compose import compose
 from sparta_bench.errors import InputError
+from sparta_bench.hub import Bar
 from sparta_bench.models.source import fingerprint_of
 
 MODEL, DATA = ("models", "google/gemma-2b-it"), ("datasets", "nyu-mll/glue")
@@ -282,7 +283,7 @@ def test_a_slow_download_says_what_it_waits_for(hub: Hub, command: Command) -> N
 @pytest.mark.slow
 def test_a_hub_that_never_answers(hub: Hub, command: Command) -> None:
     hub.silent = True
-    code, out, err = command(hub.url, *GEMMA)
+    code, out, err = command(hub.url, *GEMMA, HF_HUB_ETAG_TIMEOUT="2")
     assert (code, out) == (2, [])
     assert err == [
         "sparta-bench: 127.0.0.1 does not answer (ReadTimeout); only the cache is used",
@@ -455,6 +456,20 @@ def test_a_token_that_is_none_is_not_shown(hub: Hub, command: Command) -> None:
         "model=gemma-2b-it: google/gemma-2b-it cannot be loaded from the hub: the token (HF_TOKEN, "
         f"or `hf auth login`) has letters that no token has. Ways out: {WAYS}"
     )
+
+
+def test_a_download_is_told_of_once_where_nobody_watches(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Bar(desc="google/gemma-2b/model.safetensors", total=5_012_345_678, unit="B") as bar:
+        bar.update(10)
+    # as the client's own store has it
+    with Bar(desc="a.safetensors: reconstructing file", total=None, position=1, leave=True) as bar:
+        bar.update_transfer(10)
+    assert capsys.readouterr().err.splitlines() == [
+        "sparta-bench: downloading model.safetensors, 5,012.3 MB",
+        "sparta-bench: downloading a.safetensors",
+    ]
 
 
 def test_the_pinned_revision_is_the_one_of_the_configuration() -> None:
