@@ -139,7 +139,7 @@ def test_a_models_name_leads_nowhere_else(tmp_path: Path) -> None:
         forged(tmp_path, True, model="../../x", task=task, seed=seed)
         for task, seed in (("sst2", 0), ("cola", 1))
     ]
-    with pytest.raises(InputError, match="leads out of"):
+    with pytest.raises(InputError, match="cannot name a folder for what is merged"):
         _path_of(tmp_path, Pair(*made), Rule())
 
 

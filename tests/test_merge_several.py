@@ -446,11 +446,11 @@ def changed_adapter(folder: Path, values: dict[str, Any], head: Tensor | None) -
     [
         ({}, torch.full((2, 64), float("nan")), "not hold finite numbers"),
         ({}, torch.ones(2, 64, dtype=torch.int64), "not hold finite numbers"),
-        ({"base_model": {"name": "x"}}, None, "fingerprint is missing or of another kind"),
-        ({"base_model": "x"}, None, "base_model is missing or of another kind"),
-        ({"task": 5}, None, "task is missing or of another kind"),
-        ({"dtypes": {"model": [], "trained": "float32"}}, None, "dtypes is missing or of"),
-        ({"density": []}, None, "density is missing or of another kind"),
+        ({"base_model": {"name": "x"}}, None, "base_model.fingerprint: is missing"),
+        ({"base_model": "x"}, None, "base_model"),
+        ({"task": 5}, None, "task=5: must be a text, or null"),
+        ({"dtypes": {"model": [], "trained": "float32"}}, None, "dtypes.model="),
+        ({"density": []}, None, "density="),
     ],
     ids=["nan", "whole", "fingerprint", "base", "task", "dtypes", "density"],
 )

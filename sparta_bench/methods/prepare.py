@@ -44,8 +44,12 @@ def head(classifier: Classifier) -> Trained:
 
 def full_ft(classifier: Classifier, precision: Precision) -> Trained:
     """All weights train: themselves, or copies of them in another dtype."""
+    return train_all(classifier, precision, fingerprint_of(classifier.backbone))
+
+
+def train_all(classifier: Classifier, precision: Precision, base: str | None) -> Trained:
+    """`full_ft` on a base of this fingerprint; null: on tensors without values, which have none."""
     weights = dict(classifier.backbone.named_parameters(prefix="backbone"))
-    base = fingerprint_of(classifier.backbone)
     if precision.model_dtype == precision.trained_dtype:
         return FullTrained({**weights, HEAD: classifier.head_weight}, base_fingerprint=base)
     return Copies(weights, classifier.head_weight, precision.trained_dtype, base)
@@ -69,7 +73,7 @@ class Copies(FullTrained):
         weights: dict[str, nn.Parameter],
         head_weight: nn.Parameter,
         dtype: torch.dtype,
-        base_fingerprint: str,
+        base_fingerprint: str | None,
     ) -> None:
         copies = {name: nn.Parameter(w.detach().to(dtype)) for name, w in weights.items()}
         super().__init__({**copies, HEAD: head_weight}, base_fingerprint=base_fingerprint)
