@@ -181,7 +181,9 @@ def read_merge(path: Path) -> dict[str, Any] | str:
             _text(run["run_id"]), _text(run["task"])
             if not isinstance(run["seed"], int):
                 raise TypeError
-        if not all(math.isfinite(overlap[key]) for key in ("shared", "conflicts")):
+        counts = [overlap[key] for key in ("shared", "shared_by_chance", "conflicts")]
+        counts += [overlap["changed"][number] for number in (0, 1)]
+        if not all(map(math.isfinite, counts)):
             raise TypeError
     except OSError as error:
         return f"cannot be read: {error.strerror}"

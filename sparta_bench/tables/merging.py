@@ -212,7 +212,7 @@ def _trained(merge: Merge) -> float:
 
 def _shares(merges: Sequence[Merge]) -> tuple[str, str, str]:
     """Of all pairs together."""
-    least = sum(min(merge.raw["overlap"]["changed"]) for merge in merges)
+    least = sum(min(merge.raw["overlap"]["changed"][:2]) for merge in merges)
     sums = {
         key: sum(merge.raw["overlap"][key] for merge in merges)
         for key in ("shared", "shared_by_chance", "conflicts")

@@ -8,27 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparta_bench.files import write_tensors
+from sparta_bench.kept import read_kept, write_kept
 
 
 def save_checkpoint(path: Path, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write tensors with JSON-able progress beside them, in one safetensors file."""
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_tensors(path, dense, {"progress": json.dumps(progress)})
+    write_kept(path, dense, json.dumps(progress))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """What `save_checkpoint` wrote, or null if there is no readable checkpoint."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            progress = json.loads(file.metadata()["progress"])
-            return progress, {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
+    """What `save_checkpoint` wrote, or null if there is none that is as it was written."""
+    kept = read_kept(path)
+    return None if kept is None else (json.loads(kept[1]), kept[0])
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
