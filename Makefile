@@ -7,9 +7,11 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Where the tables of the embedded twins are made, and by how many processes; results/tiny has ours.
 TINY ?= results/tiny-here
 JOBS ?= 2
+# Of each reader and command in `make fuzz`.
+EXAMPLES ?= 500
 PAPER := table3 table4 table5 table10 table11
 
-.PHONY: demo test test-slow test-faults lint types check bench pretrain-tiny clean
+.PHONY: demo test test-slow test-faults fuzz lint types check bench pretrain-tiny clean
 .PHONY: tables report status paper table6 $(PAPER) tables-tiny
 
 demo: .venv/ready  ## the embedded default: offline, on a CPU, in about a minute
@@ -23,6 +25,9 @@ test-slow: .venv/ready  ## the rest: every shipped YAML runs, kills and resumes
 
 test-faults: .venv/ready  ## kills, full disks and the like; SPARTA_BENCH_FAULTS=long for all of them
 	$(BIN)/python -m pytest -m faults -n 2
+
+fuzz: .venv/ready  ## the fuzz at length, other examples each time: an hour
+	SPARTA_BENCH_FUZZ=$(EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_commands.py tests/test_fuzz_runs.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

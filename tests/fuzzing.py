@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 import sparta_bench
 from sparta_bench.cli import main
@@ -24,8 +24,9 @@ CAMPAIGN = int(os.environ.get("SPARTA_BENCH_FUZZ", "0"))
 
 
 def examples(few: int) -> settings:
-    """`few` examples, the same in every run; or those of a campaign."""
+    """`few` examples, the same in every run; or those of a campaign, made smaller if they fail."""
     return settings(
+        phases=[Phase.generate, Phase.shrink] if CAMPAIGN else [Phase.generate],
         max_examples=CAMPAIGN or few,
         derandomize=not CAMPAIGN,
         database=None,

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from torch import Tensor
 
 from sparta_bench.config import Config
@@ -21,7 +20,7 @@ from sparta_bench.data.examples import Examples
 from sparta_bench.data.prompts import Reading, render
 from sparta_bench.data.splits import Splits
 from sparta_bench.errors import InputError
-from sparta_bench.files import write_tensors
+from sparta_bench.kept import read_kept, write_kept
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 TEXTS_AT_ONCE = 10_000  # given to the tokenizer, whose own lists take kilobytes for each
@@ -209,19 +208,16 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def _read_cache(path: Path, rows: int) -> TokenRows | None:
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError):
-        return None  # not there, or cut short by a crash: encoded again
-    ids, lengths = tensors.get("ids"), tensors.get("lengths")
-    if ids is None or lengths is None or len(lengths) != rows or lengths.sum() != len(ids):
+    kept = read_kept(path)
+    ids, lengths = (None if kept is None else kept[0].get(name) for name in ("ids", "lengths"))
+    if ids is None or lengths is None or len(lengths) != rows:
         return None
-    return TokenRows(ids, lengths)
+    return TokenRows(ids.numpy(), lengths.numpy())
 
 
 def _write_cache(path: Path, ids: TokenRows) -> None:
     try:
         lengths = torch.from_numpy(ids.row_lengths)
-        write_tensors(path, {"ids": torch.from_numpy(ids.flat), "lengths": lengths})
+        write_kept(path, {"ids": torch.from_numpy(ids.flat), "lengths": lengths})
     except (OSError, SafetensorError):
         pass  # a cache that cannot be written costs time, not correctness

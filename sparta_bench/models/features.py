@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sparta_bench.data.encode import Encoded
 from sparta_bench.errors import TrainingError
-from sparta_bench.files import write_tensors
+from sparta_bench.kept import read_kept, write_kept
 from sparta_bench.models.classifier import Classifier, why_not_finite
 
 
@@ -149,24 +149,15 @@ def _compute(
 
 
 def _read(path: Path, rows: int, hidden: int, dtype: torch.dtype) -> Tensor | None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            checksum = (file.metadata() or {}).get("sha256")
-            features: Tensor = file.get_tensor("features")
-    except (OSError, SafetensorError):
-        return None  # not there, or cut short by a crash: computed again
-    if features.shape != (rows, hidden) or features.dtype != dtype:
+    kept = read_kept(path)
+    features = None if kept is None else kept[0].get("features")
+    if features is None or features.shape != (rows, hidden) or features.dtype != dtype:
         return None
-    return features if checksum == _checksum(features) else None
-
-
-def _checksum(features: Tensor) -> str:
-    # a byte that a disk has changed would be believed, and change the run's numbers
-    return hashlib.sha256(features.view(torch.uint8).numpy().tobytes()).hexdigest()
+    return features
 
 
 def _write(path: Path, features: Tensor) -> None:
     try:
-        write_tensors(path, {"features": features}, {"sha256": _checksum(features)})
+        write_kept(path, {"features": features})
     except (OSError, SafetensorError):
         pass  # a cache that cannot be written costs time, not correctness

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparta_bench.files import write_tensors
+from sparta_bench.kept import read_kept, write_kept
 
 
 @dataclass(frozen=True)
@@ -33,21 +32,17 @@ class Checkpoint:
             If it cannot be written; the last one stays then.
         """
         dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        about = {"progress": json.dumps(progress), "made_by": json.dumps(self.made_by)}
-        write_tensors(self.path, dense, about)
+        write_kept(self.path, dense, json.dumps({"progress": progress, "made_by": self.made_by}))
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | str | None:
         """What `save` wrote; why it cannot be gone on from; or null if there is none."""
         if not self.path.exists():
             return None
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                progress = json.loads(file.metadata()["progress"])
-                made_by = json.loads(file.metadata()["made_by"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-            return "cannot be read, or is cut short"
-        return self._difference(made_by) or (progress, tensors)
+        kept = read_kept(self.path)
+        if kept is None:
+            return "cannot be read, or is not as it was written"
+        about = json.loads(kept[1])
+        return self._difference(about["made_by"]) or (about["progress"], kept[0])
 
     def _difference(self, made_by: Any) -> str | None:
         if made_by == self.made_by:

@@ -1,0 +1,45 @@
+"""Tensors that are kept only to save time: believed where they are as they were written, and made
+again where not. A byte that a disk has changed would change a run's numbers unseen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sparta_bench.files import write_tensors
+
+
+def write_kept(path: Path, tensors: Mapping[str, Tensor], about: str = "") -> None:
+    """Write tensors (on the CPU, contiguous) with a text about them, and the hash of both.
+
+    Raises
+    ------
+    OSError, SafetensorError
+        If the file cannot be written.
+    """
+    write_tensors(path, tensors, {"about": about, "sha256": _hash_of(tensors, about)})
+
+
+def read_kept(path: Path) -> tuple[dict[str, Tensor], str] | None:
+    """What `write_kept` wrote; null where the file is not there, or not as it was written."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError):
+        return None
+    about = metadata.get("about", "")
+    return (tensors, about) if metadata.get("sha256") == _hash_of(tensors, about) else None
+
+
+def _hash_of(tensors: Mapping[str, Tensor], about: str) -> str:
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
