@@ -257,7 +257,7 @@ def test_a_checkpoint_cut_short_is_no_checkpoint(tmp_path: Path, word_tokenizer:
     training(tmp_path, word_tokenizer, checkpoint=path).train(reporter)
     assert reporter.evaluations[0] == 0
     (line,) = reporter.warnings
-    assert line == f"{path}: cannot be read, or is cut short; the run begins anew"
+    assert line == f"{path}: cannot be read, or is not as it was written; the run begins anew"
 
 
 def test_golden_losses(tmp_path: Path, word_tokenizer: Any) -> None:

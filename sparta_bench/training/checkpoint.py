@@ -39,10 +39,12 @@ class Checkpoint:
         if not self.path.exists():
             return None
         kept = read_kept(self.path)
-        if kept is None:
+        try:
+            tensors, about = kept if kept is not None else ({}, "")
+            found = json.loads(about)
+            return self._difference(found["made_by"]) or (found["progress"], tensors)
+        except (ValueError, KeyError, TypeError):
             return "cannot be read, or is not as it was written"
-        about = json.loads(kept[1])
-        return self._difference(about["made_by"]) or (about["progress"], kept[0])
 
     def _difference(self, made_by: Any) -> str | None:
         if made_by == self.made_by:
