@@ -11,20 +11,23 @@ JOBS ?= 2
 EXAMPLES ?= 500
 PAPER := table3 table4 table5 table10 table11
 
-.PHONY: demo test test-slow fuzz lint types check bench pretrain-tiny clean
+.PHONY: demo test test-slow test-faults fuzz lint types check bench pretrain-tiny clean
 .PHONY: tables report status paper table6 $(PAPER) tables-tiny
 
 demo: .venv/ready  ## the embedded default: offline, on a CPU, in about a minute
 	$(BIN)/sparta-bench
 
 test: .venv/ready  ## the tests: minutes, offline
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not faults"
 
 test-slow: .venv/ready  ## the rest: every shipped YAML runs, kills and resumes
 	$(BIN)/python -m pytest -m slow
 
 fuzz: .venv/ready  ## the fuzz at length, other examples each time: an hour
 	SPARTA_BENCH_FUZZ=$(EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_commands.py tests/test_fuzz_runs.py
+
+test-faults: .venv/ready  ## kills, full disks and the like; SPARTA_BENCH_FAULTS=long for all of them
+	$(BIN)/python -m pytest -m faults -n 2
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -33,7 +36,7 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
-check: lint types test test-slow  ## everything that continuous integration asks
+check: lint types test test-slow test-faults  ## everything that continuous integration asks
 
 bench: .venv/ready  ## step time, FLOPs and memory of all methods on this machine
 	$(BIN)/sparta-bench bench

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+from sparta_bench.files import clear_leftovers
 from sparta_bench.records import LOCK, RUNNING, read_json
 
 if TYPE_CHECKING:
@@ -47,15 +47,35 @@ def claimed(folder: Path, accelerator: Accelerator, wait: bool) -> Iterator[None
         time.sleep(WAIT_SECONDS)
     try:
         if accelerator.is_main_process:
-            _sweep_up(folder)
+            clear_leftovers(folder)
         yield
     finally:
         if accelerator.is_main_process:
-            found = read_json(folder)
-            if found is not None and found.get("status") == "completed":  # nobody needs them now
-                for name in (CHECKPOINT, RUNNING, LOCK):
-                    (folder / name).unlink(missing_ok=True)
+            _put_away(folder)
             lock.release()
+
+
+def tidy(folder: Path) -> None:
+    """Do for a completed run what a process did not, that was killed when the record was there."""
+    lock = FileLock(folder / LOCK, timeout=0)
+    if not (folder / RUNNING).exists():
+        return
+    try:
+        if _acquired(lock):
+            clear_leftovers(folder)
+            _put_away(folder)
+            lock.release()
+    except OSError:
+        pass  # a folder that may only be read
+
+
+def _put_away(folder: Path) -> None:
+    """Remove what only a run at work needs; `running.json` after the others, since it is what tells
+    that something is left."""
+    found = read_json(folder)
+    completed = found is not None and found.get("status") == "completed"
+    for name in (CHECKPOINT, RUNNING, LOCK) if completed else (RUNNING,):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _acquired(lock: FileLock) -> bool:
@@ -64,15 +84,6 @@ def _acquired(lock: FileLock) -> bool:
     except Timeout:
         return False
     return True
-
-
-def _sweep_up(folder: Path) -> None:
-    """Remove what a holder that was killed had begun to write."""
-    for path in folder.glob(".*.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def is_held(lock: Path) -> bool:

@@ -25,8 +25,17 @@ from sparta_bench.compose import (
     sweep_jobs,
 )
 from sparta_bench.config import Config
-from sparta_bench.errors import InputError, did_you_mean, reason_of
-from sparta_bench.job import INTERRUPTED, Outcome, quiet_libraries, run_composed, shared, show, tell
+from sparta_bench.errors import InputError, did_you_mean, reason_of, refusal_of
+from sparta_bench.job import (
+    INTERRUPTED,
+    Outcome,
+    attempted,
+    quiet_libraries,
+    run_composed,
+    shared,
+    show,
+    tell,
+)
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 # what reads its own command line, by the module that has it
@@ -48,21 +57,29 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
-        if arguments[:1] == ["--version"]:
-            print(f"sparta-bench {__version__}")
-            return DONE
-        if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
-            return _subcommand(arguments[0], arguments[1:])
-        return _experiments(arguments)
+        code = _command(arguments)
+        sys.stdout.flush()
+        return code
     except InputError as error:
         tell(*error.lines)
         return WRONG_INPUT
     except KeyboardInterrupt:
         tell("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a disk is full, a folder has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print
+        if not isinstance(error, BrokenPipeError):  # of which the reader of our output knows
+            tell(refusal_of(error))
         return FAILED
+
+
+def _command(arguments: list[str]) -> int:
+    if arguments[:1] == ["--version"]:
+        print(f"sparta-bench {__version__}")
+        return DONE
+    if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
+        return _subcommand(arguments[0], arguments[1:])
+    return _experiments(arguments)
 
 
 def _as_interrupt(number: int, frame: FrameType | None) -> None:
@@ -119,7 +136,7 @@ def _experiments(arguments: list[str]) -> int:
 
     @hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")
     def experiment(composed: Any) -> None:
-        outcomes.append(run_composed(composed))
+        outcomes.append(attempted(composed))
 
     others = list(arguments)  # Hydra wants all overrides in one place
     for word in overrides:
@@ -132,11 +149,15 @@ def _experiments(arguments: list[str]) -> int:
         compose(overrides)  # which says it better, if it is the overrides' fault
         raise InputError(reason_of(error)) from None
     except OSError as error:  # Hydra's own folders; those of a run are told by `attempt`
+        if error.filename is None:  # a stream
+            raise
         raise InputError(f"hydra.run.dir or hydra.sweep.dir: {error}") from None
     except SystemExit as end:  # after --help and its kind, or an interrupted run
         return int(end.code or DONE)
     finally:
         sys.argv = before
+    for outcome in outcomes:
+        show(outcome)
     return _close(outcomes)
 
 

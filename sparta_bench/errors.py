@@ -64,6 +64,12 @@ def shown(text: str, most: int = 120) -> str:
     return cut if cut.isprintable() else repr(cut)[1:-1]
 
 
+def refusal_of(error: OSError) -> str:
+    """What the operating system refuses: the file and the reason, without numbers."""
+    what = error.strerror or str(error)
+    return what if error.filename is None else f"{error.filename}: {what}"
+
+
 def reason_of(error: Exception) -> str:
     """What a library's error says, in one line."""
     if isinstance(error, KeyError) and error.args:

@@ -1,62 +1,148 @@
-"""Files that are either there and whole, or not there: temporary name, then rename."""
+"""Files that are either there and whole, or not there: temporary name, then rename.
+
+What is being written lies in a folder `.NAME.<random>.tmp` beside its place. Its writer holds a
+lock on that folder, which ends with the process: so what a killed one has left can be told from
+what somebody is at, and goes when the same place is written to again.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
-import secrets
+import re
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; renamed over it when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{_me()}.tmp")
-    try:
+    """A temporary path to write to; renamed to `path` when the block ends well.
+
+    Raises
+    ------
+    OSError
+        If the system refuses to write, with the name of `path`; also where a library says it in
+        words of its own.
+    """
+    with _workplace(path) as place:
+        temporary = place / "new"  # not by its name: somebody may look for files of that name
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # safetensors would leave them to their owner alone
+        _settle(temporary)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` to fill; in the place of `path`, and of whatever was there,
-    when the block ends well."""
+    """A temporary folder to fill; in the place of `path`, and of whatever was there, when the block
+    ends well. Raises OSError as `whole_file` does."""
     path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    me = _me()
-    temporary, old = (path.with_name(f".{path.name}.{me}.{end}") for end in ("tmp", "old"))
-    try:
+    with _workplace(path) as place:
+        temporary = place / "new"
         temporary.mkdir()
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                file.chmod(0o666 & ~_umask())  # as in `whole_file`
+                _settle(file)
         if path.exists():
-            path.replace(old)
+            path.replace(place / "old")
         temporary.replace(path)
-    finally:
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there: whole, or not at all."""
+    if path.exists():
+        with _workplace(path) as place:
+            path.replace(place / "removed")
+
+
+def clear_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes had begun to write in a folder, at that name or at any."""
+    begin = "*" if name is None else glob.escape(name)
+    for place in folder.glob(f".{begin}.*.tmp"):
+        try:
+            held = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:  # gone, or none of ours
+            continue
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _put_away(place)
+        except OSError:  # somebody is at it, or the file system has no locks
+            pass
+        finally:
+            os.close(held)
+
+
+@contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """A locked folder of our own beside `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path.parent, path.name)
+    try:
+        place, held = _locked_folder(path)
+        try:
+            yield place
+        finally:
+            _put_away(place)
+            os.close(held)
+    except Exception as error:
+        if (refusal := _refusal(error, path)) is None:
+            raise
+        raise OSError(*refusal, str(path)) from error
+
+
+def _locked_folder(path: Path) -> tuple[Path, int]:
+    while True:
+        place = Path(mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            held = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # taken for a leftover before it was locked
+            continue
+        try:
+            fcntl.flock(held, fcntl.LOCK_SH)
+        except OSError:  # a file system without locks: nobody clears there
+            pass
+        if place.exists():
+            return place, held
+        os.close(held)
+
+
+def _put_away(place: Path) -> None:
+    """Remove such a folder. Where its process was killed when it had moved the old folder aside,
+    the new one, which was ready, takes its place first."""
+    path, old = place.with_name(place.name[1:].rsplit(".", 2)[0]), place / "old"
+    for ready in (place / "new", old):
         if old.exists() and not path.exists():
-            old.replace(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+            try:
+                ready.replace(path)
+            except OSError:
+                pass  # the old one goes back
+    if old.exists():
+        old.replace(place / "removed")  # so that a part of it is never taken for the whole
+    shutil.rmtree(place, ignore_errors=True)
 
 
-def _me() -> str:
-    """This process, among those of all machines that share a file system; not to be foreseen, so
-    that nobody can have put a link to another file there."""
-    return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+def _refusal(error: Exception, path: Path) -> tuple[int, str] | None:
+    """Number and text of the system's error, if it is one about what is written for `path`."""
+    if isinstance(error, OSError):
+        begin = str(path.with_name(f".{path.name}."))
+        ours = error.filename is None or str(error.filename).startswith(begin)
+        return (error.errno, str(error.strerror)) if ours and error.errno else None
+    said = re.search(r"\(os error (\d+)\)", str(error))  # safetensors, tokenizers
+    return (int(said[1]), os.strerror(int(said[1]))) if said else None
+
+
+def _settle(file: Path) -> None:
+    """On the disk, and readable as other files are."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+    file.chmod(0o666 & ~_umask())  # safetensors would leave them to their owner alone
 
 
 def _umask() -> int:
@@ -74,7 +160,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None
 ) -> None:
-    """A safetensors file of torch tensors."""
+    """A safetensors file of torch tensors. Raises OSError as `whole_file` does."""
     from safetensors.torch import save_file
 
     with whole_file(path) as temporary:

@@ -12,15 +12,22 @@ from typing import Any, Literal
 
 import torch
 
-from sparta_bench.claim import BusyError, agreed, is_held
+from sparta_bench.claim import BusyError, agreed, is_held, tidy
 from sparta_bench.config import Config
 from sparta_bench.durations import as_duration
-from sparta_bench.errors import InputError, without_secrets
+from sparta_bench.errors import InputError, TrainingError, refusal_of, without_secrets
 from sparta_bench.grid_time import Times
 from sparta_bench.job import Outcome, tell
-from sparta_bench.records import LOCK, STATUSES, read_json
+from sparta_bench.records import LOCK, RUNNING, read_json
 from sparta_bench.results import run_folder
-from sparta_bench.run import accelerator_of, identify, name_of, run, summary_line, written_at
+from sparta_bench.run import (
+    accelerator_of,
+    identify,
+    name_of,
+    run,
+    stamp_of,
+    summary_line,
+)
 from sparta_bench.shared import Shared
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at runs that another process is at
@@ -46,9 +53,13 @@ def attempt(config: Config, shared: Shared, **how: Any) -> tuple[Outcome, dict[s
     except BusyError:
         raise
     except Exception as error:
-        if not isinstance(error, OSError):  # a fault of the program
+        if isinstance(error, OSError):
+            why = refusal_of(error)
+        elif isinstance(error, TrainingError):
+            why = str(error)
+        else:  # a fault of the program
             print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
-        why = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            why = f"{type(error).__name__}: {error}"
         outcome = _failed(config, why)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             print(f"sparta-bench: {outcome.line}", file=sys.stderr, flush=True)
@@ -77,13 +88,13 @@ class Grid:
         if {"cpu", "cuda"} <= asked:
             raise InputError("device=cpu,cuda: the runs of one grid share a device")
         self.shared = shared
-        self.started = time.time()
         self.outcomes: list[Outcome] = []
         self.pending: dict[str, Config] = {}  # by run_id: two jobs may be one run
         self.failed_before = 0
         accelerator = None if elsewhere else accelerator_of(configs[0])
         self._devices = [accelerator.device] if accelerator else _devices(asked)
         self._folders: dict[str, list[Path]] = {}  # by run_id: where the run's record may be
+        self._before: dict[Path, tuple[int, ...]] = {}  # by folder: its record at the start
         self.times = Times(shared, self._devices[0])
         identified: dict[str, Config] = {}
         for config in configs:
@@ -94,25 +105,35 @@ class Grid:
                 continue
             identified.setdefault(ids[0], config)
             self._folders[ids[0]] = [run_folder(config, run_id) for run_id in ids]
+            self._before |= {folder: stamp_of(folder) for folder in self._folders[ids[0]]}
         self.refused = len(self.outcomes)
         self.runs = len(identified) + self.refused
         for run_id, config in identified.items():
             self._look_up(run_id, config)
+        # a run that a process has died of, for lack of memory say, must not keep others from theirs
+        pending = sorted(self.pending, key=self._was_killed)
         if accelerator is not None:  # another process may have ended a run in between
-            self.started, pending = agreed(accelerator, (self.started, list(self.pending)))
-            self.pending = {run_id: identified[run_id] for run_id in pending}
+            pending = agreed(accelerator, pending)
+        self.pending = {run_id: identified[run_id] for run_id in pending}
         self.done = len(identified) - len(self.pending)
 
     def _records(self, run_id: str) -> list[tuple[dict[str, Any], Path]]:
-        """What there is of a run: a completed record first, then the latest."""
+        """What there is of a run, a completed record first."""
         folders = self._folders[run_id]
         found = [(record, folder) for folder in folders if (record := read_json(folder))]
-        found = [one for one in found if one[0].get("status") in STATUSES]
-        return sorted(found, key=lambda one: (one[0]["status"] != "completed", -written_at(one[1])))
+        return sorted(found, key=lambda one: one[0]["status"] != "completed")
+
+    def _was_killed(self, run_id: str) -> bool:
+        folders = self._folders[run_id]
+        return any((at / RUNNING).exists() and not is_held(at / LOCK) for at in folders)
+
+    def _is_new(self, folder: Path) -> bool:
+        return stamp_of(folder) != self._before[folder]
 
     def _look_up(self, run_id: str, config: Config) -> None:
         for found, folder in self._records(run_id)[:1]:
             if found["status"] == "completed":
+                tidy(folder)
                 self.times.add(config, found)
                 if not config.force:
                     self.outcomes.append(_outcome(found, folder / "result.json", was_there=True))
@@ -151,12 +172,13 @@ class Grid:
         number = self.runs - len(self.pending)
         told = False
         while self.pending:
-            before = len(self.pending)
+            count = len(self.pending)
             for run_id, config in list(self.pending.items()):
                 label = f"[{number + 1}/{self.runs}] "
                 try:
+                    before = self._before[self._folders[run_id][0]]
                     outcome, record = attempt(
-                        config, self.shared, wait=False, since=self.started, label=label
+                        config, self.shared, wait=False, before=before, label=label
                     )
                 except BusyError:
                     continue
@@ -171,9 +193,9 @@ class Grid:
                     self.outcomes += [_failed(c, "not tried") for c in self.pending.values()]
                     tell("the device does not answer any more, so that no other run is tried")
                     return self.outcomes
-            if len(self.pending) == before:
+            if len(self.pending) == count:
                 if not told:
-                    tell(f"waiting for {before:,} runs that other processes are at")
+                    tell(f"waiting for {count:,} runs that other processes are at")
                 told = True
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         return self.outcomes
@@ -188,7 +210,7 @@ class Grid:
                 (found, folder)
                 for found, folder in self._records(run_id)
                 if found["status"] != "interrupted"
-                and (written_at(folder) > self.started or not config.force)
+                and (self._is_new(folder) or (found["status"] == "completed" and not config.force))
             ]
             if not made:
                 self.outcomes.append(_failed(config, "no result; give the same command again"))

@@ -36,7 +36,6 @@ from sparta_bench.errors import reason_of
 
 Kind = Literal["model", "dataset"]
 MARKS: dict[Kind, str] = {"model": "config.json", "dataset": "README.md"}  # every one has it
-SECONDS = 10.0  # for the hub to answer, before only the cache is used
 
 
 @lru_cache
@@ -59,8 +58,9 @@ def commit_of(repo: str, revision: str) -> str:
 def look(repo: str, revision: str, kind: Kind) -> str | None:
     """The commit that a revision is at; null where only the cache may know it.
 
-    Where the hub does not answer, this process goes on as with HF_HUB_OFFLINE=1, and says so: each
-    of the client's own attempts would take half a minute to give up, and some would wait for ever.
+    Where the hub does not answer (in HF_HUB_ETAG_TIMEOUT seconds, 10), this process goes on as
+    with HF_HUB_OFFLINE=1, and says so: each of the client's own attempts would take half a minute
+    to give up, and some would wait for ever.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def look(repo: str, revision: str, kind: Kind) -> str | None:
         return known
     url = hf_hub_url(repo, MARKS[kind], revision=revision, repo_type=kind)
     try:
-        return get_hf_file_metadata(url, timeout=SECONDS).commit_hash or known
+        return get_hf_file_metadata(url).commit_hash or known
     except RevisionNotFoundError:
         raise
     except HfHubHTTPError:
@@ -80,11 +80,23 @@ def look(repo: str, revision: str, kind: Kind) -> str | None:
     except Exception as error:
         if not _is_of_connection(error):
             raise
-        from datasets import config
+        from datasets import config  # only where needed: it takes seconds
 
         constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
         _tell(f"{endpoint()} does not answer ({type(error).__name__}); only the cache is used")
         return known
+
+
+def refusal(repo: str, revision: str, kind: Kind) -> Exception | None:
+    """The hub's answer, where that is an error: a library may have told of it in its own way."""
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        get_hf_file_metadata(hf_hub_url(repo, MARKS[kind], revision=revision, repo_type=kind))
+    except HfHubHTTPError as error:
+        refused: Exception = error
+        return refused
+    return None
 
 
 def is_offline() -> bool:
@@ -125,8 +137,11 @@ class Bar(tqdm):  # type: ignore[misc]
         if self.disable:
             size = settings.get("total")
             known = f", {size / 1e6:,.1f} MB" if size else ""
-            name = str(settings.get("desc")).rpartition("/")[2]
+            name = str(settings.get("desc")).rpartition("/")[2].partition(":")[0]
             _tell(f"downloading {name}{known}")
+
+    def update_transfer(self, count: int) -> None:
+        """With this the client's own store (Xet) has one bar, not two."""
 
 
 # ---------------------------------------------------------------------------------- errors
@@ -147,7 +162,9 @@ def why(error: Exception) -> tuple[str, bool]:
     if found is not None and _is_of_connection(found):
         kind = type(found).__name__
         return f"the connection broke off ({kind}); the same command tries again", False
-    return reason_of(error), False
+    if isinstance(error, UnicodeEncodeError):  # on its way into a header
+        return "the token (HF_TOKEN, or `hf auth login`) has letters that no token has", True
+    return reason_of(error).rstrip("."), False
 
 
 def _refusal(error: HfHubHTTPError) -> tuple[str, bool]:

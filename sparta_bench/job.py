@@ -30,6 +30,13 @@ class Outcome:
 
 
 def run_composed(composed: Any) -> Outcome:
+    """Run one experiment and tell what came of it."""
+    outcome = attempted(composed)
+    show(outcome)
+    return outcome
+
+
+def attempted(composed: Any) -> Outcome:
     """Run one experiment; whatever happens to it does not keep others from running."""
     quiet_libraries()
     try:
@@ -43,7 +50,6 @@ def run_composed(composed: Any) -> Outcome:
         # Hydra turns it into an error of its own; the exit code is ours to give
         tell("interrupted")
         sys.exit(INTERRUPTED)
-    show(outcome)
     return outcome
 
 

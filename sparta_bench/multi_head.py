@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,9 +21,18 @@ from torch import Tensor, nn
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.files import sha256_of, write_json, write_tensors
 from sparta_bench.models.classifier import Classifier, pooled
-from sparta_bench.saved import Description, Loaded, changed, load_base, padding_token, portable
+from sparta_bench.saved import (
+    MULTI_HEAD,
+    Description,
+    Loaded,
+    changed,
+    load_base,
+    padding_token,
+    portable,
+)
+from sparta_bench.sparta.store import is_finite
 
-CONFIG, HEADS = "multi_head_config.json", "heads.safetensors"
+CONFIG, HEADS = MULTI_HEAD, "heads.safetensors"
 FORMAT = 1  # counted up when a reader of the last one would read wrongly
 
 
@@ -189,7 +197,6 @@ def _read_heads(folder: Path, expected: Any) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise InputError(f"{path}: {reason_of(error)}") from None
     for name, tensor in heads.items():
-        finite = tensor.is_floating_point() and bool(torch.isfinite(tensor).all())
-        if tensor.dim() != 2 or not finite:
+        if tensor.dim() != 2 or not is_finite(tensor):
             raise InputError(f"{path}: {name} is no matrix of finite numbers")
     return heads

@@ -20,6 +20,7 @@ from sparta_bench.data.examples import BadRowError, is_unicode, parse_texts
 from sparta_bench.data.local_files import json_object, numbered_lines
 from sparta_bench.data.prompts import render
 from sparta_bench.errors import InputError
+from sparta_bench.memory.tracker import is_lack_of_memory
 from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.precision import DTYPES
 from sparta_bench.multi_head import LoadedHeads, MultiHead
@@ -235,7 +236,12 @@ def _predict_all(
         found: list[list[dict[str, Prediction]]] = []
         for reader in readers:
             encoded, fault = _encode(reader, some, fault)
-            found.append(_predict(reader, encoded, batch_size))
+            try:
+                found.append(_predict(reader, encoded, batch_size))
+            except (RuntimeError, MemoryError) as error:
+                if not is_lack_of_memory(error):
+                    raise
+                raise _too_long(some, encoded) from None
         # a text without a token ends what one reader can give
         if together := [dict(ChainMap(*parts)) for parts in zip(*found, strict=False)]:
             yield together
@@ -243,6 +249,14 @@ def _predict_all(
             raise fault
         if len(some) < batch_size * batches:
             return
+
+
+def _too_long(some: list[Example], encoded: Encoded) -> InputError:
+    tokens, row = max((tokens, -row) for row, tokens in enumerate(encoded.lengths()))
+    return InputError(
+        f"{some[-row][0]}: {tokens:,} tokens, the most of those read together, for which the "
+        "memory does not suffice; a smaller --batch-size helps where it is not this text alone"
+    )
 
 
 def _take(source: Iterator[Example], count: int) -> tuple[list[Example], InputError | None]:

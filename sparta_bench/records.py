@@ -20,6 +20,11 @@ STATUSES = ("completed", "failed", "interrupted")
 LOCK = ".lock"  # in a run's folder, held by the process that is at it
 RUNNING = "running.json"  # beside it: the record before there is anything in it
 METRICS = ("loss", "accuracy", "mcc")
+OVERLAP = ("shared", "shared_by_chance", "conflicts")  # of a merge's, besides `changed`
+
+# How the reasons begin for which a record is not taken, and not replaced either: it may be good.
+NOT_TO_REPLACE = ("schema", "cannot be read")
+INCOMPLETE = "lacks a key of a record, or has one of another type"
 
 # Where things are and what is kept, not what comes out. What the data and the base model are is in
 # their fingerprints, so that the same files elsewhere are the same run.
@@ -98,12 +103,27 @@ class LeftOut:
 
 
 def read_json(folder: Path) -> dict[str, Any] | None:
-    """The record in a run's folder, or null if there is none that can be read."""
-    try:
-        raw = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """The record in a run's folder, or null if there is none that is whole and of this version."""
+    found = look_into(folder)
+    return None if isinstance(found, str) else found
+
+
+def look_into(folder: Path) -> dict[str, Any] | str | None:
+    """The record in a run's folder; the reason why it is not whole; or null if there is none."""
+    path = folder / "result.json"
+    if not path.exists():
         return None
-    return raw if isinstance(raw, dict) and raw.get("schema") == SCHEMA else None
+    record = read_record(path)
+    if isinstance(record, str):
+        return record
+    raw = record.raw
+    error = raw.get("error")
+    says_why = isinstance(error, dict) and isinstance(error.get("message"), str)
+    if (record.status == "completed" and seconds_of(raw) is None) or (
+        record.status == "failed" and not says_why
+    ):
+        return INCOMPLETE
+    return raw
 
 
 def read_records(folders: Iterable[Path]) -> tuple[list[Record], list[LeftOut]]:
@@ -151,7 +171,7 @@ def read_record(path: Path) -> Record | str:
     except ValueError:
         return "is no JSON"
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
-        return "lacks a key of a record, or has one of another type"
+        return INCOMPLETE
 
 
 def files_below(folder: Path, name: str) -> list[str]:
@@ -181,9 +201,10 @@ def read_merge(path: Path) -> dict[str, Any] | str:
             _text(run["run_id"]), _text(run["task"])
             if not isinstance(run["seed"], int):
                 raise TypeError
-        counts = [overlap[key] for key in ("shared", "shared_by_chance", "conflicts")]
-        counts += [overlap["changed"][number] for number in (0, 1)]
-        if not all(map(math.isfinite, counts)):
+        for number in (*overlap["changed"], *(overlap[key] for key in OVERLAP)):
+            if not math.isfinite(number):
+                raise TypeError
+        if len(overlap["changed"]) != 2:
             raise TypeError
     except OSError as error:
         return f"cannot be read: {error.strerror}"

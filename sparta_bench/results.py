@@ -108,7 +108,10 @@ def error_of(error: BaseException) -> dict[str, str]:
     """Type, message and traceback, with places named by module and line instead of by path."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
-    message = without_secrets(str(error)) or type(error).__name__
+    message = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None:
+        message = f"{Path(str(error.filename)).name}: {error.strerror}"
+    message = without_secrets(message)
     return {"type": type(error).__name__, "message": message, "traceback": "\n".join(lines)}
 
 

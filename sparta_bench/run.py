@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 import time
@@ -23,9 +22,10 @@ from sparta_bench.data.encode import (
     cache_folder,
     tokenizer_fingerprint,
 )
-from sparta_bench.errors import InputError, TrainingError
-from sparta_bench.files import whole_folder, write_json
-from sparta_bench.memory.tracker import forget_peak, peak_bytes
+from sparta_bench.errors import InputError, TrainingError, reason_of
+from sparta_bench.files import remove_folder, whole_folder, write_json
+from sparta_bench.job import tell
+from sparta_bench.memory.tracker import forget_peak, is_lack_of_memory, peak_bytes
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier
@@ -39,7 +39,7 @@ from sparta_bench.models.features import (
 )
 from sparta_bench.models.precision import Precision, precision_of
 from sparta_bench.models.source import is_local
-from sparta_bench.records import PROTOCOL, RUNNING, read_json
+from sparta_bench.records import NOT_TO_REPLACE, PROTOCOL, RUNNING, look_into, read_json
 from sparta_bench.results import (
     environment,
     error_of,
@@ -52,15 +52,18 @@ from sparta_bench.results import (
 from sparta_bench.saved import Description, check_whole, write_whole
 from sparta_bench.shared import Shared
 from sparta_bench.sparta import store
+from sparta_bench.training.checkpoint import Checkpoint
 from sparta_bench.training.loop import Progress, Training, evaluation_batch_size
 from sparta_bench.training.progress import ProgressReporter, watched
+
+SAVED = {"adapter": "adapter", "full": "model"}  # the folder beside the record, by `save`
 
 
 def run(
     config: Config,
     shared: Shared | None = None,
     wait: bool = True,
-    since: float | None = None,
+    before: tuple[int, ...] | None = None,
     label: str = "",
 ) -> tuple[dict[str, Any], Path, bool]:
     """Run an experiment, unless its completed record is there.
@@ -74,9 +77,10 @@ def run(
         What earlier runs of this process have left for this one.
     wait
         Wait for another process that is at this very run, and then take its record.
-    since
-        Seconds since the epoch; a record written after that is taken as it is, also where the run
-        has failed, or `force` is set: another process of the same grid has made it.
+    before
+        What `stamp_of` gave for the run's folder when a grid began. A record written since is taken
+        as it is, also where the run has failed, or `force` is set: another process of the same grid
+        has made it.
     label
         Goes before the run's name, which is told when it starts.
 
@@ -99,9 +103,10 @@ def run(
     _make_folder(folder)
     with claimed(folder, accelerator, wait):
         found = agreed(accelerator, read_json(folder))
-        settled = found is not None and _is_settled(found, folder, config, since)
-        if found is not None and agreed(accelerator, settled):  # clocks differ
+        settled = found is not None and _is_settled(found, folder, config, before)
+        if found is not None and agreed(accelerator, settled):
             return found, folder / "result.json", True
+        _look_at_what_is_replaced(folder, config)
         record = new_record(config, run_id, shared.base_fingerprint(config.model))
         if accelerator.is_main_process:  # for `status`
             write_json(folder / RUNNING, record)
@@ -110,16 +115,16 @@ def run(
             _fill(record, config, accelerator, precision, shared, folder, label)
             record["status"] = "completed"
         except InputError:
-            if accelerator.is_main_process:
-                (folder / RUNNING).unlink(missing_ok=True)
             raise
         except KeyboardInterrupt:
             _finish(record, folder, accelerator)
             raise
         except Exception as error:
-            record |= {"status": "failed", "error": error_of(_explained(error, config, record))}
+            told = _explained(error, config, record, accelerator.num_processes)
+            record |= {"status": "failed", "error": error_of(told)}
             if accelerator.num_processes > 1 and not isinstance(error, TrainingError):
-                unlike = error  # the others may not have it, and would wait for this one
+                unlike = told  # the others may not have it, and would wait for this one
+            del told  # its traceback holds the model
         path = _finish(record, folder, accelerator)
         if unlike is not None:
             raise unlike
@@ -145,19 +150,33 @@ def identify(config: Config, shared: Shared, device: torch.device) -> str:
     )
 
 
-def _is_settled(found: dict[str, Any], folder: Path, config: Config, since: float | None) -> bool:
-    if found.get("status") == "completed" and not config.force:
+def _is_settled(
+    found: dict[str, Any], folder: Path, config: Config, before: tuple[int, ...] | None
+) -> bool:
+    if found["status"] == "completed" and not config.force:
         return True
-    ended = found.get("status") in ("completed", "failed")
-    return ended and since is not None and written_at(folder) > since
+    ended = found["status"] in ("completed", "failed")
+    return ended and before is not None and stamp_of(folder) != before
 
 
-def written_at(folder: Path) -> float:
-    """When the record was written, in seconds since the epoch; 0 if it is not there."""
+def stamp_of(folder: Path) -> tuple[int, ...]:
+    """What tells a record from one written later in its place, whatever the clocks say."""
     try:
-        return (folder / "result.json").stat().st_mtime
+        found = (folder / "result.json").stat()
     except OSError:
-        return 0.0
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _look_at_what_is_replaced(folder: Path, config: Config) -> None:
+    """Say that a broken record is made again; raise InputError if it may be a good one."""
+    fault = look_into(folder)
+    if not isinstance(fault, str):
+        return
+    line = f"{folder / 'result.json'}: {fault}"
+    if fault.startswith(NOT_TO_REPLACE) and not config.force:
+        raise InputError(f"{line}; move it away, or replace it with force=true")
+    tell(f"{line}; the run is made again")
 
 
 def _fill(
@@ -202,9 +221,10 @@ def _fill(
         features_seconds = round(time.perf_counter() - started, 3)
     train, dev, test = sets
 
-    checkpoint = folder / CHECKPOINT
+    made_by = {"run_id": record["run_id"], "versions": record["environment"]["versions"]}
+    checkpoint = Checkpoint(folder / CHECKPOINT, made_by)
     if config.force:
-        checkpoint.unlink(missing_ok=True)
+        checkpoint.path.unlink(missing_ok=True)
     training = Training(
         accelerator,
         model,
@@ -302,32 +322,43 @@ def _training_summary(
 
 
 def _finish(record: dict[str, Any], folder: Path, accelerator: Accelerator) -> Path:
-    record["finished"] = now()
     """Write the record; a completed one, made before and forced to be made again, is kept until
-    there is another."""
+    there is another, and so is what it has saved."""
+    record["finished"] = now()
     if accelerator.is_main_process:
         before = read_json(folder)
         if record["status"] == "completed" or (before or {}).get("status") != "completed":
             write_record(folder, record)
-        (folder / RUNNING).unlink(missing_ok=True)
+        if record["status"] == "completed":
+            for save, name in SAVED.items():
+                if save != record["config"]["save"]:
+                    remove_folder(folder / name)
     return folder / "result.json"
 
 
-def _explained(error: Exception, config: Config, record: dict[str, Any]) -> Exception:
-    """Say of a lack of memory what was tried and what to try."""
-    text = str(error)
-    short = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate" in text
-    if not short:
+def _explained(
+    error: Exception, config: Config, record: dict[str, Any], processes: int
+) -> Exception:
+    """Say of a lack of memory what was tried and what to try, and of another process's death that
+    it is one."""
+    text = reason_of(error)
+    if is_lack_of_memory(error):
+        data = record["data"] or {}
+        lengths = [data.get(f"longest_{kind}_tokens") for kind in ("train", "eval")]
+        told = TrainingError(
+            f"out of memory with train.batch_size={config.train.batch_size} in "
+            f"{config.train.accumulation_steps} part(s); try a larger train.accumulation_steps "
+            "(same result, less memory), train.gradient_checkpointing=true, or a smaller "
+            f"train.eval_batch_size ({text}; the longest training input has {lengths[0]} tokens, "
+            f"of dev and test {lengths[1]})"
+        )
+    elif processes > 1 and any(word in text for word in ("gloo", "NCCL")):
+        told = TrainingError(
+            f"another of the {processes} processes of this run has died or does not answer; its "
+            f"own output says why, and the same command goes on ({text})"
+        )
+    else:
         return error
-    data = record["data"] or {}
-    lengths = [data.get(f"longest_{kind}_tokens") for kind in ("train", "eval")]
-    told = TrainingError(
-        f"out of memory with train.batch_size={config.train.batch_size} in "
-        f"{config.train.accumulation_steps} part(s); try a larger train.accumulation_steps "
-        "(same result, less memory), train.gradient_checkpointing=true, or a smaller "
-        f"train.eval_batch_size ({text.splitlines()[0] if text else type(error).__name__}; the "
-        f"longest training input has {lengths[0]} tokens, of dev and test {lengths[1]})"
-    )
     return told.with_traceback(error.__traceback__)
 
 
@@ -340,19 +371,20 @@ def _save(
     folder: Path,
 ) -> None:
     """What `save` asks for, beside the record."""
-    for old in ("adapter", "model"):
-        shutil.rmtree(folder / old, ignore_errors=True)
-    description = _description(config, tokenizer, record)
+    description = _description(config, tokenizer, record, trained.base_fingerprint)
     if config.save == "adapter" and (small := trained.adapter()) is not None:
         tensors, about = small
-        store.write(folder / "adapter", tensors, {**description.as_dict(), **about})
+        with whole_folder(folder / SAVED[config.save]) as temporary:
+            store.write(temporary, tensors, {**description.as_dict(), **about})
     elif config.save == "full":
         trained.merge_for_good()
-        with whole_folder(folder / "model") as temporary:
+        with whole_folder(folder / SAVED[config.save]) as temporary:
             write_whole(classifier, tokenizer, description, temporary)
 
 
-def _description(config: Config, tokenizer: Any, record: dict[str, Any]) -> Description:
+def _description(
+    config: Config, tokenizer: Any, record: dict[str, Any], base_fingerprint: str | None
+) -> Description:
     """What somebody needs to know to use what was trained; like the record without paths."""
     model = ModelConfig(**record["config"]["model"])
     if not is_local(model):
@@ -372,6 +404,7 @@ def _description(config: Config, tokenizer: Any, record: dict[str, Any]) -> Desc
         model=model,
         dtypes=record["environment"]["dtypes"],
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        base_fingerprint=base_fingerprint,
     )
 
 

@@ -46,6 +46,7 @@ from sparta_bench.models.source import EMBEDDED, is_local, load_tokenizer
 from sparta_bench.sparta import SpartaAdapter, authors_layout, store
 
 WHOLE = "classifier_config.json"  # peft would take a folder with adapter_config.json for its own
+MULTI_HEAD = "multi_head_config.json"  # see `multi_head`
 SCORE = "score.weight"  # transformers' name of the head
 
 
@@ -56,6 +57,8 @@ class Description:
 
     `dtypes` are those of model and trained values in training. A `model.path` is the folder's own
     name, since other machines have other paths; a `model.revision` is the hub's commit.
+    `base_fingerprint` is that of the base's values (`store.fingerprint_of`); null in the layout of
+    the authors and in whole models of an earlier version.
     """
 
     method: dict[str, Any]
@@ -71,6 +74,7 @@ class Description:
     model: ModelConfig
     dtypes: dict[str, str]
     tokenizer_fingerprint: str | None
+    base_fingerprint: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For the file."""
@@ -92,6 +96,7 @@ class Description:
                 f"{source}: was saved by a script, without labels, prompt and base model; "
                 "SpartaAdapter.load(model, folder) puts it on its model"
             )
+        values = {"base_fingerprint": None, **values}  # not there in older ones
         lines = faults_by(_RULES, values)
         if values.get("prompt") is not None:
             lines += faults_by(_PROMPT_RULES, values)
@@ -132,6 +137,7 @@ _RULES = {  # what a configuration has as well is checked as there
     "seed": or_null(RULES["seed"]),
     "base_model.name": TEXT_OR_NULL,
     "base_model.fingerprint": TEXT_OR_NULL,
+    "base_fingerprint": TEXT_OR_NULL,
     "task": TEXT_OR_NULL,
     **{key: RULES[f"task.{key}"] for key in ("labels", "columns", "separator", "undo_spacing")},
     "prompt": Rule(lambda v: v is None or isinstance(v, dict), "must be null or have keys"),
@@ -188,12 +194,15 @@ def load(
             return _load_authors(folder, base, tokenizer, allow_pickle)
     except ValueError as error:
         raise InputError(reason_of(error)) from None
-    raise InputError(f"{folder}: {_why_nothing(folder)}")
+    raise InputError(f"{folder}: {why_nothing(folder)}")
 
 
-def _why_nothing(folder: Path) -> str:
+def why_nothing(folder: Path) -> str:
+    """Why a folder holds nothing that `load` could read."""
     if not folder.is_dir():
         return "there is no such folder"
+    if (folder / MULTI_HEAD).is_file():
+        return "a multi-head model, merged already; give what it was merged from"
     for inner in (folder / "adapter", folder / "model"):
         if (inner / store.CONFIG).is_file() or (inner / WHOLE).is_file():
             return f"a run's folder; what it trained is in {inner}"
@@ -205,7 +214,7 @@ def _load_adapter(folder: Path, base: str | None, tokenizer: str | None) -> Load
     config = store.read_config(folder)
     about = Description.from_dict(config, folder / store.CONFIG)
     classifier, words = load_base(about, base_of(about, base, tokenizer, folder))
-    check_base(config, about, classifier.backbone, words, folder, _shown(about, base))
+    check_base(about, classifier.backbone, words, folder, _shown(about, base))
     if about.method["name"] == "sparta":
         return _with_sparta(classifier, words, about, folder, allow_pickle=False)
     precision = Precision(DTYPES[about.dtypes["model"]], DTYPES[about.dtypes["trained"]])
@@ -221,27 +230,23 @@ def _load_adapter(folder: Path, base: str | None, tokenizer: str | None) -> Load
 
 
 def check_base(
-    config: Mapping[str, Any],
-    about: Description,
-    backbone: nn.Module,
-    tokenizer: Any,
-    folder: Path,
-    shown: str,
+    about: Description, backbone: nn.Module, tokenizer: Any, folder: Path, shown: str
 ) -> None:
-    """Whether an adapter was trained on this backbone with this tokenizer; `shown` is what the
-    user called them.
+    """Whether what is in the folder was trained on this backbone with this tokenizer; `shown` is
+    what the user called them.
 
     Raises
     ------
     InputError
         If it was not.
     """
-    expected = config.get("base_fingerprint")
     found = store.fingerprint_of(backbone)
-    if found != expected:
+    if about.base_fingerprint is None:
+        raise InputError(f"{folder}: does not say what its base's weights were (base_fingerprint)")
+    if found != about.base_fingerprint:
         raise InputError(
             f"{folder}: was trained on another base model: the fingerprint of its weights is "
-            f"{expected}, and {shown} has {found}"
+            f"{about.base_fingerprint}, and {shown} has {found}"
         )
     if about.tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
         raise InputError(
@@ -252,12 +257,12 @@ def check_base(
 
 
 def check_shapes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], folder: Path) -> None:
-    """Whether an adapter's file holds these tensors and no others.
+    """Whether an adapter's file holds these tensors and no others, of finite numbers.
 
     Raises
     ------
     InputError
-        At the first name whose shapes differ.
+        At the first name that is wrong.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     fitting = {name: tuple(value.shape) for name, value in wanted.items()}
@@ -267,6 +272,8 @@ def check_shapes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fold
                 f"{folder / store.TENSORS}: {name} has the shape {shapes.get(name)}, where "
                 f"{fitting.get(name)} belongs"
             )
+        if not store.is_finite(found[name]):
+            raise InputError(f"{folder / store.TENSORS}: {name} does not hold finite numbers")
 
 
 def lora_settings(about: Description, folder: Path) -> LoraConfig:

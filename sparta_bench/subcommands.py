@@ -111,9 +111,9 @@ def _evaluate_parser() -> Parser:
     parser = Parser(
         prog="sparta-bench evaluate",
         usage="sparta-bench evaluate ADAPTER [task=NAME] [key=value ...] [options]",
-        description="Loss, accuracy and mcc of what a run has trained, or `merge` made, on the\n"
-        "dev and test set of its task, or of another with the same labels. Of a multi-head\n"
-        "model every head is scored on its own task.",
+        description="Loss, accuracy and mcc of what a run has trained, or `merge` made, on dev\n"
+        "and test set of its own task, or of another with the same labels. Of a\n"
+        "multi-head model every head is scored on its own task.",
         epilog="Settings: task, task.*, device, cache_dir and train.eval_batch_size, as in a run.",
     )
     add_sources(parser)
@@ -144,14 +144,14 @@ def evaluate(arguments: list[str]) -> None:
         chosen = {name: heads.one(name) for name in _of_task(heads.about, settings)}
     else:
         one = _one(options)
-        chosen = {options.head or str(one.about.task): one}
-    configs = {
-        name: compose(settings_for(loaded.about, settings, options.adapter))
-        for name, loaded in chosen.items()
-    }
+        chosen = {options.head or one.about.task or "": one}
+    configs = [
+        compose(settings_for(loaded.about, settings, options.adapter)) for loaded in chosen.values()
+    ]
     found = [
-        {"head": name} | evaluation_of(loaded, configs[name], f"{options.adapter}", options.dtype)
-        for name, loaded in chosen.items()
+        {"head": name or config.task.name}
+        | evaluation_of(loaded, config, f"{options.adapter}", options.dtype)
+        for (name, loaded), config in zip(chosen.items(), configs, strict=True)
     ]
     if options.out is not None:
         try:

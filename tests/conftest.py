@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quick import QUICK_RUN
 
 _HOME = tempfile.TemporaryDirectory(prefix="sparta-bench-tests-")
 os.environ |= {
@@ -54,9 +55,6 @@ def tiny_config(tmp_path: Path) -> Callable[..., Any]:
         return compose([*folders, *overrides])
 
     return make
-
-
-QUICK_RUN = ["train.max_steps=4", "train.eval_every=2", "task.max_train_examples=200"]
 
 
 @pytest.fixture(scope="session")

@@ -97,15 +97,6 @@ class Hub:
         """The origin of large files."""
         return f"http://localhost:{self.server.server_port}"
 
-    def size(self, end: str) -> int:
-        """Bytes of the file whose path ends so."""
-        return next(
-            len(content)
-            for found in self.repositories.values()
-            for path, content in found.files.items()
-            if path.endswith(end)
-        )
-
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"

@@ -25,7 +25,7 @@ from sparta_bench.compose import (
     to_plain,
 )
 from sparta_bench.config import RULES, Config, LoraConfig, SpartaConfig, from_dict
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, shown
 
 
 def lines_of(*overrides: str) -> list[str]:
@@ -382,7 +382,7 @@ def test_numbers_without_a_float_are_refused(value: float) -> None:
     raw["train"]["epochs"] = value
     with pytest.raises(InputError) as caught:
         from_dict(raw)
-    assert caught.value.lines == (f"train.epochs={value}: must be a number above 0",)
+    assert caught.value.lines == (f"train.epochs={shown(str(value))}: must be a number above 0",)
 
 
 def test_a_checked_configuration_stays_as_it_is() -> None:

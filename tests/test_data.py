@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.numpy import save_file
 
 from sparta_bench.compose import compose
 from sparta_bench.config import Config, Dev, TaskConfig
+from sparta_bench.data import local_files
 from sparta_bench.data.batches import evaluation_batches, training_batches
 from sparta_bench.data.encode import Encoded, cache_folder, encode_splits
 from sparta_bench.data.examples import Examples
@@ -121,6 +126,65 @@ def test_the_cap_comes_after_dev_and_before_the_filter(
     assert firsts(splits.train) == [f"train {row}" for row in range(5)]
     assert firsts(splits.dev) == ["train 7", "train 8", "train 9"]
     assert len(load(task, tmp_path, {"train": 6, "validation": 2}, dev=3).train) == 3
+
+
+@pytest.mark.parametrize("rows", [4, 5, 9, 10, 11, 30])
+@pytest.mark.parametrize("cap", [1, 3, 7, 100])
+def test_what_is_let_go_under_a_cap_was_of_no_use(
+    tasks: dict[str, TaskConfig], tmp_path: Path, rows: int, cap: int
+) -> None:
+    sizes = {"train": rows, "validation": 5, "test": 6}
+    for name, dev in (("sst2", 3), ("mrpc", None), ("imdb", 4)):
+        whole = load(tasks[name], tmp_path, sizes, dev=dev)
+        capped = load(replace(tasks[name], max_train_examples=cap), tmp_path, sizes, dev=dev)
+        assert capped.train == whole.train.select(range(min(cap, len(whole.train))))
+        assert (capped.dev, capped.test) == (whole.dev, whole.test)
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "jsonl", "csv", "parquet"])
+def test_a_cap_bounds_the_memory(
+    tasks: dict[str, TaskConfig], tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_files, "ROWS_AT_ONCE", 500)
+
+    def peak(rows: int, cap: int) -> int:
+        """Bytes that the splits took at most, the reader's buffers included."""
+        folder = tmp_path / str(rows)
+        write_many(folder, rows, suffix)
+        rule = Dev("train", "last", 10)
+        task = replace(
+            tasks["sst2"], data_dir=str(folder), dev=rule, max_train_examples=cap or None
+        )
+        tracemalloc.start()
+        splits = load_splits(task)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(splits.train) == (cap or rows - 10)
+        return found
+
+    peak(100, 0)  # what is imported at the first use
+    few, many, all_of_many = peak(3_000, 100), peak(9_000, 100), peak(9_000, 0)
+    assert many < few + 100_000
+    assert all_of_many > many + 6_000 * 100, "texts take more than a hundred bytes each"
+
+
+def write_many(folder: Path, rows: int, suffix: str) -> None:
+    """A train split of so many rows, and a short validation split."""
+    folder.mkdir(exist_ok=True)
+    for split, count in (("train", rows), ("validation", 3)):
+        texts = [f"this is the text of row number {row}" for row in range(count)]
+        name = "dev" if (suffix, split) == ("tsv", "validation") else split
+        path = folder / f"{name}.{suffix}"
+        if suffix == "parquet":
+            table = pyarrow.table({"sentence": texts, "label": [row % 2 for row in range(count)]})
+            parquet.write_table(table, path)
+            continue
+        mark = {"tsv": "\t", "csv": ","}.get(suffix)
+        lines = [f"sentence{mark}label"] if mark else []
+        for row, text in enumerate(texts):
+            plain = f"{text}{mark}{row % 2}"
+            lines.append(plain if mark else json.dumps({"sentence": text, "label": row % 2}))
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @pytest.mark.parametrize("dev", [10, 11])
@@ -351,6 +415,20 @@ def test_a_cache_hit_equals_a_fresh_encoding(
     assert all(same(getattr(fresh, s), getattr(cached, s)) for s in ("train", "dev", "test"))
     assert encode_splits(limited(2), SPLITS, word_tokenizer).train.lengths() == [2, 1]
     assert calls == [3, 1, 2]  # the limit is applied after the cache
+
+
+def test_texts_go_to_the_tokenizer_in_parts(
+    limited: Any, word_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, tiny_config: Any
+) -> None:
+    from sparta_bench.data import encode
+
+    whole = encode_splits(limited(9), SPLITS, word_tokenizer)
+    monkeypatch.setattr(encode, "TEXTS_AT_ONCE", 2)
+    calls = count_tokenizing(monkeypatch)
+    data = encode_splits(tiny_config("cache_dir=${results_dir}/2"), SPLITS, word_tokenizer)
+    assert calls == [2, 1, 1, 2]
+    assert data.summary == whole.summary | {"max_train_tokens": 48}
+    assert all(same(getattr(whole, s), getattr(data, s)) for s in ("train", "dev", "test"))
 
 
 def test_another_tokenizer_is_not_served_from_the_cache(limited: Any, word_tokenizer: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,17 @@ def test_one_model_under_its_head_scores_as_it_did(
     multi_head_of([folder], tmp_path / "one", Rule())
     (found,) = evaluated(capfd, tmp_path / "one")
     assert found["test"] == record["test"]
+
+
+def test_a_head_without_a_task_is_called_as_the_task_that_was_asked_for(
+    trained: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(trained("sparta")[2], tmp_path / "own")
+    about = json.loads((folder / "adapter_config.json").read_text()) | {"task": None}
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+    (found,) = evaluated(capfd, folder, "task=tiny-sst2")
+    assert found["head"] == "tiny-sst2"
+    assert "does not say on which task it was trained" in refused(capfd, str(folder))
 
 
 def test_what_cannot_be_evaluated_is_told(

@@ -274,8 +274,9 @@ def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path: Path) -> 
     config = compose([*QUICK, *places(tmp_path)])
     record, path, _ = run(config)
     write_record(path.parent, record | {"status": "interrupted"})
-    (path.parent / ".checkpoint.safetensors.somewhere.1.tmp").write_bytes(b"half")
-    (path.parent / ".adapter.somewhere.1.tmp").mkdir()
+    for name in (CHECKPOINT, "adapter"):
+        (path.parent / f".{name}.1.tmp").mkdir()
+        (path.parent / f".{name}.1.tmp" / "new").write_bytes(b"half")
     run(config)
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]
 

@@ -12,7 +12,9 @@ import pytest
 from forged_records import forge, scores
 from test_cli import call
 
-from sparta_bench.merge.pairs import groups_of
+from sparta_bench.errors import InputError
+from sparta_bench.merge.pairs import Pair, _path_of, groups_of
+from sparta_bench.merge.rules import Rule
 from sparta_bench.paper import rows_of
 from sparta_bench.records import Record, read_merge, record_of
 from sparta_bench.tables.merging import Merge, merging_tables, read_merges
@@ -98,8 +100,11 @@ def test_records_hold_scores_alone_and_merged(
         path = runs / "merges" / "tiny-gemma" / "sparta" / record["merge_id"] / "merge.json"
         assert read_merge(path) == record == json.loads(path.read_text())
         assert str(runs) not in path.read_text()
-    code, out, _ = call(capfd, "merge", "pairs", str(runs))
+    # a seed of a draw that there is not makes no other merge
+    code, out, _ = call(capfd, "merge", "pairs", str(runs), "--seed", "5", "--model", "tiny-gemma")
     assert out.startswith("2 pairs, 2 of them there already")
+    code, _, error = call(capfd, "merge", "pairs", str(runs), "--model", "tiny-mistral")
+    assert code == 2 and "no two tasks with completed runs" in lines_of(error)
 
 
 def test_a_pair_scores_as_evaluate_scores_the_merged_folder(
@@ -119,6 +124,34 @@ def test_dare_is_scored_alone_too(runs: Path, capfd: pytest.CaptureFixture[str])
     _, out, _ = call(capfd, "merge", "pairs", str(runs), "--dare", "0.5", "--json")
     for record in json.loads(out):
         assert record["thinned"] != record["alone"] and record["rule"]["keep"] == 0.5
+
+
+def test_a_record_that_cannot_be_written_is_told(
+    runs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "merges").write_text("")
+    code, _, error = call(capfd, "merge", "pairs", str(runs))
+    assert code == 2 and "merge.json: cannot be written: " in lines_of(error)
+
+
+def test_a_models_name_leads_nowhere_else(tmp_path: Path) -> None:
+    made = [
+        forged(tmp_path, True, model="../../x", task=task, seed=seed)
+        for task, seed in (("sst2", 0), ("cola", 1))
+    ]
+    with pytest.raises(InputError, match="cannot name a folder for what is merged"):
+        _path_of(tmp_path, Pair(*made), Rule())
+
+
+def test_runs_that_may_stand_in_no_table_are_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    raw = forge(model="tiny-gemma", task="sst2")
+    folder = tmp_path / raw["run_id"]
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps(raw))
+    code, _, error = call(capfd, "merge", "pairs", str(tmp_path))
+    assert code == 2 and "; 1 left out, " in lines_of(error)
 
 
 def test_other_data_than_the_runs_is_noticed(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -215,19 +248,32 @@ def test_records_of_merges_that_cannot_be_used_are_counted(tmp_path: Path) -> No
         "lacks": json.dumps({key: good[key] for key in good if key != "merged"}),
         "nan": json.dumps(good | {"merged": [{"dev": scores(float("nan"), 1.0)}] * 2}),
         "types": json.dumps(good | {"runs": [1, 2]}),
+        **{
+            f"overlap {n}": json.dumps(good | {"overlap": good["overlap"] | bad})
+            for n, bad in enumerate(
+                (
+                    {"changed": 5},
+                    {"changed": ["a", "b"]},
+                    {"changed": [1]},
+                    {"shared_by_chance": None},
+                )
+            )
+        },
     }
     for name, text in texts.items():
         (tmp_path / "merges" / name).mkdir(parents=True)
         (tmp_path / "merges" / name / "merge.json").write_text(text)
+    wrong = "lacks a key of a merge's record, or has one of another type"
     found, left_out = read_merges([tmp_path], select(made))
     assert [len(merges) for merges in found.values()] == [1]
     assert {left.path.parent.name: left.reason for left in left_out} == {
         "stranger": "a merge of runs that stand in no table",
         "cut": "is no JSON",
         "schema": "is of another schema than 1",
-        "lacks": "lacks a key of a merge's record, or has one of another type",
+        "lacks": wrong,
         "nan": "merged holds scores that are not finite",
-        "types": "lacks a key of a merge's record, or has one of another type",
+        "types": wrong,
+        **{f"overlap {number}": wrong for number in range(4)},
     }
 
 

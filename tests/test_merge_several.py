@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from sparta_bench import multi_head
+from sparta_bench.errors import InputError
 from sparta_bench.merge.combine import multi_head_of
 from sparta_bench.merge.rules import Entries, Rule, combine, thin
 from sparta_bench.merge.sources import open_sources
 from sparta_bench.multi_head import MultiHead
 from sparta_bench.saved import load
+from sparta_bench.sparta import store
 from sparta_bench.sparta.merge import rounded_sum
 from sparta_bench.sparta.sample import sample_indices
 
 SST2, COLA = ("task=tiny-sst2",), ("task=tiny-cola", "seed=1")
+TINY_GEMMA = Path(multi_head.__file__).parent / "tiny_models" / "tiny-gemma"
 BFLOAT16 = ("model.dtype=bfloat16", "train.max_steps=2", "train.eval_every=2")
 
 
@@ -130,7 +133,7 @@ def test_weights_are_the_originals_and_the_sum_of_the_deltas(
     assert set(found) == set(originals)
 
 
-@pytest.mark.parametrize("method", ["sparta", "head"])
+@pytest.mark.parametrize("method", ["sparta", "head", "full_ft"])
 def test_one_model_alone_is_what_bake_makes_of_it(
     trained: Callable[..., Any], tmp_path: Path, method: str
 ) -> None:
@@ -159,6 +162,17 @@ def test_lora_is_added_up_by_peft_exactly(trained: Callable[..., Any], tmp_path:
                 changed += 1
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
     assert changed == 2 * 2 * 4  # models, query and value, layers
+
+
+def test_weights_count_in_the_election_of_lora_too(
+    trained: Callable[..., Any], tmp_path: Path
+) -> None:
+    folders = [trained("lora", *task)[2] for task in (SST2, COLA)]
+    merged(folders, tmp_path / "both", Rule("ties", weights=(1.0, 0.0)))
+    merged(folders[:1], tmp_path / "one")
+    alone = weights_of(tmp_path / "one")
+    for name, found in weights_of(tmp_path / "both").items():
+        torch.testing.assert_close(found, alone[name], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", [Rule("ties"), Rule(keep=0.5), Rule("ties", keep=0.5, seed=3)])
@@ -192,6 +206,16 @@ def test_differences_of_full_fine_tuning_are_added_up_and_thinned(
         thin_changes += int((thinned != originals[name]).sum())
     total = sum(value.numel() for value in originals.values())
     assert 0.05 * total < thin_changes < 0.0975 * 1.05 * total  # 1 - 0.95² = 0.0975
+
+
+def test_heads_keep_the_dtype_they_were_trained_in(
+    trained: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = trained("sparta", *SST2, "train.trained_dtype=bfloat16")[2]
+    merged([folder], tmp_path / "one")
+    (head,) = load_file(tmp_path / "one" / "heads.safetensors").values()
+    assert head.dtype == torch.bfloat16
+    assert torch.equal(head, load_file(folder / "adapter.safetensors")["head.weight"])
 
 
 # -------------------------------------------------------------------------------- the folder
@@ -304,7 +328,15 @@ def test_the_command_writes_warns_and_names(
         (["multi-head", "A", "L"], "LoRA adapters are merged by peft"),
         (["multi-head", "A", "M"], "another base model than"),
         (["multi-head", "A", "H"], "another dtype than"),
-        (["multi-head", "A", "A/.."], "adapter_config.json: cannot be read"),
+        (["multi-head", "A", "A/.."], "a run's folder; what it trained is in"),
+        (["multi-head", "A", "A"], "is given twice"),
+        (
+            ["multi-head", "A", "B", "--names", "__metadata__,x"],
+            "'__metadata__': no name for a head",
+        ),
+        (["multi-head", "A", "B", "--names", "x,a\tb"], "'a\\tb': no name for a head"),
+        (["multi-head", "A", "B", "--names", "x,\udcff"], "no name for a head"),
+        (["combine", "L", "--dare", "0.5"], "peft drops nothing of a single LoRA adapter"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -341,6 +373,143 @@ def test_another_vocabulary_is_refused(
     out = str(tmp_path / "out")
     code, _, error = call(capfd, "merge", "multi-head", str(one), str(other), "--out", out)
     assert code == 2 and "another vocabulary (tokenizer) than" in error
+
+
+@pytest.mark.parametrize("method", ["sparta", "lora", "head", "full_ft"])
+def test_another_base_is_refused_whatever_the_method(
+    trained: Callable[..., Any], tmp_path: Path, method: str
+) -> None:
+    folder = trained(method, *SST2)[2]
+    base = tmp_path / "base"
+    shutil.copytree(TINY_GEMMA, base)
+    values = load_file(base / "model.safetensors")
+    save_file({name: 2 * value for name, value in values.items()}, base / "model.safetensors")
+    with pytest.raises(InputError, match="was trained on another base model: the fingerprint"):
+        open_sources([folder], base=str(base))
+
+
+def test_a_whole_model_that_does_not_name_its_bases_values_is_read_and_not_merged(
+    trained: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(trained("full_ft", *SST2)[2], tmp_path / "old")
+    about = json.loads((folder / "classifier_config.json").read_text())
+    del about["base_fingerprint"]
+    (folder / "classifier_config.json").write_text(json.dumps(about))
+    assert load(folder, None, None).about.base_fingerprint is None
+    with pytest.raises(InputError, match="does not say what its base's weights were"):
+        open_sources([folder])
+
+
+def test_a_baked_model_merges_as_its_adapter(
+    trained: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = trained("sparta", *SST2)[2]
+    call(capfd, "merge", "bake", str(folder), "--out", str(tmp_path / "baked"))
+    merged([folder], tmp_path / "one")
+    merged([tmp_path / "baked"], tmp_path / "other")
+    one, other = weights_of(tmp_path / "one"), weights_of(tmp_path / "other")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_added_token_of_another_seed_is_another_base(trained: Callable[..., Any]) -> None:
+    where = ("task=tiny-rte", "task.separator=sep_token")
+    one, other = (trained("head", *where, f"seed={seed}")[2] for seed in (0, 1))
+    with pytest.raises(InputError, match="whose embedding is drawn from the seed: 1, and 0 of"):
+        open_sources([one, other])
+    assert len(open_sources([one, one])[1]) == 2
+
+
+def test_names_that_tasks_give_are_all_different(
+    trained: Callable[..., Any], tmp_path: Path
+) -> None:
+    folders = []
+    for number, task in enumerate(("a", "a-2", "a", "a")):
+        folder = shutil.copytree(trained("head", *SST2)[2], tmp_path / str(number))
+        about = json.loads((folder / "adapter_config.json").read_text()) | {"task": task}
+        (folder / "adapter_config.json").write_text(json.dumps(about))
+        folders.append(folder)
+    assert [source.name for source in open_sources(folders)[1]] == ["a", "a-2", "a-3", "a-4"]
+
+
+def changed_adapter(folder: Path, values: dict[str, Any], head: Tensor | None) -> None:
+    """Change an adapter's configuration and head, with the hash that belongs."""
+    config = store.read_config(folder)
+    tensors = store.read_tensors(folder, config)
+    if head is not None:
+        tensors["head.weight"] = head
+    store.write(folder, tensors, config | values)
+
+
+@pytest.mark.parametrize("method", ["sparta", "lora", "head"])
+@pytest.mark.parametrize(
+    ("values", "head", "told"),
+    [
+        ({}, torch.full((2, 64), float("nan")), "not hold finite numbers"),
+        ({}, torch.ones(2, 64, dtype=torch.int64), "not hold finite numbers"),
+        ({"base_model": {"name": "x"}}, None, "base_model.fingerprint: is missing"),
+        ({"base_model": "x"}, None, "base_model"),
+        ({"task": 5}, None, "task=5: must be a text, or null"),
+        ({"dtypes": {"model": [], "trained": "float32"}}, None, "dtypes.model="),
+        ({"density": []}, None, "density="),
+    ],
+    ids=["nan", "whole", "fingerprint", "base", "task", "dtypes", "density"],
+)
+def test_a_broken_adapter_is_refused(
+    trained: Callable[..., Any],
+    tmp_path: Path,
+    method: str,
+    values: dict[str, Any],
+    head: Tensor | None,
+    told: str,
+) -> None:
+    folder = shutil.copytree(trained(method, *SST2)[2], tmp_path / "broken")
+    changed_adapter(folder, values, head)
+    with pytest.raises(InputError, match=told):
+        open_sources([folder])
+
+
+@pytest.mark.parametrize(
+    "values", [{"r": "8"}, {"r": 0}, {"alpha": None}, {"targets": 5}, {"lora_dropout": []}]
+)
+def test_settings_of_lora_that_are_none_are_refused(
+    trained: Callable[..., Any], tmp_path: Path, values: dict[str, Any]
+) -> None:
+    folder = shutil.copytree(trained("lora", *SST2)[2], tmp_path / "broken")
+    changed_adapter(folder, {"method": store.read_config(folder)["method"] | values}, None)
+    with pytest.raises(InputError, match=f"method.{next(iter(values))}=.*: must be"):
+        open_sources([folder])
+
+
+@pytest.mark.parametrize("tensor", ["score.weight", "model.norm.weight"])
+def test_a_whole_model_with_nan_in_it_is_refused(
+    trained: Callable[..., Any], tmp_path: Path, tensor: str
+) -> None:
+    folder = shutil.copytree(trained("full_ft", *SST2)[2], tmp_path / "broken")
+    values = load_file(folder / "model.safetensors")
+    save_file(
+        {**values, tensor: values[tensor] * float("nan")}, folder / "model.safetensors",
+        {"format": "pt"},
+    )  # fmt: skip
+    with pytest.raises(InputError, match="does not hold finite numbers"):
+        merged([folder], tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "classifier_config.json"])
+def test_json_of_endless_depth_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("[" * 100_000)
+    with pytest.raises(InputError, match="JSON, or cut short"):
+        open_sources([tmp_path])
+
+
+def test_a_merged_model_is_not_merged_again(
+    trained: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    merged([trained("sparta", *SST2)[2]], tmp_path / "one")
+    for verb in ("multi-head", "bake"):
+        code, _, error = call(capfd, "merge", verb, str(tmp_path / "one"), "--out", f"{tmp_path}/x")
+        assert code == 2 and "a multi-head model, merged already" in error
+    code, _, error = call(capfd, "merge", "overlap", str(trained("sparta", *SST2)[2]))
+    assert code == 2 and "at least two models are needed" in error
 
 
 def test_overlap_counts_shared_entries_and_conflicts(

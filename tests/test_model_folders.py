@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUICK_RUN
+from quick import QUICK_RUN
 from safetensors.torch import load_file, save_file
 from test_cli import call, records
 from transformers import AutoModelForCausalLM
@@ -108,19 +108,19 @@ CASES: dict[str, tuple[Change, str]] = {
     "config cut": (
         cut_to("config.json", 100),
         "model.path={folder}: cannot be loaded: It looks like the config file at "
-        "'{folder}/config.json' is not a valid JSON file.",
+        "'{folder}/config.json' is not a valid JSON file",
     ),
     "config empty": (
         holding("config.json", "{}"),
         "model.path={folder}: cannot be loaded: Unrecognized model in {folder}. Should have a "
-        "`model_type` key in its config.json.",
+        "`model_type` key in its config.json",
     ),
     "config unknown": (
         with_keys("config.json", model_type="gemma9"),
         "model.path={folder}: cannot be loaded: The checkpoint you are trying to load has model "
         "type `gemma9` but Transformers does not recognize this architecture. This could be "
         "because of an issue with the checkpoint, or because your version of Transformers is out "
-        "of date.",
+        "of date",
     ),
     "no weights": (
         without(SINGLE),

@@ -103,5 +103,5 @@ def test_a_plan_without_hub_says_what_is_not_known(tiny_config: Any) -> None:
         "train": 2000, "dev": 300, "test": 1000, "train_dropped": 0, "max_train_tokens": 48
     }  # fmt: skip
     (line,) = planned["unavailable"]
-    assert line.startswith("model=gemma-2b: google/gemma-2b at main cannot be loaded from the hub")
+    assert line.startswith("model=gemma-2b: google/gemma-2b cannot be loaded from the hub")
     assert "not known" in as_text(planned)

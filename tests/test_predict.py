@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUICK_RUN
+from quick import QUICK_RUN
 from safetensors.torch import load_file, save_file
 from test_cli import call
 from test_methods import take_steps
@@ -413,3 +413,15 @@ def test_a_description_of_another_kind_names_the_key(
     assert code == 2
     assert lines[0] == f"sparta-bench: {path}: {line}"
     assert len(lines) == (4 if key == "prompt" else 1)
+
+
+def test_a_text_that_no_memory_holds_is_told_of(
+    capsys: pytest.CaptureFixture[str], trained: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "in.txt").write_text("a film\n" + "a fine film " * 400_000 + "\nanother\n")
+    folder = str(trained("head")[2])
+    code, out, err = call(capsys, "predict", folder, "--file", str(tmp_path / "in.txt"))
+    assert (code, out) == (2, "")
+    (line,) = err
+    assert line.startswith(f"sparta-bench: {tmp_path}/in.txt, line 2: ")
+    assert line.endswith("a smaller --batch-size helps where it is not this text alone")

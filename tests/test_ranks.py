@@ -69,7 +69,7 @@ def test_blocks_give_the_values_of_the_whole_to_a_few_roundings(
         found = singular_values(whole.split(size), columns)
         assert found.dtype == dtype and found.shape == (columns,)
         error = float((found.double() - exact).abs().max() / exact[0])
-        # the tolerance of the rank is `rows` eps, a hundred times that
+        # the tolerance of the rank is `rows` eps, at least forty times that
         assert error < 32 * eps
 
 
@@ -209,6 +209,17 @@ def test_the_noise_of_two_rounded_matrices_is_that_of_both() -> None:
     noise.add(first.bfloat16(), second.bfloat16())
     error = second.bfloat16().double() - second - first.bfloat16().double() + first
     assert 0.98 < noise.largest() / float(torch.linalg.matrix_norm(error, 2)) < 1.25
+
+
+def test_a_square_change_is_deficient_by_its_noise_alone() -> None:
+    """docs/ranks.md: (4 / π) n² eps r singular values of noise are below the tolerance of a largest
+    one that is r times the noise's. In a matrix that is not square, none."""
+    n, r, eps = 512, 1000, torch.finfo(torch.float32).eps
+    square = torch.linalg.svdvals(randn(n, n))
+    below = int((square < n * eps * r * square[0]).sum())
+    assert below == pytest.approx(4 / torch.pi * n**2 * eps * r, rel=0.1)
+    wide = torch.linalg.svdvals(randn(n // 8, n))
+    assert int((wide < n * eps * r * wide[0]).sum()) == 0
 
 
 def test_rows_and_columns_of_other_sizes_are_taken_at_their_largest() -> None:

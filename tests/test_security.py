@@ -230,7 +230,7 @@ def test_shards_lie_beside_their_index(
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     predict = ["predict", str(copied("head")), "--base", str(model), "a film"]
     told = command(["ranks", str(base), str(model)] if ranks else predict)
-    refused(told, "names files that are not beside it, or no .safetensors")
+    refused(told, "and shards are .safetensors beside it")
 
 
 @pytest.mark.parametrize("key", ["gguf_file", "tokenizer_file", "vocab_file"])

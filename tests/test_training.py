@@ -21,6 +21,7 @@ from sparta_bench.errors import TrainingError
 from sparta_bench.methods import prepare
 from sparta_bench.models.load import load_classifier
 from sparta_bench.models.precision import DTYPES, Precision
+from sparta_bench.training.checkpoint import Checkpoint
 from sparta_bench.training.loop import Training, plan_steps
 from sparta_bench.training.metrics import score
 from sparta_bench.training.optim import StochasticAdamW, learning_rate_at, store_rounded
@@ -31,11 +32,15 @@ class Silent:
 
     def __init__(self) -> None:
         self.evaluations: list[int] = []
+        self.warnings: list[str] = []
 
     def step(self, step: int, loss: float, rate: float) -> None: ...
 
     def evaluated(self, step: int, scores: Any, best: bool) -> None:
         self.evaluations.append(step)
+
+    def warn(self, line: str) -> None:
+        self.warnings.append(line)
 
 
 def examples(count: int, seed: int = 0) -> Encoded:
@@ -67,7 +72,8 @@ def training(
     trained = prepare(classifier, config, precision)
     sets = (train or examples(40), dev or examples(16, seed=1))
     accelerator = Accelerator(cpu=True)
-    return Training(accelerator, classifier, trained, *sets, config.train, config.seed, checkpoint)
+    kept = None if checkpoint is None else Checkpoint(checkpoint, {"run_id": "", "versions": {}})
+    return Training(accelerator, classifier, trained, *sets, config.train, config.seed, kept)
 
 
 def test_scores_equal_scikit_learn() -> None:
@@ -250,6 +256,8 @@ def test_a_checkpoint_cut_short_is_no_checkpoint(tmp_path: Path, word_tokenizer:
     reporter = Silent()
     training(tmp_path, word_tokenizer, checkpoint=path).train(reporter)
     assert reporter.evaluations[0] == 0
+    (line,) = reporter.warnings
+    assert line == f"{path}: cannot be read, or is not as it was written; the run begins anew"
 
 
 def test_golden_losses(tmp_path: Path, word_tokenizer: Any) -> None:

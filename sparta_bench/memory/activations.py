@@ -19,7 +19,7 @@ from sparta_bench.config import LoraConfig, SpartaConfig
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.memory.parts import is_sampled_at
 from sparta_bench.memory.tracker import TensorMemory
-from sparta_bench.methods.prepare import full_ft, wrap_in_lora
+from sparta_bench.methods.prepare import train_all, wrap_in_lora
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.source import load_architecture
 from sparta_bench.sparta.layer import Places, touch
@@ -87,7 +87,7 @@ def _peak_of_a_row(setting: Setting) -> float:
         if isinstance(method, SpartaConfig):
             there += _touch(classifier.backbone, method, precision.trained_dtype, setting.device)
         elif method.name == "full_ft":
-            there += full_ft(classifier, precision).values.values()
+            there += train_all(classifier, precision, base=None).values.values()
         batch = replace(setting, device=torch.device("cpu")).batch()
         labels = batch.pop("labels")
         with TensorMemory(there) as memory:

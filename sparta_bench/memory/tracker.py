@@ -27,6 +27,11 @@ def forget_peak(device: torch.device) -> None:
         pass  # not Linux, or not allowed: the peak is then the whole process's
 
 
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether memory did not suffice; torch has an error of its own for that on CUDA only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate" in str(error)
+
+
 def peak_bytes(device: torch.device) -> int:
     """Bytes allocated on CUDA at the peak; on a CPU the process's largest resident size."""
     if device.type == "cuda":

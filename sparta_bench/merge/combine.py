@@ -41,6 +41,7 @@ def multi_head_of(
     InputError
         If they do not fit together, or `out` is not empty and `force` not given.
     """
+    _refuse_twice(folders)
     for folder in folders:
         refuse_to_replace(folder, out, force)
     found, sources = open_sources(folders, base, tokenizer, names)
@@ -54,9 +55,17 @@ def multi_head_of(
     scalars = sum(value.numel() for value in found.values.values())
     line = (
         f"{out}: {scalars:,} scalars in {found.dtype} ({rule.name}), with "
-        f"{len(sources)} heads: {', '.join(heads)}"
+        f"{len(sources)} head{'s' * (len(sources) > 1)}: {', '.join(heads)}"
     )
     return line, same_places(sources, overlaps)
+
+
+def _refuse_twice(folders: Sequence[Path]) -> None:
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        first = seen.setdefault(folder.resolve(), folder)
+        if first is not folder:
+            raise InputError(f"{folder}: is given twice; combine --weights 2,… adds one up twice")
 
 
 def _origin(sources: Sequence[Source], rule: Rule, overlaps: Sequence[Overlap]) -> dict[str, Any]:
@@ -86,7 +95,10 @@ def same_places(sources: Sequence[Source], overlaps: Sequence[Overlap]) -> list[
     lines = []
     for overlap in overlaps:
         one, other = (by_name[name] for name in overlap.names)
-        if one.draw is not None and other.draw is not None and one.draw.seed == other.draw.seed:
+        if one.draw is None or other.draw is None:
+            continue
+        # targets of which none is the other's share nothing, whatever the seed
+        if one.draw.seed == other.draw.seed and overlap.shared:
             lines.append(
                 f"{one.name} and {other.name} were both drawn with seed {one.draw.seed}, so their "
                 f"places coincide: {overlap.shared:,} are shared, where independent draws would "
@@ -102,13 +114,17 @@ def merge_into(base: Base, sources: Sequence[Source], rule: Rule) -> None:
     Raises
     ------
     InputError
-        If LoRA adapters stand beside others.
+        If LoRA adapters stand beside others, or DARE is asked of a single one.
     """
     of_lora = [source for source in sources if source.factors is not None]
     if of_lora and len(of_lora) < len(sources):
         raise InputError(
             f"{of_lora[0].folder}: is LoRA's and the others are not; LoRA adapters are merged by "
             "peft, with each other alone (merge bake makes a whole model of one)"
+        )
+    if len(of_lora) == 1 and rule.keep is not None:
+        raise InputError(
+            f"{of_lora[0].folder}: peft drops nothing of a single LoRA adapter (--dare)"
         )
     if of_lora:
         base.backbone = _merged_by_peft(base, sources, rule)
@@ -129,7 +145,8 @@ def _entries(source: Source, name: str, base: Tensor, rule: Rule) -> Entries:
 def _merged_by_peft(base: Base, sources: Sequence[Source], rule: Rule) -> Any:
     """The backbone with LoRA adapters in it as peft combines them: the sum exactly, by putting
     their matrices side by side; TIES and DARE on the products, of which as many singular
-    directions are kept as all adapters have together."""
+    directions are kept as all adapters have together. Weights go into the matrices, since peft's
+    own would not count in TIES' election."""
     from peft import get_peft_model
 
     names, ranks = [f"model-{number}" for number in range(len(sources))], 0
@@ -137,17 +154,18 @@ def _merged_by_peft(base: Base, sources: Sequence[Source], rule: Rule) -> Any:
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # of a density of 1, and that nobody named a task type
         torch.manual_seed(rule.seed)
-        for name, source in zip(names, sources, strict=True):
+        weights = rule.weights_of(len(sources))
+        for name, source, weight in zip(names, sources, weights, strict=True):
             method = lora_settings(source.about, source.folder)
             ranks += method.r
             if wrapped is None:
                 wrapped = get_peft_model(base.backbone, peft_settings(method), adapter_name=name)
             else:
                 wrapped.add_adapter(name, peft_settings(method))
-            _fill(wrapped, name, source)
+            _fill(wrapped, name, source, weight)
         wrapped.add_weighted_adapter(
             names,
-            rule.weights_of(len(sources)),
+            [1.0] * len(names),
             MERGED,
             combination_type=_kind(rule),
             svd_rank=ranks,
@@ -163,10 +181,10 @@ def _kind(rule: Rule) -> str:
     return "dare_linear_svd" if rule.how == "sum" else "dare_ties_svd"
 
 
-def _fill(wrapped: Any, name: str, source: Source) -> None:
-    """Put an adapter's matrices in their places."""
+def _fill(wrapped: Any, name: str, source: Source, weight: float) -> None:
+    """Put an adapter's matrices in their places, one of each two multiplied by the weight."""
     assert source.factors is not None
     for own, parameter in wrapped.named_parameters():
         if f".{name}." in own:
             stored = own.removeprefix("base_model.model.").replace(f".{name}.", ".default.")
-            parameter.copy_(source.factors[stored])
+            parameter.copy_(source.factors[stored] * (weight if ".lora_B." in stored else 1.0))

@@ -70,6 +70,7 @@ def _merge_parser() -> tuple[Parser, dict[str, Parser]]:
         default="different",
         help="same: pairs of one seed, where SpaRTA's places coincide (different)",
     )
+    pairs.add_argument("--model", metavar="NAME", help="only runs of this one (all)")
     pairs.add_argument("--method", choices=METHODS, help="only runs of this one (all)")
     pairs.add_argument("--json", action="store_true", help="print the records as a JSON list")
     add_base(pairs)
@@ -254,8 +255,9 @@ def _pairs(options: Namespace) -> None:
 
     records, there = measure_pairs(
         options.folder,
-        [Rule(options.how, None, options.dare, options.seed)],
+        [Rule(options.how, None, options.dare, options.seed if options.dare else 0)],
         options.seeds == "same",
+        options.model,
         options.method,
         options.base,
         options.tokenizer,
@@ -272,6 +274,8 @@ def _overlap(options: Namespace) -> None:
     from sparta_bench.merge.overlap import as_text, overlaps_of
     from sparta_bench.merge.sources import open_sources
 
+    if len(options.adapters) < 2:
+        raise InputError("merge overlap: at least two models are needed")
     base, sources = open_sources(options.adapters, options.base, options.tokenizer)
     found = overlaps_of(sources, base)
     if options.json:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from sparta_bench.merge.rules import Entries
+from sparta_bench.merge.rules import Entries, changed_places
 from sparta_bench.merge.sources import Base, Source
 
 
@@ -28,26 +28,21 @@ class Overlap:
 
     def add(self, one: Entries, other: Entries, size: int) -> None:
         """Take in a tensor of that many entries."""
-        first, second = _nonzero(one), _nonzero(other)
-        self.changed[0] += len(first.values)
-        self.changed[1] += len(second.values)
-        self.shared_by_chance += len(first.values) * len(second.values) / size
-        assert first.places is not None
-        beside = second.at(first.places)
-        self.shared += int((beside != 0).sum())
-        self.conflicts += int((beside.sign() * first.values.sign() < 0).sum())
+        first = second = 0
+        for places in changed_places([one, other], size):
+            signs = [entries.at(places).sign() for entries in (one, other)]
+            first += int(signs[0].count_nonzero())
+            second += int(signs[1].count_nonzero())
+            product = signs[0] * signs[1]
+            self.shared += int(product.count_nonzero())
+            self.conflicts += int((product < 0).sum())
+        self.changed = [self.changed[0] + first, self.changed[1] + second]
+        self.shared_by_chance += first * second / size
 
     def as_dict(self) -> dict[str, Any]:
         """For records."""
         conflicts = self.shared / 2
         return asdict(self) | {"names": list(self.names), "conflicts_by_chance": conflicts}
-
-
-def _nonzero(entries: Entries) -> Entries:
-    values = entries.values.reshape(-1)
-    moved = values != 0
-    places = moved.nonzero().view(-1) if entries.places is None else entries.places[moved]
-    return Entries(places, values[moved])
 
 
 def overlaps_of(sources: Sequence[Source], base: Base) -> list[Overlap]:

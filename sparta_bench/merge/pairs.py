@@ -71,17 +71,20 @@ def folder_of(record: Record) -> Path | None:
 
 
 def groups_of(
-    records: Sequence[Record], same_seeds: bool, method: str | None = None
+    records: Sequence[Record],
+    same_seeds: bool,
+    model: str | None = None,
+    method: str | None = None,
 ) -> list[list[Pair]]:
     """The pairs of each model and method, by the best setting of each task (`tables.select`).
 
     Of each two tasks as many pairs as there are seeds: seed by seed the same one, or each with the
-    next, so that SpaRTA's places are independent draws. With a `method` only those of that.
+    next, so that SpaRTA's places are independent draws. Of one `model` or `method`, where named.
     """
     groups: dict[tuple[str, str, float | None], dict[str, list[Record]]] = defaultdict(dict)
     for cell, chosen in select(records).cells.items():
         runs = [run for run in chosen.runs if folder_of(run) is not None]
-        if runs and method in (None, runs[0].raw["method"]):
+        if model in (None, cell.model) and runs and method in (None, runs[0].raw["method"]):
             groups[cell.model, cell.method, cell.density][cell.task] = runs
     found = []
     for tasks in groups.values():
@@ -180,10 +183,11 @@ class Merger:
         return scores_of(classifier.requires_grad_(False), self._sets(source, task), config)
 
     def _sets(self, source: Source, task: str) -> Sets:
-        key = f"{self.base.tokenizer.name_or_path} {source.about.model.kind} {task}"
+        about = source.about
+        key = repr((about.tokenizer_fingerprint, about.prompt, about.undo_spacing, task))
         if key not in self.sets:
-            check_fits(source.about, self.configs[task].task, str(source.folder))
-            self.sets[key] = sets_of(source.about, self.base.tokenizer, self.configs[task])
+            check_fits(about, self.configs[task].task, str(source.folder))
+            self.sets[key] = sets_of(about, self.base.tokenizer, self.configs[task])
         return self.sets[key]
 
 
@@ -223,6 +227,7 @@ def measure_pairs(
     folder: Path,
     rules: Sequence[Rule],
     same_seeds: bool = False,
+    model: str | None = None,
     method: str | None = None,
     base: str | None = None,
     tokenizer: str | None = None,
@@ -237,8 +242,8 @@ def measure_pairs(
     ----------
     same_seeds
         Pair runs of one seed, whose places coincide; else of different ones.
-    method
-        Only runs of this one; null: of all.
+    model, method
+        Only runs of these; null: of all.
     base, tokenizer
         Where they are, if not where the adapters say.
     settings
@@ -250,12 +255,12 @@ def measure_pairs(
         If there is no pair, or a model or its data cannot be had.
     """
     records, _ = read_records([folder])
-    groups = groups_of(records, same_seeds, method)
+    groups = groups_of(records, same_seeds, model, method)
     if not groups:
         seeds = "one seed" if same_seeds else "different seeds"
         raise InputError(
             f"{folder}: no two tasks with completed runs of {seeds} "
-            "whose adapters were saved (save=adapter; save=full for full_ft)"
+            f"whose adapters were saved (save=adapter; save=full for full_ft){_left_out(records)}"
         )
     jobs = [(pair, rule) for pairs in groups for pair in pairs for rule in rules]
     found: list[dict[str, Any]] = []
@@ -272,10 +277,16 @@ def measure_pairs(
                 else:
                     merger = merger or Merger(pairs, base, tokenizer, settings, sets)
                     record = record_of(merger, pair, rule)
-                    write_json(path, record)
+                    _write(path, record)
                 found.append(record)
                 print(f"{len(found):,}/{len(jobs):,} {_told(pair, rule, record)}", file=sys.stderr)
     return found, there
+
+
+def _left_out(records: Sequence[Record]) -> str:
+    """How many runs may stand in no table, and why the first of them."""
+    found = select(records).left_out
+    return f"; {len(found)} left out, {found[0].path}: {found[0].reason}" if found else ""
 
 
 def _path_of(folder: Path, pair: Pair, rule: Rule) -> Path:
@@ -286,6 +297,13 @@ def _path_of(folder: Path, pair: Pair, rule: Rule) -> Path:
                 f"{pair.one.path}: {shown(name)} cannot name a folder for what is merged"
             )
     return folder / "merges" / cell.model / cell.method / pair.merge_id(rule) / MERGE
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    try:
+        write_json(path, record)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _told(pair: Pair, rule: Rule, record: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ class Rule:
         `sum`: the (weighted) sum; `ties`: of each entry the mean of the changes that have the sign
         of their sum (Yadav et al., 2023; nothing is trimmed first).
     weights
-        One for each model; null: 1.
+        One for each model, by which its changes are multiplied before all else; null: 1.
     keep
         DARE (Yu et al., 2024): each changed entry is kept with this probability, and divided by
         it; null: all are kept.
@@ -87,7 +87,7 @@ def combine(base: Tensor, changes: Sequence[Entries], rule: Rule) -> Tensor:
     not zero; everything else keeps its bits. Shape and dtype are the base's."""
     out = base.detach().reshape(-1).clone()
     weights = torch.tensor(rule.weights_of(len(changes)), dtype=torch.float64)
-    for places in _changed(changes, base.numel()):
+    for places in changed_places(changes, base.numel()):
         stacked = torch.stack([entries.at(places) for entries in changes])
         change = _combined(stacked, weights, rule.how)
         moved = change != 0
@@ -96,8 +96,9 @@ def combine(base: Tensor, changes: Sequence[Entries], rule: Rule) -> Tensor:
     return out.view_as(base)
 
 
-def _changed(changes: Sequence[Entries], size: int) -> Iterator[Tensor]:
-    """The places that any of them changes: at once where these are few, else block by block."""
+def changed_places(changes: Sequence[Entries], size: int) -> Iterator[Tensor]:
+    """The flat places that any of them may change in a tensor of that many entries: at once where
+    these are few, else block by block."""
     sparse = [entries.places for entries in changes if entries.places is not None]
     if len(sparse) == len(changes):
         yield torch.unique(torch.cat(sparse)) if sparse else torch.empty(0, dtype=torch.int64)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sparta_bench.merge.rules import Changes, Entries
 from sparta_bench.methods.prepare import lora
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.precision import DTYPES, Precision
+from sparta_bench.models.source import load_architecture
 from sparta_bench.ranks.checkpoint import Checkpoint, open_checkpoint
 from sparta_bench.saved import (
     SCORE,
@@ -27,6 +28,7 @@ from sparta_bench.saved import (
     load_base,
     lora_settings,
     read_whole,
+    why_nothing,
 )
 from sparta_bench.sparta import SpartaAdapter, authors_layout, store
 
@@ -92,17 +94,23 @@ def open_sources(
     Raises
     ------
     InputError
-        If one cannot be read, or is of another base, dtype or vocabulary than the first.
+        If one cannot be read, is of another base, dtype or vocabulary than the first, or a name
+        cannot be that of a head.
     """
     abouts = [_describe(folder) for folder in folders]
     first = abouts[0]
     _refuse_unlike(folders, abouts)
+    tasks = [
+        about.task or folder.resolve().name for about, folder in zip(abouts, folders, strict=True)
+    ]
+    named = names or _names(tasks)
+    _refuse_names(named)
     model = base_of(first, base, tokenizer, folders[0])
     classifier, words = load_base(first, model)
+    if len(words) > load_architecture(model).get_text_config().vocab_size:
+        _refuse_other_rows(folders, abouts)
     found = Base(classifier.backbone, words, first.dtypes["model"])
     shown = first.model.name if base is None else f"--base {base}"
-    tasks = [about.task or folder.name for about, folder in zip(abouts, folders, strict=True)]
-    named = names or _names(tasks)
     try:
         sources = [
             _open(name, folder, about, found, shown)
@@ -121,6 +129,8 @@ def _describe(folder: Path) -> Description:
             f"{folder}: an adapter of peft-sparta, which does not say what its base was; only this "
             "project's are merged"
         )
+    if not (folder / store.CONFIG).is_file():
+        raise InputError(f"{folder}: {why_nothing(folder)}")
     try:
         return Description.from_dict(store.read_config(folder), folder / store.CONFIG)
     except ValueError as error:
@@ -144,25 +154,43 @@ def _refuse_unlike(folders: Sequence[Path], abouts: Sequence[Description]) -> No
                 )
 
 
+def _refuse_other_rows(folders: Sequence[Path], abouts: Sequence[Description]) -> None:
+    """Of a base that was given rows for added tokens: they are drawn from the run's seed."""
+    for folder, about in zip(folders, abouts, strict=True):
+        if about.seed != abouts[0].seed:
+            raise InputError(
+                f"{folder}: was trained with task.separator=sep_token, whose embedding is drawn "
+                f"from the seed: {about.seed}, and {abouts[0].seed} of {folders[0]}; so their "
+                "bases differ"
+            )
+
+
 def _names(tasks: Sequence[str]) -> list[str]:
-    seen: Counter[str] = Counter()
-    names = []
+    """The tasks' own, with the first number that makes them different from all before."""
+    names: list[str] = []
     for task in tasks:
-        seen[task] += 1
-        names.append(task if seen[task] == 1 else f"{task}-{seen[task]}")
+        numbered = (task if number == 1 else f"{task}-{number}" for number in count(1))
+        names.append(next(name for name in numbered if name not in names))
     return names
 
 
+def _refuse_names(names: Sequence[str]) -> None:
+    for name in names:
+        # a line of predictions has tabs between its parts; safetensors keeps the other for itself
+        if not name.isprintable() or name == "__metadata__":
+            raise InputError(f"{name!r}: no name for a head; --names gives others, one for each")
+
+
 def _open(name: str, folder: Path, about: Description, base: Base, shown: str) -> Source:
+    check_base(about, base.backbone, base.tokenizer, folder, shown)
     if (folder / WHOLE).is_file():
         return _whole(name, folder, about, base)
-    config = store.read_config(folder)
-    check_base(config, about, base.backbone, base.tokenizer, folder, shown)
-    empty = torch.zeros(len(about.labels), base.backbone.config.hidden_size)
+    dtype = DTYPES[about.dtypes["trained"]]
+    empty = torch.zeros(len(about.labels), base.backbone.config.hidden_size, dtype=dtype)
     classifier = Classifier(base.backbone, empty)
     if about.method["name"] == "sparta":
         return _sparta(name, folder, about, classifier)
-    tensors = store.read_tensors(folder, config)
+    tensors = store.read_tensors(folder, store.read_config(folder))
     if about.method["name"] == "lora":
         return _lora(name, folder, about, classifier, tensors)
     check_shapes(tensors, {HEAD: empty}, folder)
@@ -219,13 +247,22 @@ def _whole(name: str, folder: Path, about: Description, base: Base) -> Source:
             here = "missing" if stored is None else f"of shape {stored.shape}"
             raise InputError(f"{folder}: {tensor} is {here}, where {shape} belongs")
     changes = {tensor: _difference(checkpoint, tensor) for tensor in base.values}
-    head = checkpoint.rows(SCORE, 0, len(about.labels))
+    head = _finite_rows(checkpoint, SCORE, len(about.labels))
     return Source(name, folder, about, head, changes)
 
 
 def _difference(checkpoint: Checkpoint, name: str) -> Any:
     def entries(base: Tensor) -> Entries:
-        tuned = checkpoint.rows(name, 0, len(base))
-        return Entries(None, tuned.float() - base.float())
+        tuned = _finite_rows(checkpoint, name, len(base))
+        # of float32 in float64, so that base + difference is the tuned value again
+        wide = torch.float64 if base.dtype == torch.float32 else torch.float32
+        return Entries(None, tuned.to(wide).sub_(base))
 
     return entries
+
+
+def _finite_rows(checkpoint: Checkpoint, name: str, count: int) -> Tensor:
+    tensor = checkpoint.rows(name, 0, count)
+    if not store.is_finite(tensor):
+        raise InputError(f"{checkpoint.label}: {name} does not hold finite numbers")
+    return tensor

@@ -44,10 +44,15 @@ def head(classifier: Classifier) -> Trained:
 
 def full_ft(classifier: Classifier, precision: Precision) -> Trained:
     """All weights train: themselves, or copies of them in another dtype."""
+    return train_all(classifier, precision, fingerprint_of(classifier.backbone))
+
+
+def train_all(classifier: Classifier, precision: Precision, base: str | None) -> Trained:
+    """`full_ft` on a base of this fingerprint; null: on tensors without values, which have none."""
     weights = dict(classifier.backbone.named_parameters(prefix="backbone"))
     if precision.model_dtype == precision.trained_dtype:
-        return FullTrained({**weights, HEAD: classifier.head_weight})
-    return Copies(weights, classifier.head_weight, precision.trained_dtype)
+        return FullTrained({**weights, HEAD: classifier.head_weight}, base_fingerprint=base)
+    return Copies(weights, classifier.head_weight, precision.trained_dtype, base)
 
 
 class FullTrained(Trained):
@@ -64,10 +69,14 @@ class Copies(FullTrained):
     """Copies of the weights in the trained dtype; each weight is its copy, rounded."""
 
     def __init__(
-        self, weights: dict[str, nn.Parameter], head_weight: nn.Parameter, dtype: torch.dtype
+        self,
+        weights: dict[str, nn.Parameter],
+        head_weight: nn.Parameter,
+        dtype: torch.dtype,
+        base_fingerprint: str | None,
     ) -> None:
         copies = {name: nn.Parameter(w.detach().to(dtype)) for name, w in weights.items()}
-        super().__init__({**copies, HEAD: head_weight})
+        super().__init__({**copies, HEAD: head_weight}, base_fingerprint=base_fingerprint)
         self.weights = weights
         for name, weight in weights.items():
             weight.requires_grad_(True)
@@ -174,7 +183,8 @@ class SpartaTrained(Trained):
     """The deltas of an adapter, and the head."""
 
     def __init__(self, adapter: SpartaAdapter, head_weight: nn.Parameter) -> None:
-        super().__init__({**adapter.deltas, HEAD: head_weight}, sampled=adapter.chosen)
+        values = {**adapter.deltas, HEAD: head_weight}
+        super().__init__(values, adapter.chosen, adapter.base_fingerprint)
         self.sparta = adapter
 
     def write(self) -> None:

@@ -158,7 +158,8 @@ def unreachable(model: ModelConfig, error: Exception, what: str = "") -> InputEr
             f"accept its terms at https://huggingface.co/{model.hub_id}; log in with "
             f"`hf auth login`; or {ways}"
         )
-    name = f"{what}{model.hub_id} at {model.revision}"
+    at = "" if model.revision == "main" else f" at {model.revision}"
+    name = f"{what}{model.hub_id}{at}"
     return InputError(
         f"model={model.name}: {name} cannot be loaded from the hub: {reason}. Ways out: {ways}"
     )

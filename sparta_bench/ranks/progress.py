@@ -66,6 +66,6 @@ class Progress:
 
 def work_of(shape: tuple[int, int]) -> float:
     """The time that a matrix takes, in some unit: its QR decomposition, and the singular values of
-    the triangle, which are slower per operation (both measured on a CPU: docs/ranks.md)."""
+    the triangle, which are slower per operation (a fit to times on a CPU)."""
     short, long = sorted(shape)
     return float(long * short**2 + 5 * short**3)

@@ -132,7 +132,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         inner = folder / "adapter"
         hint = f" (what a run trained is in {inner})" if (inner / CONFIG).is_file() else ""
         raise ValueError(f"{path}: cannot be read: {error.strerror}{hint}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{path}: is not JSON, or cut short") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
@@ -277,11 +277,16 @@ def check_deltas(
         here = deltas.get(name)
         if here is None or here.shape != indices.shape:
             raise ValueError(f"{folder}: {name} has not one delta for each place")
-        if not here.is_floating_point() or not bool(here.isfinite().all()):
+        if not is_finite(here):
             raise ValueError(f"{folder}: the deltas of {name} are not finite numbers")
     stray = sorted(set(deltas) - set(places))
     if stray:
         raise ValueError(f"{folder}: {stray[0]} has deltas and no places")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether it holds finite floating-point numbers and nothing else."""
+    return tensor.is_floating_point() and bool(tensor.isfinite().all())
 
 
 def _inside(indices: Tensor, shape: tuple[int, ...]) -> bool:
@@ -299,7 +304,7 @@ def check_head(
     Raises
     ------
     ValueError
-        If one has tensors that the other lacks, or of another shape.
+        If one has tensors that the other lacks, of another shape, or not of finite numbers.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in heads.items()}
@@ -308,3 +313,5 @@ def check_head(
             f"{folder}: the adapter's head is {shapes or 'none'}, the model's {wanted or 'none'} "
             "(head=False leaves the model's alone)"
         )
+    if not all(map(is_finite, saved.values())):
+        raise ValueError(f"{folder}: the adapter's head does not hold finite numbers")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sparta_bench.errors import InputError
-from sparta_bench.files import whole_file
+from sparta_bench.files import clear_leftovers, whole_file
 from sparta_bench.options import Parser
 from sparta_bench.records import LeftOut, read_records
 from sparta_bench.tables.build import build_tables
@@ -149,7 +149,9 @@ def _write(out: Path, tables: Sequence[Table], formats: Sequence[str], overview:
         (out / name).unlink(missing_ok=True)
     # the list first: a file that it names and that is not there does no harm
     for name, text in {LIST: "\n".join(sorted(files)) + "\n", **files}.items():
-        if not _holds(out / name, text):
+        if _holds(out / name, text):
+            clear_leftovers(out, name)
+        else:
             with whole_file(out / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparta_bench.paper import rows_of
-from sparta_bench.records import MERGE, LeftOut, Record, files_below, read_merge
+from sparta_bench.records import MERGE, OVERLAP, LeftOut, Record, files_below, read_merge
 from sparta_bench.tables.layout import row_name, task_name
 from sparta_bench.tables.protocol import TWIN_MODELS
 from sparta_bench.tables.select import Selection
@@ -164,7 +164,7 @@ def _costs(model: str, merges: Sequence[Merge]) -> Table:
         "pairs of tasks and seeds. Points lost: alone less merged. Thinned: alone after DARE.",
         "Scalars trained: of each model, without its head. Entries shared: changed by both, as a "
         "share of what the one with fewer changed; by chance: had both chosen as many at random; "
-        "in conflict: with opposite signs, as a share of those shared.",
+        "in conflict: with opposite signs, as a share of those shared; all three before DARE.",
     )
     title = f"{model}: what merging two models costs{_twin(model)}"
     return Table(f"merging-{model}", title, (tuple(map(Heading, heads)),), tuple(rows), notes)
@@ -212,11 +212,8 @@ def _trained(merge: Merge) -> float:
 
 def _shares(merges: Sequence[Merge]) -> tuple[str, str, str]:
     """Of all pairs together."""
-    least = sum(min(merge.raw["overlap"]["changed"][:2]) for merge in merges)
-    sums = {
-        key: sum(merge.raw["overlap"][key] for merge in merges)
-        for key in ("shared", "shared_by_chance", "conflicts")
-    }
+    least = sum(min(merge.raw["overlap"]["changed"]) for merge in merges)
+    sums = {key: sum(merge.raw["overlap"][key] for merge in merges) for key in OVERLAP}
     if not least:
         return MISSING, MISSING, MISSING
     conflicts = f"{100 * sums['conflicts'] / sums['shared']:.0f}%" if sums["shared"] else MISSING

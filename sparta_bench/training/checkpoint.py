@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,45 @@ from torch.optim import Optimizer
 from sparta_bench.kept import read_kept, write_kept
 
 
-def save_checkpoint(path: Path, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors with JSON-able progress beside them, in one safetensors file."""
-    dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_kept(path, dense, json.dumps(progress))
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where the state of a run is kept. `made_by` (`run_id` and `versions`, by package) is who may
+    go on from it: a result must not be half of one run or version, half of another."""
 
+    path: Path
+    made_by: dict[str, Any]
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """What `save_checkpoint` wrote, or null if there is none that is as it was written."""
-    kept = read_kept(path)
-    return None if kept is None else (json.loads(kept[1]), kept[0])
+    def save(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors with JSON-able progress beside them, in one safetensors file.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; the last one stays then.
+        """
+        dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_kept(self.path, dense, json.dumps([self.made_by, progress]))
+
+    def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | str | None:
+        """What `save` wrote; why it cannot be gone on from; or null if there is none."""
+        if not self.path.exists():
+            return None
+        kept = read_kept(self.path)
+        if kept is None:
+            return "cannot be read, or is not as it was written"
+        tensors, about = kept
+        made_by, progress = json.loads(about)
+        return self._difference(made_by) or (progress, tensors)
+
+    def _difference(self, made_by: Any) -> str | None:
+        if made_by == self.made_by:
+            return None
+        if not isinstance(made_by, dict) or made_by.get("run_id") != self.made_by["run_id"]:
+            return "is of another run"
+        theirs, ours = dict(made_by.get("versions") or {}), self.made_by["versions"]
+        names = [name for name in ours if theirs.get(name) != ours[name]]
+        parts = [f"{name} {theirs.get(name)}, here {ours[name]}" for name in names]
+        return f"is of other versions ({'; '.join(parts)})"
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

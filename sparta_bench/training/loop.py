@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from torch.optim import Optimizer
 
 from sparta_bench.config import TrainConfig
 from sparta_bench.data.batches import BatchSource, training_batches
-from sparta_bench.errors import TrainingError
+from sparta_bench.errors import TrainingError, refusal_of
 from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.features import FeatureClassifier
@@ -93,7 +92,7 @@ class Training:
         dev_set: BatchSource,
         settings: TrainConfig,
         seed: int,
-        checkpoint_path: Path | None = None,
+        checkpoint: ckpt.Checkpoint | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
@@ -104,7 +103,7 @@ class Training:
         self.dev_set = dev_set
         self.settings = settings
         self.seed = seed
-        self.checkpoint_path = checkpoint_path
+        self.checkpoint = checkpoint
         self.plan = plan_steps(len(train_set), settings)
         self.optimizer: Optimizer = build_optimizer(trained.groups(settings.weight_decay), settings)
         self.progress = Progress()
@@ -122,7 +121,7 @@ class Training:
         TrainingError
             If a loss is not a number or infinite.
         """
-        resumed = self._resume()
+        resumed = self._resume(reporter)
         if not resumed:
             self._evaluate_dev(reporter)
         progress = self.progress
@@ -143,7 +142,7 @@ class Training:
                 looked_at = time.perf_counter()
             if self._checkpoint_is_due():
                 self._look_at(pending, rate)
-                self._save_checkpoint()
+                self._save_checkpoint(reporter)
                 looked_at = time.perf_counter()
             if after_step is not None:
                 after_step(progress.step)
@@ -298,19 +297,28 @@ class Training:
         every = self.settings.checkpoint_every
         return every is not None and self.progress.step % every == 0
 
-    def _save_checkpoint(self) -> None:
-        if self.checkpoint_path is None or not self.accelerator.is_main_process:
+    def _save_checkpoint(self, reporter: Reporter) -> None:
+        """Without one the training is worth as much as before, so a full disk does not end it."""
+        if self.checkpoint is None or not self.accelerator.is_main_process:
             return
         tensors: dict[str, Tensor] = {}
         tensors |= {f"value.{name}": value for name, value in self.trained.values.items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         tensors |= ckpt.optimizer_tensors(self.optimizer)
-        ckpt.save_checkpoint(self.checkpoint_path, vars(self.progress), tensors)
+        try:
+            self.checkpoint.save(vars(self.progress), tensors)
+        except OSError as error:
+            reporter.warn(f"{refusal_of(error)}; training goes on without this checkpoint")
 
-    def _resume(self) -> bool:
-        """Go back to the checkpoint, if there is one."""
-        found = None if self.checkpoint_path is None else ckpt.load_checkpoint(self.checkpoint_path)
-        if found is None:
+    def _resume(self, reporter: Reporter) -> bool:
+        """Go back to the checkpoint, if there is one of this run."""
+        found = None if self.checkpoint is None else self.checkpoint.load()
+        if isinstance(found, tuple) and not self._fits(*found):
+            found = "is not as this version writes it"
+        if isinstance(found, str):
+            assert self.checkpoint is not None
+            reporter.warn(f"{self.checkpoint.path}: {found}; the run begins anew")
+        if not isinstance(found, tuple):
             return False
         progress, tensors = found
         self.progress = Progress(**progress)
@@ -318,6 +326,16 @@ class Training:
         self.best = _with_prefix(tensors, "best.")
         ckpt.restore_optimizer(self.optimizer, tensors)
         return True
+
+    def _fits(self, progress: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
+        wanted = _shapes(self.trained.values)
+        values, best = (_shapes(_with_prefix(tensors, part)) for part in ("value.", "best."))
+        known = {field.name for field in fields(Progress)}
+        return progress.keys() == known and values == wanted and best in ({}, wanted)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -25,6 +25,8 @@ class Reporter(Protocol):
 
     def evaluated(self, step: int, scores: Mapping[str, float], best: bool) -> None: ...
 
+    def warn(self, line: str) -> None: ...
+
 
 def watched(
     batches: Sequence[list[int]], what: str, speaks: bool
@@ -96,3 +98,7 @@ class ProgressReporter:
                 highlight=False,
                 soft_wrap=True,
             )
+
+    def warn(self, line: str) -> None:
+        """A line of its own, also where there is a bar."""
+        self.console.print(f"sparta-bench: {line}", highlight=False, markup=False, soft_wrap=True)

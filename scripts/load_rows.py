@@ -1,0 +1,137 @@
+"""Time and memory of a training file of many rows on its way to token ids.
+
+    .venv/bin/python scripts/load_rows.py OUT.csv 100000 300000 1000000
+
+writes SST-2-like files of so many rows (generated, of the embedded twin's grammar) to a temporary
+folder and measures, in a process of its own for each: reading them (parsing, checks, splits, the
+fingerprint), encoding them with the embedded tokenizer, and encoding them again from the cache;
+and the peak of the process's memory above what it has once everything is imported. With `cap` the
+task has max_train_examples=1000.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from sparta_bench.data import tiny_grammar as grammar
+
+FORMATS = ("tsv", "jsonl", "parquet")
+COLUMNS = (
+    "format", "cap", "rows", "file_mb", "read_s", "encode_s", "again_s", "peak_mb", "held_mb"
+)  # fmt: skip
+ROWS_AT_ONCE = 50_000  # written to a parquet file
+
+
+def write_files(folder: Path, rows: int, suffix: str) -> None:
+    """A training file of so many rows and a validation file of 872."""
+    rng = random.Random(0)
+    names = {"train": rows, "validation": 872}
+    for split, count in names.items():
+        stem = "dev" if (suffix, split) == ("tsv", "validation") else split
+        _write(folder / f"{stem}.{suffix}", (_row(rng) for _ in range(count)))
+
+
+def _row(rng: random.Random) -> tuple[str, int]:
+    positive = grammar.coin(rng)
+    # spaced as SST-2 is: lower case, a blank before the full stop and at the end
+    return grammar.judgement(rng, positive).lower().replace(".", " . "), int(positive)
+
+
+def _write(path: Path, rows: Any) -> None:
+    if path.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        kinds = pyarrow.schema([("sentence", pyarrow.string()), ("label", pyarrow.int64())])
+        with parquet.ParquetWriter(path, kinds) as writer:
+            while chunk := [row for _, row in zip(range(ROWS_AT_ONCE), rows, strict=False)]:
+                texts, labels = zip(*chunk, strict=True)
+                writer.write_table(pyarrow.table([texts, labels], schema=kinds))
+        return
+    with path.open("w", encoding="utf-8") as file:
+        if path.suffix == ".tsv":
+            file.write("sentence\tlabel\n")
+            file.writelines(f"{text}\t{label}\n" for text, label in rows)
+        else:
+            file.writelines(
+                json.dumps({"sentence": text, "label": label}) + "\n" for text, label in rows
+            )
+
+
+def measure(folder: Path, cap: int | None) -> dict[str, float]:
+    """Seconds, and megabytes above the start, in this process."""
+    import pyarrow.parquet  # noqa: F401  # what is imported is not counted
+
+    from sparta_bench.compose import compose
+    from sparta_bench.job import quiet_libraries
+    from sparta_bench.shared import Shared
+
+    quiet_libraries()
+    limit = f"task.max_train_examples={'null' if cap is None else cap}"
+    config = compose(
+        ["model=tiny-gemma", "task=sst2", f"task.data_dir={folder}", limit,
+         f"cache_dir={folder}/cache{cap}"]
+    )  # fmt: skip
+    shared = Shared()
+    shared.tokenizer(config.model, config.task)
+    started, before = time.perf_counter(), _status("VmRSS")
+    shared.data_fingerprint(config.task)
+    read = time.perf_counter()
+    shared.data(config)
+    encoded = time.perf_counter()
+    held, peak = _status("VmRSS"), _status("VmHWM")
+    again = Shared()
+    again.tokenizer(config.model, config.task)
+    splits = again.splits(config.task)
+    middle = time.perf_counter()
+    again.data(config)
+    assert splits is again.splits(config.task)
+    return {
+        "read_s": round(read - started, 1),
+        "encode_s": round(encoded - read, 1),
+        "again_s": round(time.perf_counter() - middle, 1),
+        "peak_mb": round((peak - before) / 1e6),
+        "held_mb": round((held - before) / 1e6),
+    }
+
+
+def _status(key: str) -> int:
+    """Bytes that the kernel counts for this process (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
+
+
+def main(out: Path, sizes: list[int]) -> None:
+    """Measure all formats and sizes, and write a table."""
+    found = []
+    for suffix in FORMATS:
+        for rows in sizes:
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = Path(temporary)
+                write_files(folder, rows, suffix)
+                size = next(folder.glob("train.*")).stat().st_size
+                about = {"format": suffix, "rows": rows, "file_mb": round(size / 1e6, 1)}
+                for cap in ("", "1000"):
+                    words = [sys.executable, __file__, "--measure", str(folder), cap]
+                    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+                    found.append({**about, "cap": cap, **json.loads(told)})
+                    print(found[-1], file=sys.stderr)
+    with out.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--measure":
+        print(json.dumps(measure(Path(sys.argv[2]), int(sys.argv[3]) if sys.argv[3] else None)))
+    else:
+        main(Path(sys.argv[1]), [int(size) for size in sys.argv[2:]])

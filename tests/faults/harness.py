@@ -1,0 +1,175 @@
+"""What the cases share: commands as processes, and what must hold of the files they leave."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+LONG = os.environ.get("SPARTA_BENCH_FAULTS") == "long"  # else a short form
+ALL_TOOLS = os.environ.get("SPARTA_BENCH_ALL_TOOLS") == "1"  # where no test may skip
+SECONDS = 120.0  # that no command here needs
+SAME = ("run_id", "status", "dev", "test", "history", "parameters", "data")
+KILLED = -9
+
+
+class Command:
+    """A command that was started; its output is in a file."""
+
+    def __init__(self, forks: Forks, pid: int, out: Path) -> None:
+        self.forks, self.pid, self.out = forks, pid, out
+
+    def ends(self) -> int | None:
+        """The exit code, negative for a signal; null if it had to be killed for its time."""
+        code = self.forks.ask(wait={"pid": self.pid, "seconds": SECONDS})
+        return None if code is None else int(code)
+
+    def kill_after(self, seconds: float) -> int | None:
+        """Kill -9 after that time, unless it has ended by itself; the exit code."""
+        time.sleep(seconds)
+        os.kill(self.pid, 9)  # the forking process has not waited for it, so it is there
+        return self.ends()
+
+    def waits_for(self, text: str) -> None:
+        """Return when it has told that; fail if it ends before or takes too long."""
+        deadline = time.monotonic() + SECONDS
+        while text not in self.told():
+            assert time.monotonic() < deadline, self.told()
+            time.sleep(0.005)
+
+    def told(self) -> str:
+        """What it has printed so far."""
+        return self.out.read_text(encoding="utf-8")
+
+
+class Forks:
+    """The process that forks (forking.py), and its commands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.count = 0
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("forking.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._answer() == "ready"
+
+    def ask(self, **what: Any) -> Any:
+        """One question, one answer."""
+        assert self.process.stdin is not None
+        print(json.dumps(what), file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+    def start(self, *argv: str, prelude: str = "") -> Command:
+        """Start `sparta-bench argv`; `prelude` is Python that the child runs before it."""
+        self.count += 1
+        out = self.folder / f"{self.count}.txt"
+        out.touch()
+        return Command(
+            self, self.ask(start={"argv": argv, "out": str(out), "prelude": prelude}), out
+        )
+
+    def run(self, *argv: str, code: int | None = 0, prelude: str = "") -> str:
+        """Run it to its end, which must be this exit code; what it told."""
+        command = self.start(*argv, prelude=prelude)
+        ended = command.ends()
+        assert ended == code, command.told()
+        return command.told()
+
+    def close(self) -> None:
+        """End the forking process."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(30)
+        self.process.stdout.close()
+
+
+# ------------------------------------------------------------------------------- the files
+def is_temporary(path: Path, folder: Path) -> bool:
+    """Whether it is, or lies in, what a process had begun to write."""
+    names = path.relative_to(folder).parts
+    return any(name.startswith(".") and name.endswith(".tmp") for name in names)
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """All files that somebody may read."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not is_temporary(path, folder):
+            yield path
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Files that killed processes had begun to write."""
+    return [path for path in folder.rglob("*") if path.is_file() and is_temporary(path, folder)]
+
+
+def check_whole(folder: Path) -> None:
+    """No file that somebody may read is half a file."""
+    for path in files(folder):
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".safetensors":
+            with safe_open(path, framework="np") as file:
+                for name in file.keys():
+                    file.get_tensor(name)
+    for path in files(folder):
+        if path.name == "result.json":
+            _check_saved(path.parent, json.loads(path.read_text(encoding="utf-8")))
+
+
+def _check_saved(folder: Path, record: dict[str, Any]) -> None:
+    """What a completed record says that it saved is there, and of one piece."""
+    save, adapter = record["config"]["save"], folder / "adapter"
+    if record["status"] == "completed" and save != "none":
+        name = "adapter" if save == "adapter" else "model"
+        # killed between two renames, the old one is aside
+        assert (folder / name).is_dir() or list(folder.glob(f".{name}.*.tmp/old"))
+    if adapter.is_dir():
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = (adapter / "adapter.safetensors").read_bytes()
+        assert config["tensors_sha256"] == hashlib.sha256(tensors).hexdigest()
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every record by its run."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.rglob("result.json"))]
+    return {record["run_id"]: record for record in found}
+
+
+def completed(folder: Path) -> dict[str, int]:
+    """The file (inode) of each completed record, by run: another file means another run."""
+    return {
+        str(path): path.stat().st_ino
+        for path in folder.rglob("result.json")
+        if json.loads(path.read_text())["status"] == "completed"
+    }
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What must be equal to the last bit: scores of each run, and the bytes of what it saved."""
+    scores = {run: [record[key] for key in SAME] for run, record in records(folder).items()}
+    saved = {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files(folder)
+        if path.parent.name in ("adapter", "model")
+    }
+    return {"scores": scores, "saved": saved}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file by its name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files(folder)}
