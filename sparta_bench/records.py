@@ -117,7 +117,8 @@ def look_into(folder: Path) -> dict[str, Any] | str | None:
     if isinstance(record, str):
         return record
     raw = record.raw
-    says_why = isinstance((raw.get("error") or {}).get("message"), str)
+    error = raw.get("error")
+    says_why = isinstance(error, dict) and isinstance(error.get("message"), str)
     if (record.status == "completed" and seconds_of(raw) is None) or (
         record.status == "failed" and not says_why
     ):

@@ -32,19 +32,18 @@ class Checkpoint:
             If it cannot be written; the last one stays then.
         """
         dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_kept(self.path, dense, json.dumps({"progress": progress, "made_by": self.made_by}))
+        write_kept(self.path, dense, json.dumps([self.made_by, progress]))
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | str | None:
         """What `save` wrote; why it cannot be gone on from; or null if there is none."""
         if not self.path.exists():
             return None
         kept = read_kept(self.path)
-        try:
-            tensors, about = kept if kept is not None else ({}, "")
-            found = json.loads(about)
-            return self._difference(found["made_by"]) or (found["progress"], tensors)
-        except (ValueError, KeyError, TypeError):
+        if kept is None:
             return "cannot be read, or is not as it was written"
+        tensors, about = kept
+        made_by, progress = json.loads(about)
+        return self._difference(made_by) or (progress, tensors)
 
     def _difference(self, made_by: Any) -> str | None:
         if made_by == self.made_by:

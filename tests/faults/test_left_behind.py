@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from harness import Forks, check_whole, completed, leftovers, outcome, records
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+
+from sparta_bench.kept import read_kept, write_kept
 
 pytestmark = pytest.mark.faults
 Small = Callable[..., list[str]]
@@ -134,26 +134,35 @@ def test_status_and_report_survive_spoiled_records(forks: Forks, found: Path) ->
 
 
 # ----------------------------------------------------------------------------- checkpoints
+def written_anew(path: Path, change: Callable[[Any, Any, Any], Any]) -> None:
+    """As another version would have written it; `change` gets who made it, progress and tensors."""
+    kept = read_kept(path)
+    assert kept is not None
+    tensors, about = kept
+    made_by, progress = json.loads(about)
+    change(made_by, progress, tensors)
+    write_kept(path, tensors, json.dumps([made_by, progress]))
+
+
 def other_version(path: Path) -> None:
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    made_by = json.loads(metadata["made_by"])
-    made_by["versions"]["torch"] = "2.0.0"
-    save_file(load_file(path), path, metadata | {"made_by": json.dumps(made_by)})
+    written_anew(path, lambda made_by, _, __: made_by["versions"].update(torch="2.0.0"))
 
 
 def other_fields(path: Path) -> None:
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    progress = json.dumps(json.loads(metadata["progress"]) | {"colour": "blue"})
-    save_file(load_file(path), path, metadata | {"progress": progress})
+    written_anew(path, lambda _, progress, __: progress.update(colour="blue"))
 
 
 def other_shapes(path: Path) -> None:
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    tensors = {name: tensor.flatten()[:3].clone() for name, tensor in load_file(path).items()}
-    save_file(tensors, path, metadata)
+    def cut(_: Any, __: Any, tensors: Any) -> None:
+        tensors |= {name: tensor.flatten()[:3].clone() for name, tensor in tensors.items()}
+
+    written_anew(path, cut)
+
+
+def flipped(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
 
 
 def cut_short(path: Path) -> None:
@@ -167,6 +176,7 @@ def cut_short(path: Path) -> None:
         (other_fields, "is not as this version writes it"),
         (other_shapes, "is not as this version writes it"),
         (cut_short, "cannot be read"),
+        (flipped, "is not as it was written"),
     ],
 )
 def test_a_checkpoint_that_is_not_ours_is_not_gone_on_from(
