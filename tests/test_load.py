@@ -1,7 +1,8 @@
-"""Many runs of one process leave nothing behind; the script of results/load works."""
+"""Many runs of one process leave nothing behind; the scripts of results/load work."""
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import sys
@@ -16,14 +17,18 @@ ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def load() -> ModuleType:
-    """scripts/load.py."""
-    spec = importlib.util.spec_from_file_location("load", ROOT / "scripts" / "load.py")
+def _script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def load() -> ModuleType:
+    """scripts/load.py."""
+    return _script("load")
 
 
 def test_runs_leave_no_tensor_behind(load: ModuleType, tmp_path: Path) -> None:
@@ -67,3 +72,32 @@ def test_the_script_works(
     load.main()
     found = json.loads((tmp_path / f"{words[0]}.json").read_text())
     assert found["passed"] is True and found["device"]
+
+
+# ------------------------------------------------------------------ a training file of many rows
+@pytest.fixture(scope="module")
+def load_rows() -> ModuleType:
+    """scripts/load_rows.py."""
+    return _script("load_rows")
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "jsonl", "parquet"])
+def test_rows_are_written_and_measured(load_rows: ModuleType, tmp_path: Path, suffix: str) -> None:
+    load_rows.write_files(tmp_path, 1500, suffix)
+    for cap in (None, 100):
+        found = load_rows.measure(tmp_path, cap)
+        assert set(found) <= set(load_rows.COLUMNS)
+        assert found["peak_mb"] >= found["held_mb"] >= 0
+        assert (tmp_path / f"cache{cap}").is_dir()
+
+
+def test_the_committed_figures_of_rows(load_rows: ModuleType) -> None:
+    with (ROOT / "results" / "load" / "rows.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(load_rows.COLUMNS)
+    peaks = {(row["format"], row["cap"], int(row["rows"])): int(row["peak_mb"]) for row in rows}
+    assert len(peaks) == len(load_rows.FORMATS) * 2 * 3
+    for suffix in load_rows.FORMATS:
+        a_row = (peaks[suffix, "", 10**6] - peaks[suffix, "", 10**5]) * 1e6 / 900_000
+        assert a_row < 350, "bytes"
+        assert peaks[suffix, "1000", 10**6] < 60
