@@ -27,6 +27,7 @@ from test_fuzz import (
 from sparta_bench.errors import InputError
 from sparta_bench.records import read_json
 from sparta_bench.sweeps import sweeps_of
+from sparta_bench.tables.layout import LAYOUTS
 
 DEEP = b"[" * 100_000
 PREDICT = ("predict", "{}", "a film")
@@ -134,6 +135,7 @@ def test_a_record_with_something_wrong_in_it_is_left_out_or_shown(
     change: Callable[[Any], Any],
     status: str,
 ) -> None:
+    monkeypatch.setattr("sparta_bench.status.LAYOUTS", LAYOUTS[1:2])
     monkeypatch.setattr("sparta_bench.status.sweeps_of", cached_sweeps)
     training = {"seconds": 1.0, "evaluation_seconds": 1.0, "best_step": 4}
     history = [{"step": 4, "train_loss": 1.0, "dev_loss": 1.0}]
