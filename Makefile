@@ -23,11 +23,11 @@ test: .venv/ready  ## the tests: minutes, offline
 test-slow: .venv/ready  ## the rest: every shipped YAML runs, kills and resumes
 	$(BIN)/python -m pytest -m slow
 
-fuzz: .venv/ready  ## the fuzz at length, other examples each time: an hour
-	SPARTA_BENCH_FUZZ=$(EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_commands.py tests/test_fuzz_runs.py
-
 test-faults: .venv/ready  ## kills, full disks and the like; SPARTA_BENCH_FAULTS=long for all of them
 	$(BIN)/python -m pytest -m faults -n 2
+
+fuzz: .venv/ready  ## the fuzz at length, other examples each time: an hour
+	SPARTA_BENCH_FUZZ=$(EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_commands.py tests/test_fuzz_runs.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -3,10 +3,10 @@
     .venv/bin/python scripts/load_rows.py OUT.csv 100000 300000 1000000
 
 writes SST-2-like files of so many rows (generated, of the embedded twin's grammar) to a temporary
-folder and measures, in a process of its own for each: reading them (parsing, checks, splits, the
-fingerprint), encoding them with the embedded tokenizer, and encoding them again from the cache;
-and the peak of the process's memory above what it has once everything is imported. With `cap` the
-task has max_train_examples=1000.
+folder and measures, in a process of its own for each, CPU seconds of reading them (parsing,
+checks, splits, the fingerprint), of encoding them with the embedded tokenizer, and of the same
+from the cache; and the process's memory above what it has once everything is imported: its peak,
+and what is held at the end. With `cap` the task has max_train_examples=1000.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from sparta_bench.data import tiny_grammar as grammar
 
 FORMATS = ("tsv", "jsonl", "parquet")
 COLUMNS = (
-    "format", "cap", "rows", "file_mb", "read_s", "encode_s", "again_s", "peak_mb", "held_mb"
+    "format", "cap", "rows", "file_mb",
+    "read_cpu_s", "encode_cpu_s", "again_cpu_s", "peak_mb", "held_mb",
 )  # fmt: skip
 ROWS_AT_ONCE = 50_000  # written to a parquet file
 
@@ -67,7 +68,7 @@ def _write(path: Path, rows: Any) -> None:
 
 
 def measure(folder: Path, cap: int | None) -> dict[str, float]:
-    """Seconds, and megabytes above the start, in this process."""
+    """CPU seconds, and megabytes above the start, of this process."""
     import pyarrow.parquet  # noqa: F401  # what is imported is not counted
 
     from sparta_bench.compose import compose
@@ -82,22 +83,22 @@ def measure(folder: Path, cap: int | None) -> dict[str, float]:
     )  # fmt: skip
     shared = Shared()
     shared.tokenizer(config.model, config.task)
-    started, before = time.perf_counter(), _status("VmRSS")
+    started, before = time.process_time(), _status("VmRSS")
     shared.data_fingerprint(config.task)
-    read = time.perf_counter()
+    read = time.process_time()
     shared.data(config)
-    encoded = time.perf_counter()
+    encoded = time.process_time()
     held, peak = _status("VmRSS"), _status("VmHWM")
     again = Shared()
     again.tokenizer(config.model, config.task)
     splits = again.splits(config.task)
-    middle = time.perf_counter()
+    middle = time.process_time()
     again.data(config)
     assert splits is again.splits(config.task)
     return {
-        "read_s": round(read - started, 1),
-        "encode_s": round(encoded - read, 1),
-        "again_s": round(time.perf_counter() - middle, 1),
+        "read_cpu_s": round(read - started, 1),
+        "encode_cpu_s": round(encoded - read, 1),
+        "again_cpu_s": round(time.process_time() - middle, 1),
         "peak_mb": round((peak - before) / 1e6),
         "held_mb": round((held - before) / 1e6),
     }

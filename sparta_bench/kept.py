@@ -13,6 +13,8 @@ from torch import Tensor
 
 from sparta_bench.files import write_tensors
 
+SEAL, DIGITS = "sha256_and_about", 64  # hexadecimal digits, then the text
+
 
 def write_kept(path: Path, tensors: Mapping[str, Tensor], about: str = "") -> None:
     """Write tensors (on the CPU, contiguous) with a text about them, and the hash of both.
@@ -22,7 +24,8 @@ def write_kept(path: Path, tensors: Mapping[str, Tensor], about: str = "") -> No
     OSError, SafetensorError
         If the file cannot be written.
     """
-    write_tensors(path, tensors, {"about": about, "sha256": _hash_of(tensors, about)})
+    # one entry: the order of several is not always the same, and equal content has equal bytes here
+    write_tensors(path, tensors, {SEAL: _hash_of(tensors, about) + about})
 
 
 def read_kept(path: Path) -> tuple[dict[str, Tensor], str] | None:
@@ -33,8 +36,9 @@ def read_kept(path: Path) -> tuple[dict[str, Tensor], str] | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError):
         return None
-    about = metadata.get("about", "")
-    return (tensors, about) if metadata.get("sha256") == _hash_of(tensors, about) else None
+    seal = metadata.get(SEAL, "")
+    digest, about = seal[:DIGITS], seal[DIGITS:]
+    return (tensors, about) if digest == _hash_of(tensors, about) else None
 
 
 def _hash_of(tensors: Mapping[str, Tensor], about: str) -> str:
