@@ -93,7 +93,8 @@ def composed_by_hydra(overrides: list[str], **how: Any) -> Any:
         raise
     except Exception as error:  # many kinds, for what is no YAML or not as Hydra wants it
         mark = getattr(error, "problem_mark", None)
-        place = f"{mark.name}, line {mark.line + 1}" if mark else f"a file of {config_dir()}"
+        place = getattr(error, "name", None) or f"a file of {config_dir()}"
+        place = f"{mark.name}, line {mark.line + 1}" if mark else place
         problem = getattr(error, "problem", None) or reason_of(error)
         raise InputError(f"{place}: cannot be read: {problem}") from None
 

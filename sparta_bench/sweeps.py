@@ -10,8 +10,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from sparta_bench.compose import choices, composed_by_hydra, our_hydra, to_plain
+from sparta_bench.compose import (
+    HYDRA_ERRORS,
+    choices,
+    composed_by_hydra,
+    our_hydra,
+    to_plain,
+)
 from sparta_bench.config import from_dict
+from sparta_bench.errors import InputError, reason_of
 
 
 @dataclass(frozen=True)
@@ -40,15 +47,17 @@ def sweeps_of(table: str) -> list[Sweep]:
 
 
 def _read(name: str) -> Sweep:
-    with our_hydra():
-        composed = composed_by_hydra([f"+sweep={name}"], return_hydra_config=True)
-        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-        axes = {
-            key: _values(parser.parse_override(f"{key}={values}"))
-            for key, values in composed.hydra.sweeper.params.items()
-        }
+    """Raises InputError if it is no sweep."""
+    try:
+        composed, axes = _composed(name)
+    except HYDRA_ERRORS as error:
+        raise InputError(f"conf/sweep/{name}.yaml: {reason_of(error)}") from None
     groups = [str(key) for key in composed if key != "hydra"]
     config = to_plain(OmegaConf.masked_copy(composed, groups))
+    from_dict(config)  # in which a value may be of another kind
+    for key, values in axes.items():
+        if any(isinstance(value, list | dict) for value in values):
+            raise InputError(f"conf/sweep/{name}.yaml: {key}: must be plain values to go through")
     for key, value in (
         ("model", config["model"]["name"]),
         ("task", config["task"]["name"]),
@@ -56,6 +65,16 @@ def _read(name: str) -> Sweep:
     ):
         axes.setdefault(key, [value])
     return Sweep(name, config["method"]["name"], axes, config)
+
+
+def _composed(name: str) -> tuple[Any, dict[str, list[Any]]]:
+    with our_hydra():
+        composed = composed_by_hydra([f"+sweep={name}"], return_hydra_config=True)
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        return composed, {
+            key: _values(parser.parse_override(f"{key}={values}"))
+            for key, values in (composed.hydra.sweeper.params or {}).items()
+        }
 
 
 def _values(override: Any) -> list[Any]:

@@ -53,12 +53,14 @@ def command(arguments: list[str], stdin: bytes = b"") -> Told:
     out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict", newline="\n")
     err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace", newline="\n")
     before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
+    ends = signal.getsignal(signal.SIGTERM)
     try:
         with redirect_stdout(out), redirect_stderr(err), _no_longer_than(SECONDS):
             code = main(arguments)
             out.flush()
     finally:
         sys.stdin = before
+        signal.signal(signal.SIGTERM, ends)  # `main` makes an interruption of it
         err.flush()
     return Told(code, out.buffer.getvalue().decode(), err.buffer.getvalue().decode())  # type: ignore[attr-defined]
 

@@ -31,6 +31,7 @@ from sparta_bench.files import sha256_of
 from sparta_bench.records import LOCK, MERGE, RUNNING, Record, record_of
 from sparta_bench.sparta import store
 from sparta_bench.sweeps import sweeps_of
+from sparta_bench.tables.layout import LAYOUTS
 
 Make = Callable[[Path, Any], None]  # fills a folder; gets conftest's `trained`
 F, OUT = "{folder}", "{out}"  # in a command: the folder, and one to write to
@@ -212,40 +213,40 @@ BASE = ("--base", TINY)
 MULTI = ("-m", "+sweep=tiny_table3_head,table4_sparta")
 
 READERS = [
-    Reader("tables", records, ("runs/**/result.json",), (("tables", F, "--out", OUT),), 60),
-    Reader("report", records, ("runs/**/result.json",), (("report", F, "--page-only"),), 60),
-    Reader("figures", records, ("runs/**/result.json",), (("report", F, "--out", OUT),), 8),
-    Reader("status", records, ("runs/**/result.json",), (("status", F),), 6),
-    Reader("running", running, (f"**/{RUNNING}",), (("status", F),), 4),
-    Reader("merges", merges, ("merges/*.json",), (("tables", F, "--out", OUT),), 20),
-    Reader("plans", plans, ("plans/*.json",), (("tables", F),), 30),
-    Reader("list of tables", list_of_tables, ("tables/.s*",), (("tables", F),), 15),
-    Reader("adapter", adapter("sparta"), (store.CONFIG,), (PREDICT, RANKS, BAKE, MERGE_IT), 30),
-    Reader("of pairs", pair_adapter, (store.CONFIG,), (("predict", F, "a\tb"),), 15),
-    Reader("of LoRA", adapter("lora"), (store.CONFIG,), (PREDICT, RANKS), 12),
-    Reader("of Head", adapter("head"), (store.CONFIG,), (PREDICT, RANKS), 10),
-    Reader("changed tensors", adapter("sparta"), (store.TENSORS,), (PREDICT, RANKS), 8),
-    Reader("deltas", adapter("sparta"), (store.TENSORS,), (PREDICT, RANKS, OVERLAP), 25, resealed),
-    Reader("matrices", adapter("lora"), (store.TENSORS,), (PREDICT, RANKS, OVERLAP), 15, resealed),
-    Reader("head", adapter("head"), (store.TENSORS,), (PREDICT, RANKS, OVERLAP), 10, resealed),
-    Reader("whole", adapter("full_ft"), WHOLE, (PREDICT, RANKS, BAKE), 30),
-    Reader("whole's tensors", adapter("full_ft"), ("*.safetensors",), (PREDICT, RANKS), 15),
-    Reader("heads", multi_head, ("multi_head_config.json",), (PREDICT, EVALUATE), 15),
-    Reader("heads' tensors", multi_head, ("heads.safetensors",), (PREDICT,), 10, resealed),
-    Reader("peft-sparta", peft_sparta, ("config.json", "*.safetensors"), ((*PREDICT, *BASE),), 20),
-    Reader("pickles", pickles, ("*.pt",), ((*PREDICT, *BASE, "--allow-pickle"),), 10),
-    Reader("base", base_model, ("*.json",), (LOCAL,), 15),
-    Reader("base's tensors", base_model, ("*.safetensors",), (("ranks", F, TINY),), 8),
-    Reader("shards", sharded, ("*.index.json",), (RANKS, ("ranks", F, TINY)), 15),
-    Reader("tsv", glue, ("*.tsv",), (PLAN,), 15),
-    Reader("csv", table_files("csv"), ("*.csv",), (PLAN,), 10),
-    Reader("jsonl", table_files("jsonl"), ("*.jsonl",), (PLAN,), 10),
-    Reader("parquet", table_files("parquet"), ("*.parquet",), (PLAN,), 10),
-    Reader("lines", lines, ("one.txt",), (("predict", F, "--file", f"{F}/one.txt"),), 10),
-    Reader("json lines", lines, ("one.jsonl",), (("predict", F, "--file", f"{F}/one.jsonl"),), 12),
-    Reader("pairs", pairs, ("two.txt",), (("predict", F, "--file", f"{F}/two.txt"),), 10),
-    Reader("json pairs", pairs, ("two.jsonl",), (("predict", F, "--file", f"{F}/two.jsonl"),), 10),
-    Reader("sweeps", settings, ("sweep/tiny_table3_head.yaml", "sweep/_*.yaml"), (MULTI,), 6),
+    Reader("tables", records, ("runs/**/result.json",), (("tables", F, "--out", OUT),), 40),
+    Reader("report", records, ("runs/**/result.json",), (("report", F, "--page-only"),), 30),
+    Reader("figures", records, ("runs/**/result.json",), (("report", F, "--out", OUT),), 2),
+    Reader("status", records, ("runs/**/result.json",), (("status", F),), 4),
+    Reader("running", running, (f"**/{RUNNING}",), (("status", F),), 3),
+    Reader("merges", merges, ("merges/*.json",), (("tables", F, "--out", OUT),), 12),
+    Reader("plans", plans, ("plans/*.json",), (("tables", F),), 15),
+    Reader("list of tables", list_of_tables, ("tables/.s*",), (("tables", F),), 8),
+    Reader("adapter", adapter("sparta"), (store.CONFIG,), (PREDICT, RANKS, BAKE, MERGE_IT), 20),
+    Reader("of pairs", pair_adapter, (store.CONFIG,), (("predict", F, "a\tb"),), 10),
+    Reader("of LoRA", adapter("lora"), (store.CONFIG,), (PREDICT, RANKS), 8),
+    Reader("of Head", adapter("head"), (store.CONFIG,), (PREDICT, RANKS), 6),
+    Reader("changed tensors", adapter("sparta"), (store.TENSORS,), (PREDICT, RANKS), 4),
+    Reader("deltas", adapter("sparta"), (store.TENSORS,), (PREDICT, RANKS, OVERLAP), 15, resealed),
+    Reader("matrices", adapter("lora"), (store.TENSORS,), (PREDICT, RANKS, OVERLAP), 10, resealed),
+    Reader("head", adapter("head"), (store.TENSORS,), (PREDICT, RANKS, OVERLAP), 6, resealed),
+    Reader("whole", adapter("full_ft"), WHOLE, (PREDICT, RANKS, BAKE), 15),
+    Reader("whole's tensors", adapter("full_ft"), ("*.safetensors",), (PREDICT, RANKS), 10),
+    Reader("heads", multi_head, ("multi_head_config.json",), (PREDICT, EVALUATE), 5),
+    Reader("heads' tensors", multi_head, ("heads.safetensors",), (PREDICT,), 6, resealed),
+    Reader("peft-sparta", peft_sparta, ("config.json", "*.safetensors"), ((*PREDICT, *BASE),), 10),
+    Reader("pickles", pickles, ("*.pt",), ((*PREDICT, *BASE, "--allow-pickle"),), 6),
+    Reader("base", base_model, ("*.json",), (LOCAL,), 5),
+    Reader("base's tensors", base_model, ("*.safetensors",), (("ranks", F, TINY),), 4),
+    Reader("shards", sharded, ("*.index.json",), (RANKS, ("ranks", F, TINY)), 8),
+    Reader("tsv", glue, ("*.tsv",), (PLAN,), 4),
+    Reader("csv", table_files("csv"), ("*.csv",), (PLAN,), 4),
+    Reader("jsonl", table_files("jsonl"), ("*.jsonl",), (PLAN,), 4),
+    Reader("parquet", table_files("parquet"), ("*.parquet",), (PLAN,), 4),
+    Reader("lines", lines, ("one.txt",), (("predict", F, "--file", f"{F}/one.txt"),), 6),
+    Reader("json lines", lines, ("one.jsonl",), (("predict", F, "--file", f"{F}/one.jsonl"),), 6),
+    Reader("pairs", pairs, ("two.txt",), (("predict", F, "--file", f"{F}/two.txt"),), 6),
+    Reader("json pairs", pairs, ("two.jsonl",), (("predict", F, "--file", f"{F}/two.jsonl"),), 6),
+    Reader("sweeps", settings, ("sweep/tiny_table3_head.yaml", "sweep/_*.yaml"), (MULTI,), 3),
 ]
 
 
@@ -275,6 +276,7 @@ def test_a_file_with_something_wrong_in_it(
     if reader.make is settings:
         monkeypatch.setattr("sparta_bench.compose.config_dir", lambda: folder)
     monkeypatch.setattr("sparta_bench.cli._grid", lambda configs, jobs: 0)  # nothing runs
+    monkeypatch.setattr("sparta_bench.status.LAYOUTS", LAYOUTS[1:2])
     monkeypatch.setattr("sparta_bench.status.sweeps_of", cached_sweeps)
 
     @examples(reader.few)

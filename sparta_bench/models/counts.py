@@ -41,9 +41,21 @@ class ParameterCounts:
 
 
 def empty_backbone(architecture: PreTrainedConfig) -> nn.Module:
-    """The backbone on the meta device: shapes, no memory."""
-    with torch.device("meta"):
-        backbone: nn.Module = AutoModel.from_config(architecture)
+    """The backbone on the meta device: shapes, no memory.
+
+    Raises
+    ------
+    InputError
+        If transformers cannot make a model of these settings.
+    """
+    try:
+        with torch.device("meta"):
+            backbone: nn.Module = AutoModel.from_config(architecture)
+    except Exception as error:  # many kinds, for a value that is none of those it may be
+        where = architecture.name_or_path or f"model_type={architecture.model_type}"
+        raise InputError(
+            f"{where}: no model can be made of its config.json ({type(error).__name__}: {error})"
+        ) from None
     return backbone
 
 
