@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Forks, check_whole, completed, leftovers, outcome, records
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from faults.harness import Forks, check_whole, completed, leftovers, outcome, records
 
 pytestmark = pytest.mark.faults
 Small = Callable[..., list[str]]
