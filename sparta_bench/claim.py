@@ -51,8 +51,10 @@ def claimed(folder: Path, accelerator: Accelerator, wait: bool) -> Iterator[None
         yield
     finally:
         if accelerator.is_main_process:
-            _put_away(folder)
-            lock.release()
+            try:
+                _end_work(folder)
+            finally:
+                lock.release()
 
 
 def tidy(folder: Path) -> None:
@@ -61,15 +63,14 @@ def tidy(folder: Path) -> None:
     if not (folder / RUNNING).exists():
         return
     try:
-        if _acquired(lock):
+        with lock:
             clear_leftovers(folder)
-            _put_away(folder)
-            lock.release()
-    except OSError:
-        pass  # a folder that may only be read
+            _end_work(folder)
+    except (Timeout, OSError):
+        pass  # somebody is at it, or it may only be read
 
 
-def _put_away(folder: Path) -> None:
+def _end_work(folder: Path) -> None:
     """Remove what only a run at work needs; `running.json` after the others, since it is what tells
     that something is left."""
     found = read_json(folder)

@@ -67,10 +67,18 @@ def main(argv: list[str] | None = None) -> int:
         tell("interrupted")
         return INTERRUPTED
     except OSError as error:  # a disk is full, a folder has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print
+        _discard_what_is_left_to_print()
         if not isinstance(error, BrokenPipeError):  # of which the reader of our output knows
             tell(refusal_of(error))
         return FAILED
+
+
+def _discard_what_is_left_to_print() -> None:
+    """Or Python would try again at its end, and tell the same in words of its own."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # no file
+        pass
 
 
 def _command(arguments: list[str]) -> int:

@@ -120,11 +120,11 @@ def run(
             _finish(record, folder, accelerator)
             raise
         except Exception as error:
-            told = _explained(error, config, record, accelerator.num_processes)
-            record |= {"status": "failed", "error": error_of(told)}
-            if accelerator.num_processes > 1 and not isinstance(error, TrainingError):
-                unlike = told  # the others may not have it, and would wait for this one
-            del told  # its traceback holds the model
+            alone = accelerator.num_processes > 1 and not isinstance(error, TrainingError)
+            error = _explained(error, config, record, accelerator.num_processes)
+            record |= {"status": "failed", "error": error_of(error)}
+            if alone:
+                unlike = error  # the others may not have it, and would wait for this one
         path = _finish(record, folder, accelerator)
         if unlike is not None:
             raise unlike

@@ -318,14 +318,19 @@ class Training:
         if isinstance(found, str):
             assert self.checkpoint is not None
             reporter.warn(f"{self.checkpoint.path}: {found}; the run begins anew")
-        if not isinstance(found, tuple):
+        progress, tensors = found if isinstance(found, tuple) else ({"step": -1}, {})
+        if not self._all_have(progress["step"]) or not tensors:
             return False
-        progress, tensors = found
         self.progress = Progress(**progress)
         self.trained.restore(_with_prefix(tensors, "value."))
         self.best = _with_prefix(tensors, "best.")
         ckpt.restore_optimizer(self.optimizer, tensors)
         return True
+
+    def _all_have(self, step: int) -> bool:
+        """Whether all processes of the run are to go on from there; one may not see the folder."""
+        steps = self.accelerator.gather(torch.tensor([step], device=self.device))
+        return bool((steps == step).all())
 
     def _fits(self, progress: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
         wanted = _shapes(self.trained.values)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from disks import Disk
-from harness import LONG, Forks
+
+from faults.disks import Disk
+from faults.harness import LONG, Forks
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from disks import ENOUGH, READ_ONLY, REASONS, Disk
-from harness import LONG, Forks, check_whole, completed, leftovers, outcome, records
+
+from faults.disks import ENOUGH, READ_ONLY, REASONS, Disk
+from faults.harness import LONG, Forks, check_whole, completed, leftovers, outcome, records
 
 pytestmark = pytest.mark.faults
 Small = Callable[..., list[str]]

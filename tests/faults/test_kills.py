@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import KILLED, LONG, Forks, check_whole, completed, contents, leftovers, outcome
+
+from faults.harness import KILLED, LONG, Forks, check_whole, completed, contents, leftovers, outcome
 
 pytestmark = pytest.mark.faults
 
@@ -85,7 +86,7 @@ def cases(
         return ["merge", "bake", adapter(folder), "--out", str(folder / "baked"), "--force"]
 
     def sweep(*more: str) -> Callable[[Path], list[str]]:
-        return lambda folder: ["-m", *small(folder, "method=sparta,lora,head", "seed=0,1", *more)]
+        return lambda folder: ["-m", *small(folder, "method=sparta,head", "seed=0,1", *more)]
 
     def case(name: str) -> Case:
         if name == "run":

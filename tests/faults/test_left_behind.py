@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Forks, check_whole, completed, leftovers, outcome, records
 
+from faults.harness import Forks, check_whole, completed, leftovers, outcome, records
 from sparta_bench.kept import read_kept, write_kept
 
 pytestmark = pytest.mark.faults

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import KILLED, LONG, Command, Forks, check_whole, leftovers, outcome, records
+
+from faults.harness import KILLED, LONG, Command, Forks, check_whole, leftovers, outcome, records
 
 pytestmark = pytest.mark.faults
 Small = Callable[..., list[str]]
@@ -26,6 +27,10 @@ RANK = """
 import os
 os.environ |= {{"RANK": "{rank}", "LOCAL_RANK": "{rank}", "WORLD_SIZE": "2",
     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "{port}"}}
+"""
+SEES_NONE = """
+from sparta_bench.training import checkpoint
+checkpoint.Checkpoint.load = lambda self: None
 """
 # each allocation that this run would need beyond that is refused by the system
 FEW_BYTES = """
@@ -101,6 +106,25 @@ def test_one_of_two_processes_is_killed(
     assert leftovers(tmp_path / "results") == []
 
 
+def test_a_checkpoint_that_one_process_does_not_see_is_not_gone_on_from(
+    forks: Forks, small: Small, whole: Path, tmp_path: Path
+) -> None:
+    words = small(tmp_path, "device=cpu")
+    both = two(forks, *words)
+    both[0].waits_for("step 2/6")
+    os.kill(both[1].pid, signal.SIGKILL)
+    assert [command.ends() for command in both] == [1, KILLED]
+    assert list(tmp_path.rglob("checkpoint.safetensors"))
+    port = free_port()
+    again = [
+        forks.start(*words, prelude=RANK.format(rank=rank, port=port) + SEES_NONE * rank)
+        for rank in (0, 1)
+    ]
+    assert [command.ends() for command in again] == [0, 0], again[0].told()
+    assert "step 0/6" in again[0].told()
+    assert outcome(tmp_path) == outcome(whole)
+
+
 def worker_of(launcher: int, rank: str) -> int:
     """The process of that rank among a launcher's children."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
@@ -132,6 +156,26 @@ def test_a_worker_dies_under_torchrun(
     assert [command.ends() for command in both] == [0, 0], both[0].told()
     done = {record["run_id"]: record for record in records(tmp_path).values()}
     assert all(done[run]["test"] == record["test"] for run, record in records(whole).items())
+
+
+@pytest.mark.skipif(not LONG, reason="of the long form: a launcher's workers import for themselves")
+def test_a_launcher_is_killed_and_its_workers_are_left(
+    forks: Forks, small: Small, tmp_path: Path
+) -> None:
+    sweep = ["-m", *small(tmp_path, "method=sparta,head", "seed=0,1")]
+    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    command = [sys.executable, "-m", "sparta_bench.cli", *sweep, *joblib]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.rglob("running.json")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+    told = forks.run(*sweep)
+    assert "4 runs: " in told
+    forks.run("-m", *small(tmp_path / "whole", "method=sparta,head", "seed=0,1"))
+    assert outcome(tmp_path / "results") == outcome(tmp_path / "whole" / "results")
+    assert leftovers(tmp_path) == []
 
 
 # ---------------------------------------------------------------------------------- memory
