@@ -117,7 +117,10 @@ def run(
         except InputError:
             raise
         except KeyboardInterrupt:
-            _finish(record, folder, accelerator)
+            try:
+                _finish(record, folder, accelerator)
+            except OSError:
+                pass  # a full disk is no reason to go on
             raise
         except Exception as error:
             alone = accelerator.num_processes > 1 and not isinstance(error, TrainingError)

@@ -3,7 +3,9 @@ and the same command ends as it should when there is room."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +70,21 @@ def test_what_does_not_fit_fails_alone(
     assert found["head"]["status"] == "completed" and found["sparta"]["status"] == "failed"
     assert found["sparta"]["error"]["message"].startswith("adapter")
     assert found["sparta"]["test"] == records_of(whole)["sparta"]["test"]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_on_a_full_disk_can_be_interrupted(
+    sign: signal.Signals, disk: Disk, forks: Forks, small: Small, tmp_path: Path
+) -> None:
+    disk.resize(3_000)  # running.json has 2.5 KB, the record of an interrupted run 4
+    long = ["train.epochs=1e4", "train.max_steps=10000", "train.patience=null"]
+    words = small(disk.folder, "seed=0,1", f"cache_dir={tmp_path}", *long)
+    command = forks.start("-m", *words, "train.checkpoint_every=null", prelude=disk.prelude)
+    command.waits_for("step 0/")
+    os.kill(command.pid, sign)
+    assert command.ends() == 130
+    assert "interrupted: 0 of 2 runs are done; the same command goes on" in command.told()
+    assert not list(disk.folder.rglob("*.json")) and leftovers(disk.folder) == []
 
 
 def records_of(folder: Path) -> dict[str, dict[str, object]]:
