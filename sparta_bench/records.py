@@ -247,8 +247,10 @@ def record_of(path: Path, raw: Any) -> Record | str:
             for metric in METRICS:
                 if not math.isfinite(raw[split][metric]):
                     return f"{split}.{metric} is not finite"
-        _check_numbers(raw)
+        _check_numbers(raw["parameters"], "total", "trainable", "head")
+        _check_numbers(raw["data"], "train", "train_dropped", "dev", "test")
     config = raw["config"]
+    _check_numbers(config["train"], "learning_rate", "batch_size", "epochs")
     cell = Cell(
         _text(raw["model"]), _text(raw["task"]), _method(raw["method"], config["method"]),
         _density(raw["density"]),
@@ -271,17 +273,11 @@ def record_of(path: Path, raw: Any) -> Record | str:
     return Record(path, raw, cell, protocol, protocol + _dumps(setting))
 
 
-def _check_numbers(raw: Any) -> None:
-    """What tables read of a completed record, besides its scores."""
-    parts = (
-        (raw["parameters"], ("total", "trainable", "head")),
-        (raw["data"], ("train", "train_dropped", "dev", "test")),
-        (raw["config"]["train"], ("learning_rate", "batch_size", "epochs")),
-    )
-    for part, keys in parts:
-        for key in keys:
-            if type(part[key]) not in (int, float) or not math.isfinite(part[key]):
-                raise TypeError
+def _check_numbers(part: Any, *keys: str) -> None:
+    """What tables read of a record, besides its scores."""
+    for key in keys:
+        if type(part[key]) not in (int, float) or not math.isfinite(part[key]):
+            raise TypeError
 
 
 def _method(name: Any, settings: Mapping[str, Any]) -> str:

@@ -142,7 +142,7 @@ def _run_of(record: Record, wanted: dict[Run, dict[str, Any]]) -> Run | None:
     # the embedded tasks use all of their data; the paper's have been looked at already
     whole = (
         not record.cell.task.startswith("tiny-")
-        or record.raw["config"]["task"]["max_train_examples"] is None
+        or record.raw["config"]["task"].get("max_train_examples") is None
     )
     if run not in wanted or record.raw.get("protocol") != PROTOCOL or not whole:
         return None

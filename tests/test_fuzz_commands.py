@@ -19,6 +19,7 @@ from mutations import NASTY
 from sparta_bench.compose import choices
 from sparta_bench.errors import InputError
 from sparta_bench.job import Outcome
+from sparta_bench.tables.layout import LAYOUTS
 
 # An argument holds no NUL, and bytes that are no UTF-8 as half surrogates.
 WORDS = st.sampled_from([text for text in NASTY if "\0" not in text] + ["\udcff"]) | st.text(
@@ -125,18 +126,20 @@ def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparta_bench.cli.run_composed", lambda composed: Outcome("done", "x"))
     monkeypatch.setattr("sparta_bench.bench.command.measure", refused)
     monkeypatch.setattr("sparta_bench.bench.command.crossover", refused)
+    monkeypatch.setattr("sparta_bench.memory.report.estimates_of", refused)
+    monkeypatch.setattr("sparta_bench.status.LAYOUTS", LAYOUTS[1:2])
 
 
-@examples(40)
-@given(
-    st.lists(overrides(), min_size=1, max_size=3), st.sampled_from(["run", "-m", "--cfg", "plan"])
-)
-def test_overrides(words: list[str], how: str) -> None:
-    before = {"run": [], "-m": ["-m"], "--cfg": ["--cfg", "job"], "plan": ["plan"]}[how]
+WAYS = st.sampled_from([[], ["-m"], ["--cfg", "job"], ["plan"]])
+
+
+@examples(25)
+@given(WAYS, st.lists(overrides(), min_size=1, max_size=3))
+def test_overrides(before: list[str], words: list[str]) -> None:
     assert_told_well(command([*before, *words]), 0, 2)
 
 
-@examples(20)
+@examples(8)
 @given(st.lists(st.sampled_from(HYDRA) | overrides(), max_size=4))
 def test_options_of_hydra(words: list[str]) -> None:
     assert_told_well(command(words), 0, 2)
@@ -151,7 +154,7 @@ def test_options_of_a_subcommand(name: str, tmp_path: Path, trained: Any) -> Non
         "{adapter}": str(trained("sparta")[2]),
     }
 
-    @examples(12)
+    @examples(8)
     @given(st.data())
     def fuzz(data: st.DataObject) -> None:
         drawn = data.draw(

@@ -123,6 +123,7 @@ def test_a_fault_of_a_file_gives_one_line(
         put("config", "model", value={"kind": "base"}),
         put("config", "task", "generated", value=5),
         put("config", "train", value={"learning_rate": 1, "batch_size": 1, "epochs": 1}),
+        put("config", "train", "learning_rate", value={}),
         put("data", value={}),
         put("error", value="x"),
         put("environment", value=[1]),
