@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -21,6 +22,9 @@ os.environ |= {
     "HF_HOME": str(Path(_HOME.name, "huggingface")),
     "XDG_CACHE_HOME": str(Path(_HOME.name, "cache")),
 }
+# A shell without job control starts what it puts in the background deaf to Ctrl-C, and processes
+# hand that on: those that the tests interrupt would never end.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = (
     "<unk>", "<s>", "</s>", "Yes", "No", "Entail", "Neutral", "Contradict", "Response", ":", ".",
