@@ -78,7 +78,7 @@ class Adapter(Tuned):
             name: stored.shape for name, stored in base.tensors.items() if not is_head(name)
         }
         self.shapes |= {
-            name: tuple(tensor.shape) for name, tensor in tensors.items() if _is_own_head(name)
+            name: tuple(tensor.shape) for name, tensor in tensors.items() if store.is_of_head(name)
         }
         self._check_base(config)
 
@@ -127,8 +127,8 @@ class SpartaAdapter(Adapter):
             )
         if config["density"] is not None:
             self.label = f"sparta {config['density']:g}"
-        places = store.ending(tensors, ".indices")
-        self.deltas = store.ending(tensors, ".deltas")
+        places = store.ending(tensors, store.INDICES)
+        self.deltas = store.ending(tensors, store.DELTAS)
         store.check_deltas(places, self.deltas, self.shapes, Path(source))
         self.places = {name: indices.long() for name, indices in places.items()}
 
@@ -161,7 +161,7 @@ class LoraAdapter(Adapter):
         for key, tensor in tensors.items():
             if match := _LORA.fullmatch(key):
                 self.factors.setdefault(f"{match[1]}.weight", {})[match[2]] = tensor
-            elif not _is_own_head(key):
+            elif not store.is_of_head(key):
                 raise InputError(f"{source}: {key} is no factor of a linear layer's change")
         for name, factor in self.factors.items():
             self._check_factors(name, factor)
@@ -187,11 +187,6 @@ class LoraAdapter(Adapter):
         total = base.clone()
         total += change  # rounds once where the change is wider than the weight
         return total
-
-
-def _is_own_head(name: str) -> bool:
-    """Of a name in an adapter's file."""
-    return name.startswith("head.")
 
 
 def _origin_of(path: Path) -> tuple[str | None, str | None]:
