@@ -15,7 +15,7 @@ from sparta_bench.memory.estimate import METHODS, Estimate
 from sparta_bench.memory.layout import tables_of, values_table
 from sparta_bench.memory.measure import Measured, measure
 from sparta_bench.memory.parts import Parts
-from sparta_bench.memory.tracker import live_bytes
+from sparta_bench.memory_use import live_bytes
 
 TINY = [
     *SMALL,

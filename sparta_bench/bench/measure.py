@@ -16,7 +16,7 @@ from sparta_bench.bench.contenders import DENSITIES, Ready, build, missing
 from sparta_bench.bench.flops import flops_of
 from sparta_bench.bench.gradient import shares_of
 from sparta_bench.bench.setting import Setting
-from sparta_bench.memory.tracker import peak_of
+from sparta_bench.memory_use import peak_of
 from sparta_bench.models.counts import empty_backbone
 from sparta_bench.models.source import load_architecture
 
