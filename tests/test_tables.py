@@ -416,11 +416,17 @@ def test_tables_2_and_9_have_what_plan_prints_beside_the_paper(tmp_path: Path) -
         "d": plan("mistral-7b-it", "sst2", train=66349, train_dropped=None, dev=1000, test=872),
         "e": json.dumps({"model": "mistral-7b-it", "task": "qqp", "data": None}),
         "f": "no",
+        "g": plan("mistral-7b-it", "rte", train=2165, train_dropped=25, dev=300, test=277),
+        "h": plan("mistral-7b-it", "rte", train=900, train_dropped=25, dev=300, test=277),
     }
     for name, text in plans.items():
         (folder / f"{name}.json").write_text(text)
     sizes, faults = read_plans([tmp_path])
-    assert faults == ["e.json is no plan with counts", "f.json is no plan with counts"]
+    assert faults == [
+        "e.json is no plan with counts",
+        "f.json is no plan with counts",
+        "h.json has other counts than the plans of mistral-7b-it on rte before it; not used",
+    ]
     (table,) = count_tables(sizes)
     assert table.key == "table9"
     assert row_of(table, "RTE", "2") == ("2,165", "2,165", "300", "300", "277", "277")

@@ -36,6 +36,7 @@ class Compared:
 
     @property
     def title(self) -> str:
+        """Of table and figure."""
         labels = ", ".join(one.label for one in self.found)
         return f"Rank of the change from {self.base} to {labels}"
 
