@@ -53,7 +53,7 @@ class Tuned:
         return self.base.tensors[name].dtype, self.tuned.tensors[name].dtype
 
 
-class Adapter(Tuned):
+class StoredAdapter(Tuned):
     """What a run left of a SpaRTA, LoRA or Head training, on its base as it was in training: in
     the model's dtype then.
 
@@ -99,11 +99,13 @@ class Adapter(Tuned):
         )
 
     def pair(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """As `Tuned.pair`, the base in the dtype that the model had in training."""
         base = self.base.rows(name, start, stop)
         base = base if self.dtype is None else base.to(self.dtype)
         return base, self.merged(name, base, start)
 
     def dtypes(self, name: str) -> tuple[torch.dtype | None, torch.dtype | None]:
+        """As `Tuned.dtypes`: the base's in its file, and the model's in training."""
         stored = self.base.tensors[name].dtype
         return stored, None if stored is None else self.dtype or stored
 
@@ -113,7 +115,7 @@ class Adapter(Tuned):
         return base
 
 
-class SpartaAdapter(Adapter):
+class StoredSparta(StoredAdapter):
     """round(original + delta) at the chosen places, as `sparta.merge` writes it."""
 
     def __init__(
@@ -133,6 +135,7 @@ class SpartaAdapter(Adapter):
         self.places = {name: indices.long() for name, indices in places.items()}
 
     def merged(self, name: str, base: Tensor, start: int) -> Tensor:
+        """As `StoredAdapter.merged`."""
         if name not in self.places:
             return base
         first = start * base.shape[1]
@@ -144,7 +147,7 @@ class SpartaAdapter(Adapter):
         return flat.view_as(base)
 
 
-class LoraAdapter(Adapter):
+class StoredLora(StoredAdapter):
     """W + alpha / r · B A, rounded as peft rounds it on a CPU (of a block of rows, the product's
     last bit may differ from that in the whole)."""
 
@@ -179,6 +182,7 @@ class LoraAdapter(Adapter):
             )
 
     def merged(self, name: str, base: Tensor, start: int) -> Tensor:
+        """As `StoredAdapter.merged`."""
         if name not in self.factors:
             return base
         a, b = self.factors[name]["A"], self.factors[name]["B"][start : start + len(base)]
@@ -216,7 +220,7 @@ def open_tuned(source: str, base: Checkpoint) -> Tuned:
         )
     if not (folder / store.CONFIG).is_file():
         return Tuned(source, base, open_checkpoint(source))
-    kinds = {"sparta": SpartaAdapter, "lora": LoraAdapter, "head": Adapter}
+    kinds = {"sparta": StoredSparta, "lora": StoredLora, "head": StoredAdapter}
     try:
         config = store.read_config(folder)
         kind = kinds[config["method"]["name"]]

@@ -76,13 +76,11 @@ class SpartaAdapter:
     draw
         How the places were chosen; null for an adapter of peft-sparta.
 
-    `detach` gives parameters back, not buffers: running statistics stay as training left them.
-
     Raises
     ------
     ValueError
-        If the model carries an adapter already, is wrapped by peft, or nothing can be chosen as
-        asked; the model is untouched then.
+        If a parameter has no such value, the model carries an adapter already or is wrapped by
+        peft, or nothing can be chosen as asked; the model is untouched then.
     """
 
     def __init__(
@@ -203,8 +201,8 @@ class SpartaAdapter:
 
     @torch.no_grad()
     def detach(self) -> None:
-        """Give the model back as it was, every parameter bit for bit, head included. Twice is
-        once."""
+        """Give the model back as it was, every parameter bit for bit, head included. Buffers, such
+        as running statistics, stay as training left them. Twice is once."""
         if not self._attached:
             return
         try:
