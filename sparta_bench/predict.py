@@ -20,7 +20,7 @@ from sparta_bench.data.examples import BadRowError, is_unicode, parse_texts
 from sparta_bench.data.local_files import json_object, numbered_lines
 from sparta_bench.data.prompts import render
 from sparta_bench.errors import InputError
-from sparta_bench.memory.tracker import is_lack_of_memory
+from sparta_bench.memory_use import is_lack_of_memory
 from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.precision import DTYPES
 from sparta_bench.multi_head import LoadedHeads, MultiHead

@@ -25,7 +25,7 @@ from sparta_bench.data.encode import (
 from sparta_bench.errors import InputError, TrainingError, reason_of
 from sparta_bench.files import remove_folder, whole_folder, write_json
 from sparta_bench.job import tell
-from sparta_bench.memory.tracker import forget_peak, is_lack_of_memory, peak_bytes
+from sparta_bench.memory_use import forget_peak, is_lack_of_memory, peak_bytes
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from sparta_bench.errors import InputError
 from sparta_bench.merge.bake import bake, export
 from sparta_bench.saved import load
-from sparta_bench.sparta import authors_layout
+from sparta_bench.sparta import SpartaAdapter, authors_layout
 
 peft_sparta = pytest.importorskip("peft_sparta")
 TEXTS = ["good film", "bad film the", "Respond or Entail . good", "", "a b c d e"]
@@ -232,10 +232,10 @@ def test_a_pickle_is_refused_unless_allowed(
         load(folder, str(base), None, allow_pickle=True)
 
 
-def change(name: str, make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+def change(make: Callable[[torch.Tensor], torch.Tensor], *names: str) -> Callable[[Path], None]:
     def broken(folder: Path) -> None:
         tensors = load_file(folder / "sparse_deltas.safetensors")
-        tensors[name] = make(tensors[name])
+        tensors |= {name: make(tensors[name]).contiguous() for name in names}
         save_file(tensors, folder / "sparse_deltas.safetensors")
 
     return broken
@@ -253,9 +253,12 @@ def config_without(key: str) -> Callable[[Path], None]:
 
 V_PROJ = "model.layers.0.self_attn.v_proj.weight"
 BREAKS: dict[str, Callable[[Path], None]] = {
-    "has not one delta for each place": change(f"deltas.{V_PROJ}", lambda t: t[1:].contiguous()),
-    "its places do not lie in its shape (8, 16)": change(f"indices.{V_PROJ}", lambda t: t + 8),
-    "the adapter's head is none": change("indices.score.weight", lambda t: t[:0].contiguous()),
+    "has not one delta for each place": change(lambda t: t[1:], f"deltas.{V_PROJ}"),
+    f"{V_PROJ} has deltas and no places": change(lambda t: t[:0], f"indices.{V_PROJ}"),
+    "its places do not lie in its shape (8, 16)": change(lambda t: t + 8, f"indices.{V_PROJ}"),
+    "the adapter's head is none": change(
+        lambda t: t[:0], "indices.score.weight", "deltas.score.weight"
+    ),
     "no sparta_pretrained_model in it": config_without("sparta_pretrained_model"),
     "no id2label in it": config_without("id2label"),
     "head_init.pt: cannot be read": lambda f: (f / "head_init.safetensors").unlink(),
@@ -266,6 +269,26 @@ BREAKS: dict[str, Callable[[Path], None]] = {
         (f / "sparse_deltas.safetensors").write_bytes(b"x") and None
     ),
 }
+
+
+def test_a_pickled_head_may_lie_in_memory_in_another_order(tmp_path: Path, base: Path) -> None:
+    folder = tmp_path / "theirs"
+    trained_by_them(folder, base, "safetensors")
+    expected = plain(folder, base).classifier.head_weight
+    start = load_file(folder / "head_init.safetensors")["head"]
+    (folder / "head_init.safetensors").unlink()
+    torch.save(start.T.contiguous().T, folder / "head_init.pt")
+    found = plain(folder, base, allow_pickle=True).classifier.head_weight
+    assert torch.equal(found, expected)
+
+
+def test_a_detached_adapter_is_not_written_as_one_that_changed_nothing(tmp_path: Path) -> None:
+    model = AutoModel.from_config(AutoConfig.for_model("mistral", **SMALL))
+    adapter = SpartaAdapter(model, 0.1, 0)
+    adapter.detach()
+    with pytest.raises(ValueError, match="the adapter is detached from its model; export it"):
+        authors_layout.write(adapter, torch.zeros(2, 16), tmp_path, "base", ["no", "yes"])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("told", BREAKS)

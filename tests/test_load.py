@@ -34,7 +34,7 @@ def load() -> ModuleType:
 def test_runs_leave_no_tensor_behind(load: ModuleType, tmp_path: Path) -> None:
     from sparta_bench.compose import compose_all, sweep_jobs
     from sparta_bench.grid import Grid
-    from sparta_bench.memory.tracker import live_bytes
+    from sparta_bench.memory_use import live_bytes
     from sparta_bench.shared import Shared
 
     grid_words = [*load._settings(tmp_path), "seed=0,1,2", "method=sparta,lora,head"]

@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 import torch
 
+from sparta_bench import memory_use
 from sparta_bench.bench.command import SMALL, SMALL_ROWS
 from sparta_bench.bench.setting import Setting
-from sparta_bench.memory import command, estimate, report, tracker
+from sparta_bench.memory import command, estimate, report
 from sparta_bench.memory.activations import Activations
 from sparta_bench.memory.estimate import METHODS, Estimate
 from sparta_bench.memory.layout import tables_of, values_table
 from sparta_bench.memory.measure import Measured, measure
 from sparta_bench.memory.parts import Parts
-from sparta_bench.memory.tracker import live_bytes
+from sparta_bench.memory_use import live_bytes
 
 TINY = [
     *SMALL,
@@ -179,8 +180,8 @@ def test_cuda_asks_its_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", says("most", 9))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", says("reset", 0))
     device = torch.device("cuda")
-    assert tracker.live_bytes(device) == 7
-    assert tracker.peak_of(lambda: calls.append("work"), device) == 9
+    assert memory_use.live_bytes(device) == 7
+    assert memory_use.peak_of(lambda: calls.append("work"), device) == 9
     assert calls == ["now", "reset", "work", "most"]
 
 

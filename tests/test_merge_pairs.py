@@ -239,10 +239,13 @@ def test_records_of_merges_that_cannot_be_used_are_counted(tmp_path: Path) -> No
         for task, seed in (("sst2", 0), ("cola", 1))
     ]
     stranger = forged(tmp_path, True, model="m", task="rte")
+    unlike = forged(tmp_path, True, model="m", task="rte", method="lora")
     good, bad = pair_of(*made), pair_of(made[0], stranger)
     texts = {
         "good": json.dumps(good),
         "stranger": json.dumps(bad),
+        "unlike": json.dumps(pair_of(made[0], unlike)),
+        "weighted": json.dumps(good | {"rule": good["rule"] | {"weights": [0.5, 0.5]}}),
         "cut": json.dumps(good)[:50],
         "schema": json.dumps(good | {"schema": 2}),
         "lacks": json.dumps({key: good[key] for key in good if key != "merged"}),
@@ -264,10 +267,12 @@ def test_records_of_merges_that_cannot_be_used_are_counted(tmp_path: Path) -> No
         (tmp_path / "merges" / name).mkdir(parents=True)
         (tmp_path / "merges" / name / "merge.json").write_text(text)
     wrong = "lacks a key of a merge's record, or has one of another type"
-    found, left_out = read_merges([tmp_path], select(made))
+    found, left_out = read_merges([tmp_path], select([*made, unlike]))
     assert [len(merges) for merges in found.values()] == [1]
     assert {left.path.parent.name: left.reason for left in left_out} == {
         "stranger": "a merge of runs that stand in no table",
+        "unlike": "a merge of runs of two models, methods or densities",
+        "weighted": "a merge with weights, which no table has",
         "cut": "is no JSON",
         "schema": "is of another schema than 1",
         "lacks": wrong,

@@ -32,10 +32,6 @@ def save_model(folder: Path, model_type: str = "mistral", shard: str = "5GB") ->
     return folder
 
 
-def save_tokenizer(folder: Path, tokenizer) -> None:
-    tokenizer.save_pretrained(folder)
-
-
 def config_for(folder: Path, *overrides: str):
     return compose(["model=local", f"model.path={folder}", "task=tiny-sst2", *overrides])
 

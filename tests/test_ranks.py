@@ -277,6 +277,10 @@ def test_matrices_are_called_as_in_the_paper_and_stand_in_its_order() -> None:
         "layers.17.mlp.down_proj.weight": Place("mlp down proj", 17),
         "encoder.layer.2.attention.dense.weight": Place("encoder attention dense", 2),
         "h.11.attn.c_attn.weight": Place("attn c attn", 11),
+        "layers.5.block_sparse_moe.experts.7.w1.weight": Place("block sparse moe experts 7 w1", 5),
+        "encoder.block.4.layer.0.SelfAttention.q.weight": Place(
+            "encoder layer 0 SelfAttention q", 4
+        ),
         "pooler.dense.weight": Place("pooler dense", None),
         "lm_head.weight": Place("untied lm head", None),
     }
@@ -284,7 +288,8 @@ def test_matrices_are_called_as_in_the_paper_and_stand_in_its_order() -> None:
     kinds = [place.kind for place in names.values()]
     assert sorted(kinds, key=kind_order) == [
         "tokens embed", "self attn q proj", "mlp down proj", "attn c attn",
-        "encoder attention dense", "pooler dense", "untied lm head",
+        "block sparse moe experts 7 w1", "encoder attention dense",
+        "encoder layer 0 SelfAttention q", "pooler dense", "untied lm head",
     ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import pytest
 from forged_records import METHODS, forge, scores, write
 
 from sparta_bench.records import Cell, Record, read_records, record_of
-from sparta_bench.tables.protocol import is_of_paper, is_twin
+from sparta_bench.tables.protocol import is_of_paper
 from sparta_bench.tables.select import Selection, select
 
 
@@ -199,9 +199,8 @@ def test_a_copy_of_a_run_counts_once_and_the_completed_one_is_kept(tmp_path: Pat
 
 
 # ------------------------------------------------------------------- who may bear which names
-def test_names_of_the_paper_and_of_the_twins() -> None:
+def test_names_of_the_paper() -> None:
     assert is_of_paper("gemma-2b", "rte") and not is_of_paper("gemma-2b", "tiny-rte")
-    assert is_twin("tiny-gemma", "tiny-rte") and not is_twin("tiny-gemma", "rte")
 
 
 PAPER = {"model": "gemma-2b", "task": "rte"}

@@ -247,6 +247,10 @@ def test_a_density_outside_and_a_way_unknown_are_refused() -> None:
         SpartaAdapter(classifier(), 1e-9, 0)
     with pytest.raises(ValueError, match="gradient=fast: must be one of auto, dense, sampled"):
         SpartaAdapter(classifier(), 0.1, 0, gradient="fast")
+    with pytest.raises(ValueError, match="density_of=total: must be sampled or backbone"):
+        SpartaAdapter(classifier(), 0.1, 0, density_of="total")
+    with pytest.raises(ValueError, match="targets=all: the model has nothing but embeddings"):
+        SpartaAdapter(nn.Embedding(9, 4), 0.1, 0)
     with pytest.raises(ValueError, match="no quantized ones"):
         model = classifier()
         model.model.layers[0].mlp.up_proj.weight = nn.Parameter(
@@ -445,6 +449,7 @@ def test_another_memory_format_is_no_obstacle() -> None:
     places = adapter.indices["weight"].long()
     total = adapter.originals["weight"] + adapter.deltas["weight"]
     assert torch.equal(model._parameters["weight"].reshape(-1)[places], total)
+    assert adapter.lost_to_rounding() == 0.0
     adapter.detach()
     assert same_values(model, before)
 

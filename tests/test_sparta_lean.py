@@ -9,7 +9,7 @@ import torch
 from small_models import backbone, classifier, loss_of
 from torch import Tensor, nn
 
-from sparta_bench.memory.tracker import TensorMemory
+from sparta_bench.memory_use import TensorMemory
 from sparta_bench.sparta import SpartaAdapter
 from sparta_bench.training.optim import StochasticAdamW
 

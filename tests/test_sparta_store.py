@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_models import batch, classifier, same_values, values_of
+from torch import nn
 
 from sparta_bench.files import sha256_of
 from sparta_bench.sparta import SpartaAdapter
@@ -95,6 +96,46 @@ def test_an_adapter_of_a_classifier_goes_onto_its_backbone(tmp_path: Path) -> No
         SpartaAdapter.load(classifier().model, tmp_path)
 
 
+class WithHead(nn.Module):
+    """A module of somebody's own, all of which is backbone, with a part that is called `head`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_part_of_the_backbone_may_be_called_head(compact: bool, tmp_path: Path) -> None:
+    adapter = SpartaAdapter(WithHead(), 0.5, 0)
+    with torch.no_grad():
+        for deltas in adapter.deltas.values():
+            deltas.normal_()
+    adapter.merge()
+    adapter.save(tmp_path, compact=compact)
+    model = WithHead()
+    loaded = SpartaAdapter.load(model, tmp_path)
+    assert loaded.head == {} and set(loaded.deltas) == set(adapter.deltas)
+    assert same_values(model, values_of(adapter.model))
+
+
+def test_a_base_in_another_memory_format_takes_an_adapter(tmp_path: Path) -> None:
+    def conv() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Conv2d(4, 6, 3)
+
+    adapter = SpartaAdapter(conv(), 0.5, 0)
+    with torch.no_grad():
+        adapter.deltas["weight"].fill_(0.5)
+    adapter.merge()
+    adapter.save(tmp_path)
+    other = conv().to(memory_format=torch.channels_last)
+    loaded = SpartaAdapter.load(other, tmp_path)
+    for name in adapter.deltas:
+        assert torch.equal(loaded.originals[name], adapter.originals[name])
+        assert torch.equal(other._parameters[name], adapter.model._parameters[name])
+
+
 def change_config(**changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "adapter_config.json"
@@ -139,8 +180,10 @@ BROKEN: list[tuple[Callable[[Path], Any], str]] = [
     (lambda f: (f / "adapter_config.json").write_text("[]"), "format is None"),
     (change_config(format=1), "format is 1, and this version reads 2"),
     (change_config(method={"name": "lora"}), "an adapter of lora, not of SpaRTA"),
-    (change_config(method=None), "missing or of another kind"),
-    (change_config(dtype="int8"), "missing or of another kind"),
+    (change_config(method=None), "method is missing or of another kind"),
+    (change_config(method="sparta"), "method is missing or of another kind"),
+    (change_config(dtype="int8"), "dtype=int8 is missing or of another kind"),
+    (change_config(dtype=["float32"]), r"dtype=\['float32'\] is missing or of another kind"),
     (change_config(seed=8, compact=True), "has not one delta for each place"),
     (change_config(sampling=2, compact=True), "draws places in way 1"),
     (change_config(indices_checksum="0" * 16), "not the places that the adapter was trained at"),

@@ -30,7 +30,6 @@ from sparta_bench.tables.render import (
     as_latex,
     as_markdown,
     flat_headings,
-    latex_document,
 )
 from sparta_bench.tables.select import Spread, select
 from sparta_bench.tables.settings import is_the_papers, settings_tables
@@ -417,11 +416,17 @@ def test_tables_2_and_9_have_what_plan_prints_beside_the_paper(tmp_path: Path) -
         "d": plan("mistral-7b-it", "sst2", train=66349, train_dropped=None, dev=1000, test=872),
         "e": json.dumps({"model": "mistral-7b-it", "task": "qqp", "data": None}),
         "f": "no",
+        "g": plan("mistral-7b-it", "rte", train=2165, train_dropped=25, dev=300, test=277),
+        "h": plan("mistral-7b-it", "rte", train=900, train_dropped=25, dev=300, test=277),
     }
     for name, text in plans.items():
         (folder / f"{name}.json").write_text(text)
     sizes, faults = read_plans([tmp_path])
-    assert faults == ["e.json is no plan with counts", "f.json is no plan with counts"]
+    assert faults == [
+        "e.json is no plan with counts",
+        "f.json is no plan with counts",
+        "h.json has other counts than the plans of mistral-7b-it on rte before it; not used",
+    ]
     (table,) = count_tables(sizes)
     assert table.key == "table9"
     assert row_of(table, "RTE", "2") == ("2,165", "2,165", "300", "300", "277", "277")
@@ -499,6 +504,13 @@ def test_latex_has_rules_merged_headings_and_no_special_character_left() -> None
     assert r"\textbackslash{}z" in text and r"\{y\}" in text and "[U+221E]" in text
 
 
+LATEX_BEGIN = r"""\documentclass{article}
+\usepackage{booktabs,graphicx}
+\usepackage[margin=1cm]{geometry}
+\begin{document}
+"""
+
+
 def test_latex_compiles(tmp_path: Path) -> None:
     if shutil.which("pdflatex") is None:
         if os.environ.get("SPARTA_BENCH_ALL_TOOLS") == "1":
@@ -506,7 +518,8 @@ def test_latex_compiles(tmp_path: Path) -> None:
         pytest.skip("pdflatex is missing")
     runs = [*papers_own_values(3), *papers_own_values(4), twin(), forge("a_b & c%", "own")]
     tables = [ODD, *tables_of(*runs).values()]
-    (tmp_path / "all.tex").write_text(latex_document(tables), encoding="utf-8")
+    body = "\\clearpage\n".join(map(as_latex, tables))
+    (tmp_path / "all.tex").write_text(f"{LATEX_BEGIN}{body}\\end{{document}}\n", encoding="utf-8")
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
         cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120, check=False,

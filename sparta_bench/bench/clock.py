@@ -10,6 +10,7 @@ import torch
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds from the call until `device` has done all of it."""
     _wait(device)
     started = time.perf_counter()
     work()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,10 @@ from sparta_bench.bench.setting import Setting, device_of
 from sparta_bench.compose import compose
 from sparta_bench.errors import InputError, did_you_mean
 from sparta_bench.files import whole_file, write_json
+from sparta_bench.options import Parser, check_folder, positive
 from sparta_bench.results import environment, now
 
-USAGE = """\
-usage: sparta-bench bench [--json] [--out DIR] [--rounds N] [--steps N] [--rows N] [--tokens N]
-                          [--only NAME,NAME] [--crossover] [key=value ...]
-
-Step time, FLOPs and memory of full fine-tuning, head, LoRA, SpaRTA, peft-sparta and SHiRA, on
-random weights: a small model on a CPU, gemma-2b and mistral-7b on CUDA, or model=NAME.
-
-  --json       print one JSON object and nothing else
-  --out DIR    also write bench.json and bench.md there
-  --rounds N   how often each has its turn (default: 12 on a CPU, 3 on CUDA)
-  --steps N    timed steps in a turn (default: 1 on a CPU, 10 on CUDA)
-  --rows N     examples in the batch (default: 16 for the small model, else train.batch_size)
-  --tokens N   tokens of each example (default: 64; sst2 25, imdb 270)
-  --only       run these alone: {names}
-  --crossover  instead: dense against sampled gradient, by layer shape and density"""
-
+FIXED = ("method", "train.trained_dtype")  # beginnings of keys that bench sets itself
 ROUNDS, STEPS = {"cpu": 12, "cuda": 3}, {"cpu": 1, "cuda": 10}
 
 # Gemma's proportions in small: wide MLP, one key-value head, a fifth of the scalars embeddings.
@@ -59,22 +46,59 @@ PAPER = [
 ]
 
 
-@dataclass
-class Options:
-    """The command line, read."""
+def _parser() -> Parser:
+    parser = Parser(
+        prog="sparta-bench bench",
+        usage="sparta-bench bench [options] [key=value ...]",
+        description="Step time, FLOPs and memory of full fine-tuning, head, LoRA, SpaRTA,\n"
+        "peft-sparta and SHiRA, on random weights: a small model on a CPU, gemma-2b and\n"
+        "mistral-7b on CUDA, or model=NAME.",
+        epilog=textwrap.fill(f"Contenders: {', '.join(names())}.", 80, break_on_hyphens=False),
+    )
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="also write bench.json and bench.md there"
+    )
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=positive,
+        help="how often each has its turn (12 on a CPU, 3 on CUDA)",
+    )
+    parser.add_argument(
+        "--steps", metavar="N", type=positive, help="timed steps in a turn (1 on a CPU, 10 on CUDA)"
+    )
+    parser.add_argument(
+        "--rows",
+        metavar="N",
+        type=positive,
+        help="examples in the batch (16 for the small model, else train.batch_size)",
+    )
+    parser.add_argument(
+        "--tokens", metavar="N", type=positive, help="tokens of each (64; sst2 25, imdb 270)"
+    )
+    parser.add_argument(
+        "--only", metavar="NAME,NAME", type=_contenders, default=names(), help="these alone (all)"
+    )
+    parser.add_argument(
+        "--crossover",
+        action="store_true",
+        help="instead: dense against sampled gradient, by layer shape and density",
+    )
+    return parser
 
-    json: bool = False
-    crossover: bool = False
-    out: Path | None = None
-    rounds: int | None = None
-    steps: int | None = None
-    rows: int | None = None
-    tokens: int | None = None
-    only: list[str] = field(default_factory=names)
-    overrides: list[str] = field(default_factory=list)
+
+def _contenders(text: str) -> list[str]:
+    chosen, known = text.split(","), names()
+    for name in chosen:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise argparse.ArgumentTypeError(f"{name}: there is no such contender{near}")
+    return [name for name in known if name in chosen]
 
 
-def read_options(arguments: Sequence[str]) -> Options:
+def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Options and overrides.
 
     Raises
@@ -82,50 +106,12 @@ def read_options(arguments: Sequence[str]) -> Options:
     InputError
         With a line for each option or value that cannot be used.
     """
-    options = Options()
-    lines: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        option, equals, value = word.partition("=")
-        if not word.startswith("--"):
-            options.overrides.append(word)
-        elif word in ("--json", "--crossover"):
-            setattr(options, word[2:], True)
-        elif option in ("--out", "--rounds", "--steps", "--rows", "--tokens", "--only"):
-            value = value if equals else next(words, "")
-            try:
-                setattr(options, option[2:], _value(option, value))
-            except InputError as error:
-                lines += error.lines
-        else:
-            lines.append(f"{word}: bench knows no such option (see bench --help)")
-    for word in options.overrides:
-        if word.startswith(("method", "train.trained_dtype")):
-            lines.append(f"{word}: bench runs all methods, with float32 trained values; see --only")
-    if lines:
-        raise InputError(*lines)
+    options = _parser().parse_intermixed_args(arguments)
+    fixed = [word for word in options.overrides if word.startswith(FIXED)]
+    if fixed:
+        why = "bench runs all methods, with float32 trained values; see --only"
+        raise InputError(*(f"{word}: {why}" for word in fixed))
     return options
-
-
-def _value(option: str, text: str) -> Any:
-    if option == "--out":
-        if not text:
-            raise InputError("--out: needs a folder")
-        return Path(text)
-    if option == "--only":
-        chosen, known = text.split(","), names()
-        unknown = [name for name in chosen if name not in known]
-        if unknown:
-            raise InputError(
-                *(
-                    f"--only={name}: no such contender{did_you_mean(name, known)}"
-                    for name in unknown
-                )
-            )
-        return [name for name in known if name in chosen]
-    if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise InputError(f"{option}={text}: must be a whole number from 1")
-    return int(text)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -136,13 +122,9 @@ def main(arguments: Sequence[str]) -> None:
     InputError
         For anything wrong with the command line or what it names.
     """
-    if set(arguments) & {"--help", "-h"}:
-        print(USAGE.format(names=", ".join(names())))
-        return
     options = read_options(arguments)
+    check_folder("bench: --out", options.out)
     settings = settings_of(options)
-    if options.out is not None:
-        _make_folder(options.out)
     kind = settings[0].device.type
     rounds, steps = options.rounds or ROUNDS[kind], options.steps or STEPS[kind]
     report: dict[str, Any] = {"date": now(), **_environment(settings[0]), "rounds": rounds}
@@ -159,14 +141,7 @@ def main(arguments: Sequence[str]) -> None:
     print(json.dumps(report, allow_nan=False) if options.json else text)
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out={folder}: {error.strerror}") from None
-
-
-def settings_of(options: Options) -> list[Setting]:
+def settings_of(options: argparse.Namespace) -> list[Setting]:
     """One setting where a model is named or there is no GPU, else the paper's."""
     given = options.overrides
     if any(word.startswith("model=") for word in given):
@@ -177,7 +152,7 @@ def settings_of(options: Options) -> list[Setting]:
 
 
 def _setting(
-    overrides: list[str], options: Options, rows: int | None, tokens: int | None
+    overrides: list[str], options: argparse.Namespace, rows: int | None, tokens: int | None
 ) -> Setting:
     config = compose([*overrides, "train.trained_dtype=float32"])
     return Setting(

@@ -26,7 +26,7 @@ from sparta_bench.sparta.sample import sample_all, sampled_tensors
 
 DENSITIES = (0.05, 0.005, 0.0005)
 KINDS = ("full_ft", "head", "lora", "sparta", "peft-sparta", "shira")
-RATE = 1e-5
+RATE = 1e-5  # the learning rate of all: no step is to lead anywhere
 
 
 def names() -> list[str]:
@@ -155,6 +155,7 @@ def _shira(setting: Setting, density: float) -> Ready:
 
 
 def linear_layers(backbone: nn.Module) -> dict[str, nn.Linear]:
+    """By their names in the backbone."""
     return {name: m for name, m in backbone.named_modules() if isinstance(m, nn.Linear)}
 
 

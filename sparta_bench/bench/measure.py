@@ -16,7 +16,7 @@ from sparta_bench.bench.contenders import DENSITIES, Ready, build, missing
 from sparta_bench.bench.flops import flops_of
 from sparta_bench.bench.gradient import shares_of
 from sparta_bench.bench.setting import Setting
-from sparta_bench.memory.tracker import peak_of
+from sparta_bench.memory_use import peak_of
 from sparta_bench.models.counts import empty_backbone
 from sparta_bench.models.source import load_architecture
 
@@ -24,15 +24,45 @@ WARM_UP = 2  # steps before the clock runs; the first one makes the optimizer's 
 
 
 def measure(setting: Setting, contenders: Iterable[str], rounds: int, steps: int) -> dict[str, Any]:
-    """All figures of one setting, as they stand in the JSON."""
+    """All figures of one setting, as they stand in the JSON: seconds, bytes, FLOPs, ratios."""
     rows: dict[str, dict[str, Any]] = {}
     seconds: dict[str, list[list[float]]] = {}  # per turn and step
     merges: dict[str, list[float]] = {}
-    batch = setting.batch()
     for name in contenders:
         rows[name] = {"name": name, "status": missing(name) or "measured"}
         if missing(name) is None:
             seconds[name], merges[name] = [], []
+    _take_turns(setting, rounds, steps, rows, seconds, merges)
+    for name, turns in seconds.items():
+        rows[name] |= _summary([second for turn in turns for second in turn])
+        if merges[name]:
+            merge = statistics.median(merges[name])
+            density = float(name.rpartition("-")[2])
+            rows[name] |= shares_of(rows[name]["step_seconds"], merge, setting, density, rounds)
+    parameters = _parameters(setting)
+    weights_bytes = parameters * setting.precision.model_dtype.itemsize
+    return {
+        "model": setting.config.model.name,
+        "shape": _shape(setting),
+        "parameters": parameters,
+        "weights_bytes": weights_bytes,
+        "rows": setting.rows,
+        "tokens": setting.tokens,
+        "contenders": list(rows.values()),
+        "ratios": _ratios(rows, seconds, weights_bytes),
+    }
+
+
+def _take_turns(
+    setting: Setting,
+    rounds: int,
+    steps: int,
+    rows: dict[str, dict[str, Any]],
+    seconds: dict[str, list[list[float]]],
+    merges: dict[str, list[float]],
+) -> None:
+    """Count each contender in a first round and time it in the others; who lacks memory is out."""
+    batch = setting.batch()
     alive: dict[str, Ready] = {}
     for turn in range(-1, rounds):
         for name in list(seconds):
@@ -48,29 +78,14 @@ def measure(setting: Setting, contenders: Iterable[str], rounds: int, steps: int
                 del seconds[name]
             if name not in alive:
                 _forget(setting.device)
-    alive.clear()
-    for name, turns in seconds.items():
-        rows[name] |= _summary([second for turn in turns for second in turn])
+
+
+def _parameters(setting: Setting) -> int:
+    """Scalars of the model, the task's head among them."""
     backbone = empty_backbone(load_architecture(setting.config.model))
     hidden: int = backbone.config.hidden_size  # type: ignore[union-attr, assignment]
     head = len(setting.config.task.labels) * hidden
-    parameters = head + sum(tensor.numel() for tensor in backbone.parameters())
-    model_bytes = parameters * setting.precision.model_dtype.itemsize
-    for name in seconds:
-        if merges[name]:
-            merge = statistics.median(merges[name])
-            density = float(name.rpartition("-")[2])
-            rows[name] |= shares_of(rows[name]["step_seconds"], merge, setting, density, rounds)
-    return {
-        "model": setting.config.model.name,
-        "shape": _shape(setting),
-        "parameters": parameters,
-        "weights_bytes": model_bytes,
-        "rows": setting.rows,
-        "tokens": setting.tokens,
-        "contenders": list(rows.values()),
-        "ratios": _ratios(rows, seconds, model_bytes),
-    }
+    return head + sum(tensor.numel() for tensor in backbone.parameters())
 
 
 def _shape(setting: Setting) -> dict[str, Any]:
@@ -146,7 +161,7 @@ def _targets() -> list[tuple[str, str, str, float]]:
 
 
 def _ratios(
-    rows: dict[str, dict[str, Any]], seconds: dict[str, list[list[float]]], model_bytes: int
+    rows: dict[str, dict[str, Any]], seconds: dict[str, list[list[float]]], weights_bytes: int
 ) -> list[dict[str, Any]]:
     """Every comparison whose two sides were measured, with its target."""
     ratios = []
@@ -168,7 +183,7 @@ def _ratios(
         if mine in seconds and other in seconds:
             less = rows[other]["peak_memory_bytes"] - rows[mine]["peak_memory_bytes"]
             what = f"peak memory of {mine} below {other}, in sizes of the weights"
-            ratios.append(_ratio(what, less / model_bytes, "≥", 0.9))
+            ratios.append(_ratio(what, less / weights_bytes, "≥", 0.9))
         if mine in seconds:
             share = rows[mine]["merge_share"] + rows[mine]["gather_share"]
             ratios.append(_ratio(f"merging and gathering / step of {mine}", share, "<", 0.05))

@@ -27,51 +27,49 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def _setting_lines(setting: dict[str, Any]) -> list[str]:
-    head = (
+    contenders = (
         "contender", "trained", "step, ms", "quartiles", "fastest", "TFLOP", "backward/forward",
         "peak, MB", "merge", "gather", "gradient", "",
     )  # fmt: skip
-    body = []
-    for row in setting["contenders"]:
-        if "step_seconds" not in row:
-            body.append([row["name"], *[""] * (len(head) - 2), row["status"]])
-            continue
-        low, high = row["step_seconds_quartiles"]
-        shares = [row.get(f"{part}_share") for part in ("merge", "gather", "gradient")]
-        body.append(
-            [
-                row["name"],
-                f"{row['trainable']:,}",
-                f"{row['step_seconds'] * 1e3:.1f}",
-                f"{low * 1e3:.1f} – {high * 1e3:.1f}",
-                f"{row['fastest_step_seconds'] * 1e3:.1f}",
-                f"{row['total_flops'] / 1e12:.3f}",
-                f"{row['backward_to_forward']:.3f}",
-                f"{row['peak_memory_bytes'] / 1e6:,.1f}",
-                *("" if share is None else f"{share:.1%}" for share in shares),
-                row["note"] or "",
-            ]
-        )
-    ratios = []
-    for ratio in setting["ratios"]:
-        spread, fastest = ratio.get("lowest_and_highest_round"), ratio.get("of_fastest_steps")
-        ratios.append(
-            [
-                ratio["what"],
-                f"{ratio['value']:.3f}",
-                "" if spread is None else f"{spread[0]:.3f} – {spread[1]:.3f}",
-                "" if fastest is None else f"{fastest:.3f}",
-                ratio["target"],
-                "yes" if ratio["reached"] else "no",
-            ]
-        )
+    ratios = ("ratio", "value", "rounds", "of fastest", "target", "reached")
     return [
         f"{setting['model']}: {setting['parameters']:,} parameters, {setting['rows']} rows of "
         f"{setting['tokens']} tokens",
         "",
-        *_table(head, body),
+        *_table(contenders, [_contender(row, len(contenders)) for row in setting["contenders"]]),
         "",
-        *_table(("ratio", "value", "rounds", "of fastest", "target", "reached"), ratios),
+        *_table(ratios, list(map(_ratio, setting["ratios"]))),
+    ]
+
+
+def _contender(row: dict[str, Any], width: int) -> list[str]:
+    if "step_seconds" not in row:
+        return [row["name"], *[""] * (width - 2), row["status"]]
+    low, high = row["step_seconds_quartiles"]
+    shares = [row.get(f"{part}_share") for part in ("merge", "gather", "gradient")]
+    return [
+        row["name"],
+        f"{row['trainable']:,}",
+        f"{row['step_seconds'] * 1e3:.1f}",
+        f"{low * 1e3:.1f} – {high * 1e3:.1f}",
+        f"{row['fastest_step_seconds'] * 1e3:.1f}",
+        f"{row['total_flops'] / 1e12:.3f}",
+        f"{row['backward_to_forward']:.3f}",
+        f"{row['peak_memory_bytes'] / 1e6:,.1f}",
+        *("" if share is None else f"{share:.1%}" for share in shares),
+        row["note"] or "",
+    ]
+
+
+def _ratio(ratio: dict[str, Any]) -> list[str]:
+    spread, fastest = ratio.get("lowest_and_highest_round"), ratio.get("of_fastest_steps")
+    return [
+        ratio["what"],
+        f"{ratio['value']:.3f}",
+        "" if spread is None else f"{spread[0]:.3f} – {spread[1]:.3f}",
+        "" if fastest is None else f"{fastest:.3f}",
+        ratio["target"],
+        "yes" if ratio["reached"] else "no",
     ]
 
 

@@ -28,6 +28,7 @@ class Setting:
 
     @property
     def precision(self) -> Precision:
+        """The dtypes of the method's presets on this device."""
         return precision_of(self.config, self.device)
 
     def with_checkpointing(self, on: bool) -> Setting:
@@ -65,6 +66,13 @@ class Setting:
 
 
 def device_of(config: Config) -> torch.device:
+    """CUDA if there, unless the configuration says otherwise.
+
+    Raises
+    ------
+    InputError
+        If it says CUDA and there is none.
+    """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device=cuda: torch sees no CUDA device here; use device=cpu or auto")
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -18,7 +18,7 @@ from sparta_bench.bench.setting import Setting
 from sparta_bench.config import LoraConfig, SpartaConfig
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.memory.parts import is_sampled_at
-from sparta_bench.memory.tracker import TensorMemory
+from sparta_bench.memory_use import TensorMemory
 from sparta_bench.methods.prepare import train_all, wrap_in_lora
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.source import load_architecture

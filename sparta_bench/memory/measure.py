@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparta_bench.bench.contenders import Ready, ours
 from sparta_bench.bench.setting import Setting
 from sparta_bench.memory.parts import Parts
-from sparta_bench.memory.tracker import live_bytes, peak_of
+from sparta_bench.memory_use import live_bytes, peak_of
 from sparta_bench.training.optim import build_optimizer
 
 

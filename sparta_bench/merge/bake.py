@@ -82,7 +82,6 @@ def export(
     if loaded.sparta is None:
         name = loaded.about.method["name"]
         raise InputError(f"{folder}: an adapter of {name}; peft-sparta's layout is for SpaRTA's")
-    rows = loaded.classifier.backbone.config.vocab_size  # type: ignore[union-attr]
     if loaded.about.separator == "sep_token":
         raise InputError(f"{folder}: was trained with an added token, which is not exported")
     with written(out) as temporary:
@@ -94,14 +93,23 @@ def export(
             loaded.about.labels,
         )
     line = f"{out}: {loaded.sparta.chosen:,} deltas and the head, on {base_name}"
-    if len(loaded.tokenizer) != rows:
-        line += (
-            f"; peft-sparta 0.0.3 will refuse it, because the tokenizer has "
-            f"{len(loaded.tokenizer)} tokens and the model {rows} embeddings"
+    return line + _what_theirs_does(loaded)
+
+
+def _what_theirs_does(loaded: Loaded) -> str:
+    """Where the authors' package will refuse what is exported, or compute something else."""
+    told = ""
+    words = len(loaded.tokenizer)
+    rows = loaded.classifier.backbone.config.vocab_size  # type: ignore[union-attr]
+    if words != rows:
+        told += (
+            f"; peft-sparta 0.0.3 will refuse it, because the tokenizer has {words} tokens and the "
+            f"model {rows} embeddings"
         )
-    if loaded.about.dtypes["model"] != "bfloat16":
-        line += (
+    dtype = loaded.about.dtypes["model"]
+    if dtype != "bfloat16":
+        told += (
             "; peft-sparta loads the base in bfloat16, where this was trained in "
-            f"{loaded.about.dtypes['model']}, so its probabilities will differ a little"
+            f"{dtype}, so its probabilities will differ a little"
         )
-    return line
+    return told

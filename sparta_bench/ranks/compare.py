@@ -36,6 +36,7 @@ class Compared:
 
     @property
     def title(self) -> str:
+        """Of table and figure."""
         labels = ", ".join(one.label for one in self.found)
         return f"Rank of the change from {self.base} to {labels}"
 
@@ -86,7 +87,23 @@ def compare(base: str, tuned: Sequence[str], dtype: torch.dtype, device: torch.d
         plan.append(keys)
         for line in (*model.notes, *about):
             notes.setdefault(line, []).append(model.label)
-    work = {key: work_of(_matrix(start, key)) for keys in plan for key in keys}
+    found = _all_changes(start, models, plan, dtype, device)
+    for one in found:
+        for line in _about_rows(one.changes):
+            notes.setdefault(line, []).append(one.label)
+    told = [f"{', '.join(labels)}: {line}" for line, labels in notes.items()]
+    return Compared(start.name, found, (*_definitions(dtype, device), *told))
+
+
+def _all_changes(
+    base: Checkpoint,
+    models: Sequence[Tuned],
+    plan: Sequence[Sequence[str]],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[Changes]:
+    """Of each model the matrices that the plan names, while telling how far it is."""
+    work = {key: work_of(_matrix(base, key)) for keys in plan for key in keys}
     found = []
     with Progress(sum(map(len, plan)), sum(work[key] for keys in plan for key in keys)) as progress:
         for model, keys in zip(models, plan, strict=True):
@@ -95,13 +112,10 @@ def compare(base: str, tuned: Sequence[str], dtype: torch.dtype, device: torch.d
                 progress.begin(f"{model.label} {key}")
                 changes.append(change_of(model, key, dtype, device))
                 progress.end(work[key])
-            shapes = {key: _matrix(start, key) for key in keys}
-            printed = printed_ranks(start.name, model.label, shapes)
+            shapes = {key: _matrix(base, key) for key in keys}
+            printed = printed_ranks(base.name, model.label, shapes)
             found.append(Changes(model.label, model.method, changes, printed))
-            for line in _about_rows(changes):
-                notes.setdefault(line, []).append(model.label)
-    told = [f"{', '.join(labels)}: {line}" for line, labels in notes.items()]
-    return Compared(start.name, found, (*_definitions(dtype, device), *told))
+    return found
 
 
 def _definitions(dtype: torch.dtype, device: torch.device) -> list[str]:

@@ -53,7 +53,7 @@ class Tuned:
         return self.base.tensors[name].dtype, self.tuned.tensors[name].dtype
 
 
-class Adapter(Tuned):
+class StoredAdapter(Tuned):
     """What a run left of a SpaRTA, LoRA or Head training, on its base as it was in training: in
     the model's dtype then.
 
@@ -78,7 +78,7 @@ class Adapter(Tuned):
             name: stored.shape for name, stored in base.tensors.items() if not is_head(name)
         }
         self.shapes |= {
-            name: tuple(tensor.shape) for name, tensor in tensors.items() if _is_own_head(name)
+            name: tuple(tensor.shape) for name, tensor in tensors.items() if store.is_of_head(name)
         }
         self._check_base(config)
 
@@ -99,11 +99,13 @@ class Adapter(Tuned):
         )
 
     def pair(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """As `Tuned.pair`, the base in the dtype that the model had in training."""
         base = self.base.rows(name, start, stop)
         base = base if self.dtype is None else base.to(self.dtype)
         return base, self.merged(name, base, start)
 
     def dtypes(self, name: str) -> tuple[torch.dtype | None, torch.dtype | None]:
+        """As `Tuned.dtypes`: the base's in its file, and the model's in training."""
         stored = self.base.tensors[name].dtype
         return stored, None if stored is None else self.dtype or stored
 
@@ -113,7 +115,7 @@ class Adapter(Tuned):
         return base
 
 
-class SpartaAdapter(Adapter):
+class StoredSparta(StoredAdapter):
     """round(original + delta) at the chosen places, as `sparta.merge` writes it."""
 
     def __init__(
@@ -127,12 +129,13 @@ class SpartaAdapter(Adapter):
             )
         if config["density"] is not None:
             self.label = f"sparta {config['density']:g}"
-        places = store.ending(tensors, ".indices")
-        self.deltas = store.ending(tensors, ".deltas")
+        places = store.ending(tensors, store.INDICES)
+        self.deltas = store.ending(tensors, store.DELTAS)
         store.check_deltas(places, self.deltas, self.shapes, Path(source))
         self.places = {name: indices.long() for name, indices in places.items()}
 
     def merged(self, name: str, base: Tensor, start: int) -> Tensor:
+        """As `StoredAdapter.merged`."""
         if name not in self.places:
             return base
         first = start * base.shape[1]
@@ -144,7 +147,7 @@ class SpartaAdapter(Adapter):
         return flat.view_as(base)
 
 
-class LoraAdapter(Adapter):
+class StoredLora(StoredAdapter):
     """W + alpha / r · B A, rounded as peft rounds it on a CPU (of a block of rows, the product's
     last bit may differ from that in the whole)."""
 
@@ -161,7 +164,7 @@ class LoraAdapter(Adapter):
         for key, tensor in tensors.items():
             if match := _LORA.fullmatch(key):
                 self.factors.setdefault(f"{match[1]}.weight", {})[match[2]] = tensor
-            elif not _is_own_head(key):
+            elif not store.is_of_head(key):
                 raise InputError(f"{source}: {key} is no factor of a linear layer's change")
         for name, factor in self.factors.items():
             self._check_factors(name, factor)
@@ -179,6 +182,7 @@ class LoraAdapter(Adapter):
             )
 
     def merged(self, name: str, base: Tensor, start: int) -> Tensor:
+        """As `StoredAdapter.merged`."""
         if name not in self.factors:
             return base
         a, b = self.factors[name]["A"], self.factors[name]["B"][start : start + len(base)]
@@ -187,11 +191,6 @@ class LoraAdapter(Adapter):
         total = base.clone()
         total += change  # rounds once where the change is wider than the weight
         return total
-
-
-def _is_own_head(name: str) -> bool:
-    """Of a name in an adapter's file."""
-    return name.startswith("head.")
 
 
 def _origin_of(path: Path) -> tuple[str | None, str | None]:
@@ -221,7 +220,7 @@ def open_tuned(source: str, base: Checkpoint) -> Tuned:
         )
     if not (folder / store.CONFIG).is_file():
         return Tuned(source, base, open_checkpoint(source))
-    kinds = {"sparta": SpartaAdapter, "lora": LoraAdapter, "head": Adapter}
+    kinds = {"sparta": StoredSparta, "lora": StoredLora, "head": StoredAdapter}
     try:
         config = store.read_config(folder)
         kind = kinds[config["method"]["name"]]

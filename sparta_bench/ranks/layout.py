@@ -45,10 +45,11 @@ def place_of(name: str) -> Place:
     """The place of a tensor by its name in the backbone: `layers.3.self_attn.q_proj.weight` is
     "self attn q proj" of layer 3."""
     plain = name.removesuffix(".weight")
-    match = re.fullmatch(r"(.*\.)?[a-z]+\.(\d+)\.(.+)", plain)
+    # the first number is the layer's; a later one is that of an expert, say
+    match = re.fullmatch(r"((?:[^.]+\.)*?)[a-z]+\.(\d+)\.(.+)", plain)
     if match is None:
         return Place(NAMES.get(plain) or _words(plain), None)
-    return Place(_words((match[1] or "") + match[3]), int(match[2]))
+    return Place(_words(match[1] + match[3]), int(match[2]))
 
 
 def _words(name: str) -> str:

@@ -42,6 +42,7 @@ class Facts:
 
     @property
     def found(self) -> int:
+        """All of them."""
         return self.used + self.outdone + self.failed + self.left_out
 
 
@@ -182,23 +183,18 @@ def _row_label(table: layout.Layout, row: layout.Row) -> str:
 def failures_of(records: Iterable[Record], folders: Sequence[Path]) -> list[Failure]:
     """All failed runs, in the order of the tables."""
     failed = [record for record in records if record.status == "failed"]
-    return [
-        Failure(
-            record.cell.model,
-            layout.task_name(record.cell.task),
-            layout.row_name(record.cell.method, record.cell.density),
-            record.seed,
-            _error(record, "type"),
-            _error(record, "message"),
-            shown_path(record.path, folders),
-        )
-        for record in sorted(failed, key=lambda run: (*cell_order(run.cell), run.seed, run.run_id))
-    ]
+    failed.sort(key=lambda run: (*cell_order(run.cell), run.seed, run.run_id))
+    return [_failure(record, folders) for record in failed]
 
 
-def _error(record: Record, key: str) -> str:
-    return (
-        _said(_mapping(record.raw.get("error")).get(key))
-        if key == "type"
-        else shortened(_mapping(record.raw.get("error")).get(key) or "no message", 300)
+def _failure(record: Record, folders: Sequence[Path]) -> Failure:
+    cell, error = record.cell, _mapping(record.raw.get("error"))
+    return Failure(
+        cell.model,
+        layout.task_name(cell.task),
+        layout.row_name(cell.method, cell.density),
+        record.seed,
+        _said(error.get("type")),
+        shortened(error.get("message") or "no message", 300),
+        shown_path(record.path, folders),
     )

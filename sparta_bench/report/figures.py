@@ -298,16 +298,7 @@ def cost_figures(group: Group) -> list[tuple[str, list[Figure]]]:
         figures = [
             figure
             for kind, title, cost, show in COSTS
-            if (
-                figure := _cost_figure(
-                    f"{kind} {group.name}",
-                    title,
-                    group,
-                    device,
-                    cost,
-                    show,
-                )
-            )
+            if (figure := _cost_figure(f"{kind} {group.name}", title, group, device, cost, show))
         ]
         if figures:
             found.append((device, figures))
@@ -349,29 +340,19 @@ def bytes_text(count: float) -> str:
     return f"{count / 1e6:,.0f} MB" if count < 1e10 else f"{count / 1e9:,.1f} GB"
 
 
-def seconds_of(run: Record) -> float | None:
-    """What training took, without evaluations, but with Head's one pass for its features."""
+def training_seconds(run: Record) -> float | None:
+    """Seconds of training without evaluations, but with Head's one pass for its features."""
     seconds = value_at(run, "training", "seconds")
     features = value_at(run, "training", "features_seconds")
     return seconds if seconds is None else seconds + (features or 0.0)
 
 
-def bytes_of(run: Record) -> float | None:
-    """Memory at its peak."""
+def peak_bytes(run: Record) -> float | None:
+    """Memory at its peak, in bytes."""
     return value_at(run, "training", "peak_memory_bytes")
 
 
 COSTS = (
-    (
-        "time",
-        "Training time",
-        seconds_of,
-        seconds_text,
-    ),
-    (
-        "memory",
-        "Peak memory",
-        bytes_of,
-        bytes_text,
-    ),
+    ("time", "Training time", training_seconds, seconds_text),
+    ("memory", "Peak memory", peak_bytes, bytes_text),
 )

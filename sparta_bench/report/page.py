@@ -43,6 +43,7 @@ class Names:
     taken: set[str] = field(default_factory=set)
 
     def new(self, text: str) -> str:
+        """An id made of the text's letters and digits, numbered where it is taken."""
         base = re.sub(r"[^a-z0-9]+", "-", plain(text).lower()).strip("-")[:60] or "part"
         name, count = base, 1
         while name in self.taken:

@@ -76,13 +76,11 @@ class SpartaAdapter:
     draw
         How the places were chosen; null for an adapter of peft-sparta.
 
-    `detach` gives parameters back, not buffers: running statistics stay as training left them.
-
     Raises
     ------
     ValueError
-        If the model carries an adapter already, is wrapped by peft, or nothing can be chosen as
-        asked; the model is untouched then.
+        If a parameter has no such value, the model carries an adapter already or is wrapped by
+        peft, or nothing can be chosen as asked; the model is untouched then.
     """
 
     def __init__(
@@ -98,15 +96,8 @@ class SpartaAdapter:
     ) -> None:
         if not isinstance(density, int | float) or not 0 < density < 1:
             raise ValueError(f"density={density!r}: must be a number inside (0, 1)")
-        seed = operator.index(seed)
-        backbone = backbone_of(model)
-        chances = sampled_tensors(backbone, density, targets, density_of)
-        sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
-        places = sample_all(sizes, chances, seed)
-        if not any(len(indices) for indices in places.values()):
-            total = sum(sizes[name] for name in chances)
-            raise ValueError(f"density={density}: chose none of {total:,} scalars")
-        draw = store.Draw(float(density), seed, targets, density_of)
+        draw = store.Draw(float(density), operator.index(seed), targets, density_of)
+        places = _drawn(backbone_of(model), draw)
         self._attach(model, places, draw, dtype, gradient, merge_after_step)
 
     def _attach(
@@ -128,29 +119,23 @@ class SpartaAdapter:
         self.base_fingerprint = store.fingerprint_of(self.backbone)
         self._where = _where(self.backbone, [name for name in places if len(places[name])])
         self._dtypes = {name: _tensor(sites[0]).dtype for name, sites in self._where.items()}
-        deltas: dict[str, nn.Parameter] = {}
-        touched: dict[nn.Module, dict[str, str]] = {}  # module: name there: name in the backbone
-        kept: dict[str, Places] = {}
+        deltas: dict[nn.Module, dict[str, nn.Parameter]] = {}  # by module, and by name there
+        kept: dict[nn.Module, dict[str, Places]] = {}
         for name, sites in self._where.items():
             tensor = _tensor(sites[0])
             indices = places[name].to(tensor.device)
-            kept[name] = Places(indices, tensor.detach().view(-1).index_select(0, indices))
-            zeros = torch.zeros(len(indices), dtype=dtype, device=tensor.device)
-            deltas[name] = nn.Parameter(zeros)
+            here = Places(indices, _at(tensor, indices))
+            zeros = nn.Parameter(torch.zeros(len(indices), dtype=dtype, device=tensor.device))
             for module, own_name in sites:
-                touched.setdefault(module, {})[own_name] = name
+                deltas.setdefault(module, {})[own_name] = zeros
+                kept.setdefault(module, {})[own_name] = here
         # nothing of the model is changed before here
-        self._touched = list(touched)
+        self._touched = list(deltas)
         self._were_trainable = [(p, p.requires_grad) for p in model.parameters()]
         model.requires_grad_(False)
         self._head = Head(model, dtype)
-        for module, names in touched.items():
-            touch(
-                module,
-                {own: deltas[name] for own, name in names.items()},
-                {own: kept[name] for own, name in names.items()},
-                gradient,
-            )
+        for module in self._touched:
+            touch(module, deltas[module], kept[module], gradient)
         # as long-lived as the model, also where nobody keeps the adapter
         object.__setattr__(model, "sparta_adapter", self)
         self._attached = True
@@ -216,8 +201,8 @@ class SpartaAdapter:
 
     @torch.no_grad()
     def detach(self) -> None:
-        """Give the model back as it was, every parameter bit for bit, head included. Twice is
-        once."""
+        """Give the model back as it was, every parameter bit for bit, head included. Buffers, such
+        as running statistics, stay as training left them. Twice is once."""
         if not self._attached:
             return
         try:
@@ -264,8 +249,8 @@ class SpartaAdapter:
         lost = changed = 0
         for name, sites in self._where.items():
             places = self._places(name)
-            now = _tensor(sites[0]).view(-1).index_select(0, places.indices)
-            moved = self.deltas[name] != 0
+            now = _at(_tensor(sites[0]), places.indices)
+            moved = _deltas(sites[0]) != 0
             lost += int((moved & (now == places.originals)).sum())
             changed += int(moved.sum())
         return lost / changed if changed else 0.0
@@ -299,10 +284,10 @@ class SpartaAdapter:
         if compact and self.draw is None:
             raise ValueError("compact: this adapter's indices were not drawn from a seed")
         tensors: dict[str, Tensor] = {}
-        for name, indices in self.indices.items():
+        for name, deltas in self.deltas.items():
             if not compact:
-                tensors[f"{name}.indices"] = indices.cpu()
-            tensors[f"{name}.deltas"] = self.deltas[name].detach().cpu()
+                tensors[f"{name}{store.INDICES}"] = self._places(name).indices.cpu()
+            tensors[f"{name}{store.DELTAS}"] = deltas.detach().cpu()
         heads = Head.saved_names(self.head)
         tensors |= {name: value.detach().cpu() for name, value in heads.items()}
         about = store.describe(self.draw, self.dtype, compact)
@@ -391,12 +376,25 @@ def _redraw(backbone: nn.Module, saved: store.Saved, folder: Path) -> dict[str, 
     if draw is None:
         raise ValueError(f"{folder}: a compact adapter without density and seed")
     try:
-        chances = sampled_tensors(backbone, draw.density, draw.targets, draw.density_of)
+        return _drawn(backbone, draw)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+
+
+def _drawn(backbone: nn.Module, draw: store.Draw) -> dict[str, Tensor]:
+    """Flat places (int32, sorted) by name of the tensors in which any are chosen."""
+    chances = sampled_tensors(backbone, draw.density, draw.targets, draw.density_of)
     sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
     places = sample_all(sizes, chances, draw.seed)
+    if not any(len(indices) for indices in places.values()):
+        total = sum(sizes[name] for name in chances)
+        raise ValueError(f"density={draw.density}: chose none of {total:,} scalars")
     return {name: indices for name, indices in places.items() if len(indices)}
+
+
+def _at(tensor: Tensor, indices: Tensor) -> Tensor:
+    """The tensor's values at flat places, whatever its memory format."""
+    return tensor.detach().reshape(-1).index_select(0, indices)
 
 
 def _tensor(where: Where) -> nn.Parameter:

@@ -63,34 +63,61 @@ def read(folder: Path, backbone: nn.Module, allow_pickle: bool) -> store.Saved:
         raise ValueError(f"{folder}: trained embeddings of added tokens are not supported")
     raw = _load(folder, TENSORS, allow_pickle)
     tensors = dict(backbone.named_parameters())
-    prefix = f"{getattr(backbone, 'base_model_prefix', 'model')}."
+    prefix = _prefix_of(backbone)
     places: dict[str, Tensor] = {}
     deltas: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
-    for key, coordinates in sorted(raw.items()):
-        if not key.startswith("indices.") or coordinates.numel() == 0:
-            continue
-        name = key.removeprefix("indices.")
-        values = raw.get(f"deltas.{name}")
-        one_each = values is not None and values.shape == coordinates.shape[:1]
-        if values is None or not one_each or coordinates.dim() != 2:
-            raise ValueError(f"{folder}: {name} has not one delta for each place")
+    for name, (coordinates, values) in _trained(raw, folder).items():
+        what = f"{folder}: {name}"
         if name == SCORE:
-            start = _load(folder, HEAD, allow_pickle).get("head")
-            if start is None:
-                raise ValueError(f"{folder}: no head in {HEAD}")
-            flat = _flat(coordinates, start.shape, f"{folder}: {name}")
-            head["head.weight"] = start.float()
-            head["head.weight"].view(-1)[flat] += values.float()
+            head["head.weight"] = _sum_at(
+                _head_start(folder, allow_pickle), coordinates, values, what
+            )
             continue
         own_name = name.removeprefix(prefix)
         if own_name not in tensors:
             raise ValueError(f"{folder}: the adapter trains {name}, which this model has not")
-        flat = _flat(coordinates, tensors[own_name].shape, f"{folder}: {name}")
+        flat = _flat(coordinates, tensors[own_name].shape, what)
         order = flat.argsort()
         places[own_name] = flat[order].to(torch.int32)
         deltas[own_name] = values[order].float()
     return store.Saved(None, torch.float32, places, deltas, head, None, None, None)
+
+
+def _prefix_of(backbone: nn.Module) -> str:
+    """What stands before a backbone's names in the model with a head."""
+    return f"{getattr(backbone, 'base_model_prefix', 'model')}."
+
+
+def _trained(raw: dict[str, Tensor], folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Rows of coordinates, and a delta for each, by name of the tensors that have any."""
+    found = {}
+    for name in sorted({key.partition(".")[2] for key in raw}):
+        coordinates, values = raw.get(f"indices.{name}"), raw.get(f"deltas.{name}")
+        if coordinates is None or coordinates.numel() == 0:
+            if values is not None and values.numel():
+                raise ValueError(f"{folder}: {name} has deltas and no places")
+            continue
+        if coordinates.dim() != 2 or values is None or values.shape != coordinates.shape[:1]:
+            raise ValueError(f"{folder}: {name} has not one delta for each place")
+        found[name] = coordinates, values
+    return found
+
+
+def _head_start(folder: Path, allow_pickle: bool) -> Tensor:
+    """The head before training, classes x hidden, float32."""
+    start = _load(folder, HEAD, allow_pickle).get("head")
+    if start is None:
+        raise ValueError(f"{folder}: no head in {HEAD}")
+    return start.float()
+
+
+def _sum_at(start: Tensor, coordinates: Tensor, deltas: Tensor, what: str) -> Tensor:
+    """The start with the deltas added at their places."""
+    flat = _flat(coordinates, start.shape, what)
+    # a pickle's tensor may lie in memory in another order
+    total = start.reshape(-1).index_add(0, flat, deltas.float())
+    return total.view(start.shape)
 
 
 def _load(folder: Path, name: str, allow_pickle: bool) -> dict[str, Tensor]:
@@ -160,19 +187,15 @@ def write(
         What their loader gives to `from_pretrained`: a hub name or a folder.
     labels
         Names of the classes, in order.
+
+    Raises
+    ------
+    ValueError
+        If the adapter is detached.
     """
-    prefix = f"{getattr(adapter.backbone, 'base_model_prefix', 'model')}."
-    tensors: dict[str, Tensor] = {}
-    all_indices = adapter.indices
-    ours = {id(deltas) for deltas in adapter.deltas.values()}  # parameters of the touched modules
-    for name, tensor in adapter.backbone.named_parameters():
-        if id(tensor) in ours:
-            continue
-        indices = all_indices.get(name, torch.empty(0, dtype=torch.int32)).cpu()
-        deltas = adapter.deltas.get(name, torch.empty(0)).detach().cpu().float()
-        coordinates = torch.unravel_index(indices.long(), tensor.shape)
-        tensors[f"indices.{prefix}{name}"] = torch.stack(coordinates, dim=1).to(torch.int32)
-        tensors[f"deltas.{prefix}{name}"] = deltas
+    if not adapter.deltas:
+        raise ValueError("the adapter is detached from its model; export it before that")
+    tensors = _tensors_of(adapter)
     tensors[f"indices.{SCORE}"] = torch.ones(head.shape).nonzero().to(torch.int32).contiguous()
     tensors[f"deltas.{SCORE}"] = torch.zeros(head.numel())
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,3 +210,20 @@ def write(
     }
     config.pop("_name_or_path", None)
     write_json(folder / CONFIG, config)
+
+
+def _tensors_of(adapter: SpartaAdapter) -> dict[str, Tensor]:
+    """Coordinates (places x dimensions, int32) and deltas (float32) of every tensor of the
+    backbone, none of an untouched one."""
+    prefix, all_indices, all_deltas = _prefix_of(adapter.backbone), adapter.indices, adapter.deltas
+    ours = {id(deltas) for deltas in all_deltas.values()}  # parameters of the touched modules too
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in adapter.backbone.named_parameters():
+        if id(tensor) in ours:
+            continue
+        indices = all_indices.get(name, torch.empty(0, dtype=torch.int32)).cpu()
+        coordinates = torch.unravel_index(indices.long(), tensor.shape)
+        tensors[f"indices.{prefix}{name}"] = torch.stack(coordinates, dim=1).to(torch.int32)
+        deltas = all_deltas.get(name, torch.empty(0))
+        tensors[f"deltas.{prefix}{name}"] = deltas.detach().cpu().float()
+    return tensors

@@ -100,7 +100,8 @@ def is_sampled(way: str, shape: torch.Size, chosen: int, device: torch.device) -
 
 
 def sampling_pays(shape: torch.Size, chosen: int, device: torch.device) -> bool:
-    """Whether the sampled way is the cheaper one on such a device, which need not be there."""
+    """Whether the sampled way is the cheaper one for a weight of this shape (out x in) with so many
+    entries chosen, on such a device, which need not be there."""
     cost = _COSTS.get(device.type)
     if cost is None:
         return False

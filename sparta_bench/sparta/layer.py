@@ -202,7 +202,7 @@ def touch(
 
 
 def untouch(module: nn.Module) -> None:
-    """Make the module one of its own class again."""
+    """Make the module, which must be touched, one of its own class again. Its values stay."""
     assert isinstance(module, _Touched)
     names = module.sparta_names
     module.__class__ = module.sparta_plain

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+DENSITY_OF = ("sampled", "backbone")  # what a density is a share of
 _BLOCK = 1 << 16  # draws at a time
 
 
@@ -39,21 +40,42 @@ def sampled_tensors(
     Raises
     ------
     ValueError
-        If no tensor fits, or the tensors hold too few scalars for the density.
+        If no tensor fits, one that does cannot be chosen from (quantized, not contiguous), the
+        tensors hold too few scalars for the density, or `density_of` is neither.
     """
+    if density_of not in DENSITY_OF:
+        raise ValueError(f"density_of={density_of}: must be {' or '.join(DENSITY_OF)}")
+    tensors = _targeted(model, targets)
+    chance = density
+    if density_of == "backbone":
+        backbone = sum(tensor.numel() for tensor in model.parameters())
+        scalars = sum(tensor.numel() for tensor in tensors.values())
+        chance = density * backbone / scalars
+        if chance > 1:
+            raise ValueError(
+                f"density={density}: the sampled tensors hold {scalars:,} scalars, "
+                f"which is {scalars / backbone:.2%} of the backbone's {backbone:,}"
+            )
+    return dict.fromkeys(tensors, chance)
+
+
+def _targeted(model: nn.Module, targets: str | Sequence[str]) -> dict[str, Tensor]:
+    """By name the tensors that `targets` means (see `sampled_tensors`), all of which can be chosen
+    from."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    wanted = {targets} if isinstance(targets, str) else set(targets)
-    tensors = {
-        name: tensor
-        for name, tensor in model.named_parameters()
-        if id(tensor) not in embeddings
-        and (targets == "all" or (name.endswith(".weight") and name.split(".")[-2] in wanted))
+    tensors: dict[str, Tensor] = {
+        name: tensor for name, tensor in model.named_parameters() if id(tensor) not in embeddings
     }
-    found = {name.split(".")[-2] for name in tensors if "." in name}
-    missing = sorted(wanted - found) if targets != "all" else []
-    if missing or not tensors:
-        called = ", ".join(missing) or "so"
-        raise ValueError(f"targets={targets}: no module of the model is called {called}")
+    if targets == "all":
+        if not tensors:
+            raise ValueError(f"targets={targets}: the model has nothing but embeddings")
+    else:
+        wanted = {targets} if isinstance(targets, str) else set(targets)
+        tensors = {name: t for name, t in tensors.items() if _module_of_weight(name) in wanted}
+        missing = sorted(wanted - set(map(_module_of_weight, tensors)))
+        if missing or not wanted:
+            called = ", ".join(missing) or "nothing"
+            raise ValueError(f"targets={targets}: no module of the model is called {called}")
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() and tensor.is_contiguous()):
             raise ValueError(
@@ -61,17 +83,13 @@ def sampled_tensors(
                 f"{'' if tensor.is_contiguous() else 'not '}contiguous; only contiguous "
                 "floating-point tensors can be chosen from (no quantized ones)"
             )
-    names = {name: tensor.numel() for name, tensor in tensors.items()}
-    chance = density
-    if density_of == "backbone":
-        backbone = sum(tensor.numel() for tensor in model.parameters())
-        chance = density * backbone / sum(names.values())
-        if chance > 1:
-            raise ValueError(
-                f"density={density}: the sampled tensors hold {sum(names.values()):,} scalars, "
-                f"which is {sum(names.values()) / backbone:.2%} of the backbone's {backbone:,}"
-            )
-    return dict.fromkeys(names, chance)
+    return tensors
+
+
+def _module_of_weight(name: str) -> str | None:
+    """`v_proj` of `layers.0.self_attn.v_proj.weight`; null where it is no module's weight."""
+    path, _, own_name = name.rpartition(".")
+    return path.rpartition(".")[2] if path and own_name == "weight" else None
 
 
 def sample_indices(count: int, chance: float, seed: int, name: str) -> Tensor:
@@ -119,8 +137,8 @@ def sample_indices(count: int, chance: float, seed: int, name: str) -> Tensor:
 def sample_all(
     sizes: Mapping[str, int], chances: Mapping[str, float], seed: int
 ) -> dict[str, Tensor]:
-    """`sample_indices` for each tensor of `chances`, on all processors; the number of threads
-    changes nothing of the outcome."""
+    """`sample_indices` for each tensor of `chances`, on at most 16 processors; the number of
+    threads changes nothing of the outcome. `sizes` are counts of scalars, by name too."""
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         draws = pool.map(
             lambda name: sample_indices(sizes[name], chances[name], seed, name), chances

@@ -20,8 +20,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparta_bench.files import json_of, sha256_of, write_json, write_tensors
+from sparta_bench.sparta.sample import DENSITY_OF
 
 TENSORS, CONFIG = "adapter.safetensors", "adapter_config.json"
+INDICES, DELTAS = ".indices", ".deltas"  # endings of tensors' names
 FORMAT = 2  # counted up when a reader of the last one would read wrongly
 SAMPLING = 1  # the same for how places follow from a seed
 DTYPES = {
@@ -132,7 +134,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         inner = folder / "adapter"
         hint = f" (what a run trained is in {inner})" if (inner / CONFIG).is_file() else ""
         raise ValueError(f"{path}: cannot be read: {error.strerror}{hint}") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ValueError(f"{path}: is not JSON, or cut short") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
@@ -175,29 +177,38 @@ def read(folder: Path, backbone: nn.Module, allow_pickle: bool = False) -> Saved
     config = read_config(folder)
     tensors = read_tensors(folder, config)
     try:
-        method = config["method"]
-        if method["name"] != "sparta":
-            raise ValueError(f"{folder}: an adapter of {method['name']}, not of SpaRTA")
-        draw = None
-        if config["density"] is not None:
-            draw = _draw(method, config["seed"])
-        if config["compact"] and config["sampling"] != SAMPLING:
-            raise ValueError(
-                f"{folder / CONFIG}: sampling is {config['sampling']}, and this version draws "
-                f"places in way {SAMPLING}"
-            )
-        return Saved(
-            draw=draw,
-            dtype=DTYPES[config["dtype"]],
-            places=None if config["compact"] else ending(tensors, ".indices"),
-            deltas=ending(tensors, ".deltas"),
-            head={name: tensor for name, tensor in tensors.items() if name.startswith("head.")},
-            base_fingerprint=config["base_fingerprint"],
-            indices_checksum=config["indices_checksum"],
-            originals_checksum=config["originals_checksum"],
+        return _saved(config, tensors, folder)
+    except KeyError as error:
+        fault = error.args[0]
+    except TypeError as error:
+        fault = error
+    raise ValueError(f"{folder / CONFIG}: {fault} is missing or of another kind")
+
+
+def _saved(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> Saved:
+    """Raises KeyError or TypeError with a key, and its value, that is not as it must be."""
+    method, compact, dtype = config["method"], config["compact"], config["dtype"]
+    if not isinstance(method, dict):
+        raise TypeError("method")
+    if method["name"] != "sparta":
+        raise ValueError(f"{folder}: an adapter of {method['name']}, not of SpaRTA")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise TypeError(f"dtype={dtype}")
+    if compact and config["sampling"] != SAMPLING:
+        raise ValueError(
+            f"{folder / CONFIG}: sampling is {config['sampling']}, and this version draws "
+            f"places in way {SAMPLING}"
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / CONFIG}: {error} is missing or of another kind") from None
+    return Saved(
+        draw=None if config["density"] is None else _draw(method, config["seed"]),
+        dtype=DTYPES[dtype],
+        places=None if compact else ending(tensors, INDICES),
+        deltas=ending(tensors, DELTAS),
+        head={name: tensor for name, tensor in tensors.items() if is_of_head(name)},
+        base_fingerprint=config["base_fingerprint"],
+        indices_checksum=config["indices_checksum"],
+        originals_checksum=config["originals_checksum"],
+    )
 
 
 def _draw(method: Mapping[str, Any], seed: Any) -> Draw:
@@ -209,9 +220,15 @@ def _draw(method: Mapping[str, Any], seed: Any) -> Draw:
         raise TypeError(f"seed={seed}")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"targets={targets}")
-    if density_of not in ("sampled", "backbone"):
+    if density_of not in DENSITY_OF:
         raise TypeError(f"density_of={density_of}")
     return Draw(density, seed, targets, density_of)
+
+
+def is_of_head(name: str) -> bool:
+    """Whether a tensor's name in `adapter.safetensors` is that of one of the head's. A part of the
+    backbone may be called `head` too; its tensors have the endings of chosen places."""
+    return name.startswith("head.") and not name.endswith((INDICES, DELTAS))
 
 
 def ending(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:

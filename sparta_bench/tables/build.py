@@ -31,7 +31,7 @@ from sparta_bench.tables.texts import (
     signed,
     spread_of,
 )
-from sparta_bench.tables.views import cell_order, views_of
+from sparta_bench.tables.views import lines_and_tasks, views_of
 
 TWIN_NOTE = (
     "Embedded twins: models of 0.2 million parameters on generated text. They show that the code "
@@ -297,7 +297,7 @@ def _settings(
 # ------------------------------------------------------------------------------- other models
 def _model_tables(model: str, found: dict[Cell, Chosen], usage: _Usage) -> list[Table]:
     """One model's cells that stand in none of the paper's tables, in the same layout."""
-    lines, tasks = cell_order(found)
+    lines, tasks = lines_and_tasks(found)
     over, under = [Heading("")], [Heading("")]
     for task in tasks:
         over.append(Heading(task_name(task) + _cap(task, found), 2))

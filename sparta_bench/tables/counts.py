@@ -18,15 +18,25 @@ Sizes = dict[tuple[str, str], dict[str, int]]  # model and task, then split
 
 
 def read_plans(folders: Iterable[Path]) -> tuple[Sizes, list[str]]:
-    """The sizes in `<folder>/plans/*.json`, and a line for each file that says none."""
+    """The sizes in `<folder>/plans/*.json`, and a line for each file that says none, or others than
+    an earlier file of the same model and task."""
     sizes: Sizes = {}
     faults = []
     for path in sorted(path for folder in folders for path in folder.glob("plans/*.json")):
         try:
             plan = json_of(path)
-            sizes.setdefault((str(plan["model"]), str(plan["task"])), _sizes_of(plan))
+            model, task, found = str(plan["model"]), str(plan["task"]), _sizes_of(plan)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             faults.append(f"{path.name} is no plan with counts")
+            continue
+        known = sizes.setdefault((model, task), {})
+        if any(known.get(split, count) != count for split, count in found.items()):
+            faults.append(
+                f"{path.name} has other counts than the plans of {model} on {task} before it; "
+                "not used"
+            )
+        else:
+            known |= found
     return sizes, faults
 
 

@@ -44,6 +44,7 @@ class Layout:
     twins: bool
 
     def cell(self, row: Row, column: Column) -> Cell:
+        """What our records must be of to stand there."""
         return Cell(column.model, column.task, row.method, row.density)
 
     def label(self, row: Row) -> str:

@@ -46,6 +46,7 @@ class Merge:
 
     @property
     def way(self) -> Way:
+        """What of the record is compared with other ways."""
         cell, rule = self.runs[0].cell, self.raw["rule"]
         kept = "" if rule["keep"] is None else f"DARE {100 * rule['keep']:.3g}%, "
         name = f"{kept}{'TIES' if rule['how'] == 'ties' else rule['how']}"
@@ -53,6 +54,7 @@ class Merge:
 
     @property
     def tasks(self) -> tuple[str, str]:
+        """In the order of the record's scores."""
         return self.runs[0].cell.task, self.runs[1].cell.task
 
     def score(self, state: str, task: int, metric: str) -> float:
@@ -77,8 +79,12 @@ def read_merges(
             left_out.append(LeftOut(path, raw))
             continue
         one, other = (used.get(run["run_id"]) for run in raw["runs"])
-        if one is None or other is None or one.cell.model != other.cell.model:
+        if one is None or other is None:
             left_out.append(LeftOut(path, "a merge of runs that stand in no table"))
+        elif one.cell._replace(task="") != other.cell._replace(task=""):
+            left_out.append(LeftOut(path, "a merge of runs of two models, methods or densities"))
+        elif raw["rule"].get("weights") is not None:
+            left_out.append(LeftOut(path, "a merge with weights, which no table has"))
         else:
             found[one.cell.model][raw["merge_id"]] = Merge(raw, (one, other))
     return {model: list(merges.values()) for model, merges in found.items()}, left_out

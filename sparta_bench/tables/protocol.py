@@ -33,11 +33,6 @@ def is_of_paper(model: str, task: str) -> bool:
     return model in MODELS and task in TASKS
 
 
-def is_twin(model: str, task: str) -> bool:
-    """Whether both are twins."""
-    return model in TWIN_MODELS and task in TWIN_TASKS
-
-
 def reason_against(record: Record) -> str | None:
     """Why the record may stand in no table; null if it may."""
     try:

@@ -22,11 +22,6 @@ LATEX = str.maketrans(
 )
 # What a spreadsheet would take for a formula; numbers that begin with a sign are none.
 FORMULA = re.compile(r"[=@]|[+-](?![\d.,% ±()≠]*$)")
-PREAMBLE = r"""\documentclass{article}
-\usepackage{booktabs,graphicx}
-\usepackage[margin=1cm]{geometry}
-\begin{document}
-"""
 
 
 def flat_headings(table: Table) -> list[str]:
@@ -143,9 +138,3 @@ def _latex_char(char: str) -> str:
     if replaced == char and not char.isascii():  # not in every font
         return f"[U+{ord(char):04X}]"
     return replaced
-
-
-def latex_document(tables: Sequence[Table]) -> str:
-    """All tables in one document that pdflatex takes as it is."""
-    body = "\\clearpage\n".join(as_latex(table) for table in tables)
-    return f"{PREAMBLE}{body}\\end{{document}}\n"

@@ -73,22 +73,18 @@ def _value(config: Config, parameter: str) -> str:
     train, method = config.train, config.method
     if parameter == "num epochs" and train.patience:
         return "*"
-    if isinstance(method, LoraConfig) and parameter in ("dropout", "r", "α"):
-        return f"{dict(zip(('dropout', 'r', 'α'), _lora(method), strict=True))[parameter]:g}"
-    values = {
+    if parameter == "learning rate":
+        return rate_text(train.learning_rate)
+    values: dict[str, float] = {
         "batch size": train.batch_size,
         "num epochs": train.epochs,
         "max grad norm": train.max_grad_norm,
         "dropout": train.dropout,
         "weight decay": train.weight_decay,
     }
-    if parameter == "learning rate":
-        return rate_text(train.learning_rate)
+    if isinstance(method, LoraConfig):
+        values |= {"dropout": method.lora_dropout, "r": method.r, "α": method.alpha}
     return f"{values[parameter]:g}"
-
-
-def _lora(method: LoraConfig) -> tuple[float, float, float]:
-    return method.lora_dropout, method.r, method.alpha
 
 
 def is_the_papers(ours: str, printed: str) -> bool:

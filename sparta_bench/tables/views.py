@@ -19,7 +19,7 @@ METHOD_ORDER = ("full_ft", "sparta", "lora", "head")
 SAME_COUNT = 0.1  # two methods have "equal parameter counts" within this share of LoRA's
 
 
-def cell_order(cells: Iterable[Cell]) -> tuple[list[Line], list[str]]:
+def lines_and_tasks(cells: Iterable[Cell]) -> tuple[list[Line], list[str]]:
     """Methods and densities in the paper's order of rows, and tasks in that of its columns."""
     found = list(cells)
     lines = sorted({(cell.method, cell.density) for cell in found}, key=line_order)
@@ -49,7 +49,7 @@ def views_of(model: str, cells: dict[Cell, Chosen]) -> list[Table]:
 def _ranks(model: str, done: dict[Cell, Chosen]) -> Table | None:
     order = sorted(done, key=lambda cell: line_order((cell.method, cell.density)))
     names = list(dict.fromkeys(map(_rank_name, order)))
-    tasks = cell_order(done)[1]
+    tasks = lines_and_tasks(done)[1]
     if len(names) < 2:
         return None
     by_task: list[dict[str, int]] = []
@@ -127,7 +127,7 @@ class _Comparison:
 
 def _against_lora(model: str, done: dict[Cell, Chosen]) -> Table | None:
     found: list[_Comparison] = []
-    for task in cell_order(done)[1]:
+    for task in lines_and_tasks(done)[1]:
         lora = done.get(Cell(model, task, "lora", None))
         sparta = None if lora is None else _like_lora(lora, done)
         if lora is None or sparta is None:
@@ -223,7 +223,7 @@ def _p_text(p: float | None) -> str:
 
 # ---------------------------------------------------------------------------- score over density
 def _over_density(model: str, done: dict[Cell, Chosen]) -> Table | None:
-    lines, tasks = cell_order(
+    lines, tasks = lines_and_tasks(
         cell for cell in done if cell.method == "sparta" and cell.density is not None
     )
     if len(lines) < 2:

@@ -15,7 +15,6 @@ from typing import Any
 from safetensors import safe_open
 
 LONG = os.environ.get("SPARTA_BENCH_FAULTS") == "long"  # else a short form
-ALL_TOOLS = os.environ.get("SPARTA_BENCH_ALL_TOOLS") == "1"  # where no test may skip
 SECONDS = 120.0  # that no command here needs
 SAME = ("run_id", "status", "dev", "test", "history", "parameters", "data")
 KILLED = -9
