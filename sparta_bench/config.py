@@ -6,7 +6,6 @@ raises one `InputError` that holds a line for every fault.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 from sparta_bench.data.tiny import TINY_TASKS
 from sparta_bench.errors import InputError, did_you_mean, one_of, shown
+from sparta_bench.files import why_not_writable
 
 METHODS = ("full_ft", "head", "lora", "sparta")
 DTYPES = ("float32", "bfloat16")
@@ -335,7 +335,9 @@ RULES: dict[str, Rule] = {
     ),
     "train.learning_rate": POSITIVE,
     "train.batch_size": COUNT,
-    "train.epochs": POSITIVE,
+    "train.epochs": Rule(
+        lambda v: _number(v) and 0 < v <= 1e9, "must be a number above 0, and at most 1e9"
+    ),
     "train.weight_decay": NOT_NEGATIVE,
     "train.dropout": DROPOUT,
     "train.max_grad_norm": NOT_NEGATIVE,
@@ -471,7 +473,7 @@ def _key_faults(part: Mapping[str, Any], kind: type, prefix: str) -> Faults:
     allowed = known | ({"presets"} if prefix == "method." else set())
     missing = [f"{prefix}{key}" for key in known - part.keys() - optional]
     faults = {key: f"{key}: is missing" for key in sorted(missing)}
-    for key in part.keys() - allowed:
+    for key in (key for key in part if key not in allowed):
         near = did_you_mean(str(key), allowed)
         faults[f"{prefix}{key}"] = f"{prefix}{key}={show(part[key])}: no such key{near}"
     return faults
@@ -492,8 +494,6 @@ def _folder_problem(path: str) -> str | None:
         return None if Path(path).is_dir() else "there is no such folder"
     except OSError as error:  # a name that is too long, a folder that may not be entered
         return str(error.strerror)
-    except ValueError as error:  # a name that no file system has
-        return str(error)
 
 
 def is_folder(path: str) -> bool:
@@ -510,16 +510,8 @@ def _folder_line(key: str) -> Callable[[Any], str | None]:
 
 
 def _results_dir(folder: str) -> str | None:
-    path = Path(folder).absolute()
-    try:
-        nearest = next(part for part in (path, *path.parents) if part.exists())
-    except OSError as error:
-        return f"results_dir={folder}: {error.strerror}"
-    if not nearest.is_dir():
-        return f"results_dir={folder}: must be a folder, and {nearest} is a file"
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        return f"results_dir={folder}: must be a folder that can be written"
-    return None
+    problem = why_not_writable(Path(folder))
+    return problem and f"results_dir={folder}: must be a folder that can be written; {problem}"
 
 
 def _model_source(path: str | None, hub_id: str | None, embedded: bool) -> str | None:
@@ -663,7 +655,9 @@ def method_of(values: Mapping[str, Any]) -> MethodConfig:
 
 def _model_name(model: Mapping[str, Any]) -> Any:
     name, path = model.get("name"), model.get("path")
-    return Path(str(path)).resolve().name if name is None and _text(path) else name
+    if name is not None or not _text(path) or "\0" in str(path):
+        return name
+    return Path(str(path)).resolve().name
 
 
 def _named_by_path(model: Any) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparta_bench.errors import InputError, did_you_mean
-from sparta_bench.options import Parser, add_sources, check_settings, positive
+from sparta_bench.options import Parser, add_sources, check_folder, check_settings, positive
 
 if TYPE_CHECKING:
     import torch
@@ -130,6 +130,10 @@ def evaluate(arguments: list[str]) -> None:
     """`sparta-bench evaluate`: print the scores of a classifier, or of each head of one."""
     options = _evaluate_parser().parse_intermixed_args(arguments)
     check_settings("evaluate", options.settings)
+    if options.out is not None:
+        check_folder("evaluate: --out", options.out.parent)
+        if options.out.is_dir():
+            raise InputError(f"evaluate: --out {options.out}: is a folder, and a file is written")
     from sparta_bench import multi_head
     from sparta_bench.compose import compose
     from sparta_bench.evaluate import as_text, evaluation_of, settings_for
