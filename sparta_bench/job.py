@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from sparta_bench.checks.configuration import from_dict
 from sparta_bench.compose import to_plain
-from sparta_bench.config import from_dict
 from sparta_bench.errors import InputError, one_line
 
 if TYPE_CHECKING:

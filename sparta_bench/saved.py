@@ -18,21 +18,19 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from sparta_bench.config import (
+from sparta_bench.checks.configuration import method_of
+from sparta_bench.checks.relations import is_folder
+from sparta_bench.checks.rules import (
     NUMBER_OR_NULL,
     RULES,
     TEXT_OR_NULL,
-    LoraConfig,
-    ModelConfig,
-    Prompt,
     Rule,
     faults_by,
-    is_folder,
     is_hub_name,
-    method_of,
     or_null,
     show,
 )
+from sparta_bench.config import LoraConfig, ModelConfig, Prompt
 from sparta_bench.data.encode import tokenizer_fingerprint
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.files import json_of, write_json

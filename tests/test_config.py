@@ -15,6 +15,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from sparta_bench.checks.configuration import from_dict
+from sparta_bench.checks.rules import RULES
 from sparta_bench.compose import (
     GROUPS,
     choices,
@@ -24,7 +26,7 @@ from sparta_bench.compose import (
     sweep_jobs,
     to_plain,
 )
-from sparta_bench.config import RULES, Config, LoraConfig, SpartaConfig, from_dict
+from sparta_bench.config import Config, LoraConfig, SpartaConfig
 from sparta_bench.errors import InputError, shown
 
 
