@@ -49,7 +49,8 @@ from sparta_bench.results import (
     run_id_of,
     write_record,
 )
-from sparta_bench.saved import Description, check_whole, write_whole
+from sparta_bench.saved.description import Description
+from sparta_bench.saved.whole import check_whole, write_whole
 from sparta_bench.shared import Shared
 from sparta_bench.sparta import store
 from sparta_bench.training.checkpoint import Checkpoint

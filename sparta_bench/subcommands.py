@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import torch
 
     from sparta_bench.multi_head import LoadedHeads
-    from sparta_bench.saved import Description, Loaded
+    from sparta_bench.saved.description import Description
+    from sparta_bench.saved.load import Loaded
 
 # batches that are read together, so that texts of like length meet and padding is short
 BATCHES_TOGETHER = 16
@@ -213,7 +214,7 @@ def _heads(options: Namespace) -> LoadedHeads:
 def _one(options: Namespace) -> Loaded:
     """Whatever lies in the folder, or one head of it."""
     from sparta_bench import multi_head
-    from sparta_bench.saved import load
+    from sparta_bench.saved.load import load
 
     if multi_head.is_in(options.adapter):
         heads = _heads(options)
