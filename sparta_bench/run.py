@@ -22,9 +22,8 @@ from sparta_bench.data.encode import (
     cache_folder,
     tokenizer_fingerprint,
 )
-from sparta_bench.errors import InputError, TrainingError, reason_of
+from sparta_bench.errors import InputError, TrainingError, reason_of, tell
 from sparta_bench.files import remove_folder, whole_folder, write_json
-from sparta_bench.job import tell
 from sparta_bench.memory.tracker import forget_peak, is_lack_of_memory, peak_bytes
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import Trained
