@@ -33,6 +33,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from sparta_bench.config import TINY_TASKS
 from sparta_bench.data import tiny, tiny_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,8 +73,7 @@ def main() -> None:
 def read_prompts(folder: Path) -> dict[str, dict[str, Any]]:
     """The ``prompt`` section of every task's YAML, by task."""
     return {
-        task: yaml.safe_load((folder / f"{task}.yaml").read_text())["prompt"]
-        for task in tiny.TINY_TASKS
+        task: yaml.safe_load((folder / f"{task}.yaml").read_text())["prompt"] for task in TINY_TASKS
     }
 
 
@@ -210,7 +210,7 @@ def pretrain(
             if prompts is not None:
                 scores = {
                     task: zero_shot(model, tokenizer, prompts[task], task)
-                    for task in (tiny.TINY_TASKS if step == plan.steps else ("sst2", "imdb"))
+                    for task in (TINY_TASKS if step == plan.steps else ("sst2", "imdb"))
                 }
                 line += "".join(f", {task} {score:.3f}" for task, score in scores.items())
                 score = (scores["sst2"] + scores["imdb"]) / 2

@@ -25,17 +25,15 @@ from sparta_bench.compose import (
     sweep_jobs,
 )
 from sparta_bench.config import Config
-from sparta_bench.errors import InputError, did_you_mean, reason_of, refusal_of
+from sparta_bench.errors import InputError, did_you_mean, reason_of, refusal_of, tell
 from sparta_bench.job import (
     INTERRUPTED,
-    Outcome,
     attempted,
     quiet_libraries,
     run_composed,
     shared,
-    show,
-    tell,
 )
+from sparta_bench.outcome import Outcome, show
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 # what reads its own command line, by the module that has it

@@ -24,7 +24,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sparta_bench.config import Config, from_dict
+from sparta_bench.checks.configuration import from_dict
+from sparta_bench.config import Config
 from sparta_bench.errors import InputError, did_you_mean, reason_of
 
 GROUPS = ("model", "task", "method", "train", "sweep")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -25,6 +26,13 @@ class InputError(Exception):
 
 class TrainingError(Exception):
     """A run that started and cannot go on, with the likely cause (exit code 1)."""
+
+
+def tell(*lines: str) -> None:
+    """Lines on standard error; of several processes only the main one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        for line in lines:
+            print(f"sparta-bench: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 def one_line(text: str) -> str:

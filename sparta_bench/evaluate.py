@@ -21,7 +21,8 @@ from sparta_bench.models.precision import DTYPES, Precision
 from sparta_bench.predict import ready
 from sparta_bench.results import environment, now
 from sparta_bench.run import accelerator_of
-from sparta_bench.saved import Description, Loaded
+from sparta_bench.saved.description import Description
+from sparta_bench.saved.load import Loaded
 from sparta_bench.training.evaluation import evaluate
 from sparta_bench.training.loop import evaluation_batch_size
 

@@ -62,6 +62,20 @@ def remove_folder(path: Path) -> None:
             path.replace(place / "removed")
 
 
+def why_not_writable(folder: Path) -> str | None:
+    """What is in the way of writing into a folder, which need not be there yet; null: nothing."""
+    path = folder.absolute()
+    if "\0" in str(path):
+        return "no file system has such a name"
+    try:
+        nearest = next(part for part in (path, *path.parents) if part.exists())
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        return str(error.strerror)
+    if not nearest.is_dir():
+        return f"{nearest} is no folder"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} cannot be written to"
+
+
 def clear_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove what killed processes had begun to write in a folder, at that name or at any."""
     begin = "*" if name is None else glob.escape(name)

@@ -15,9 +15,9 @@ import torch
 from sparta_bench.claim import BusyError, agreed, is_held, tidy
 from sparta_bench.config import Config
 from sparta_bench.durations import as_duration
-from sparta_bench.errors import InputError, TrainingError, refusal_of, without_secrets
+from sparta_bench.errors import InputError, TrainingError, refusal_of, tell, without_secrets
 from sparta_bench.grid_time import Times
-from sparta_bench.job import Outcome, tell
+from sparta_bench.outcome import Outcome
 from sparta_bench.records import LOCK, RUNNING, read_json
 from sparta_bench.results import run_folder
 from sparta_bench.run import (

@@ -7,8 +7,6 @@ they are of one state of the repository, and so that what is in the cache needs 
 
 from __future__ import annotations
 
-import os
-import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +30,7 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
-from sparta_bench.errors import reason_of
+from sparta_bench.errors import reason_of, tell
 
 Kind = Literal["model", "dataset"]
 MARKS: dict[Kind, str] = {"model": "config.json", "dataset": "README.md"}  # every one has it
@@ -83,7 +81,7 @@ def look(repo: str, revision: str, kind: Kind) -> str | None:
         from datasets import config  # only where needed: it takes seconds
 
         constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
-        _tell(f"{endpoint()} does not answer ({type(error).__name__}); only the cache is used")
+        tell(f"{endpoint()} does not answer ({type(error).__name__}); only the cache is used")
         return known
 
 
@@ -123,11 +121,6 @@ def _is_of_connection(error: BaseException) -> bool:
     return family.startswith("httpx") and not isinstance(error, HfHubHTTPError)
 
 
-def _tell(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # of several processes only the main one speaks
-        print(f"sparta-bench: {line}", file=sys.stderr, flush=True)
-
-
 # ------------------------------------------------------------------------------- downloads
 class Bar(tqdm):  # type: ignore[misc]
     """The progress of a download: a bar when someone is watching, a line at the start when not."""
@@ -138,7 +131,7 @@ class Bar(tqdm):  # type: ignore[misc]
             size = settings.get("total")
             known = f", {size / 1e6:,.1f} MB" if size else ""
             name = str(settings.get("desc")).rpartition("/")[2].partition(":")[0]
-            _tell(f"downloading {name}{known}")
+            tell(f"downloading {name}{known}")
 
     def update_transfer(self, count: int) -> None:
         """With this the client's own store (Xet) has one bar, not two."""

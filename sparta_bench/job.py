@@ -6,27 +6,18 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from sparta_bench.checks.configuration import from_dict
 from sparta_bench.compose import to_plain
-from sparta_bench.config import from_dict
-from sparta_bench.errors import InputError, one_line
+from sparta_bench.errors import InputError, tell
+from sparta_bench.outcome import Outcome, show
 
 if TYPE_CHECKING:
     from sparta_bench.shared import Shared
 
 INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a run, and the line that tells it; `refused` where the input was at fault and
-    nothing was tried."""
-
-    kind: Literal["done", "failed", "refused"]
-    line: str
 
 
 def run_composed(composed: Any) -> Outcome:
@@ -59,21 +50,6 @@ def shared() -> Shared:
     from sparta_bench.shared import Shared
 
     return Shared()
-
-
-def show(outcome: Outcome) -> None:
-    """Tell an outcome: results on standard output, faults of input on standard error."""
-    if outcome.kind == "refused":
-        tell(*outcome.line.splitlines())
-    elif os.environ.get("RANK", "0") == "0":
-        print(outcome.line, flush=True)
-
-
-def tell(*lines: str) -> None:
-    """Lines on standard error; of several processes only the main one speaks."""
-    if os.environ.get("RANK", "0") == "0":
-        for line in lines:
-            print(f"sparta-bench: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 def quiet_libraries() -> None:

@@ -6,10 +6,8 @@ A folder of transformers' own with the backbone and the tokenizer, and beside it
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,10 @@ from torch import Tensor, nn
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.files import sha256_of, write_json, write_tensors
 from sparta_bench.models.classifier import Classifier, pooled
-from sparta_bench.saved import (
-    MULTI_HEAD,
-    Description,
-    Loaded,
-    changed,
-    load_base,
-    padding_token,
-    portable,
-)
+from sparta_bench.saved.base import load_base
+from sparta_bench.saved.description import Description, portable, read_object
+from sparta_bench.saved.load import MULTI_HEAD, Loaded
+from sparta_bench.saved.whole import padding_on_the_right
 from sparta_bench.sparta.store import is_finite
 
 CONFIG, HEADS = MULTI_HEAD, "heads.safetensors"
@@ -116,11 +109,9 @@ def write(
 ) -> None:
     """Write the backbone as a plain folder, and the heads beside it. `merged` says of what it was
     made; it holds no path."""
-    words = copy.deepcopy(tokenizer)
-    words.pad_token = padding_token(words)
-    words.padding_side = "right"
+    padding = padding_on_the_right(tokenizer)
     model.backbone.save_pretrained(folder)  # type: ignore[operator]
-    words.save_pretrained(folder)
+    padding.save_pretrained(folder)
     heads = {
         name: head.detach().cpu().contiguous()
         for name, head in zip(model.names, model.heads, strict=True)
@@ -154,7 +145,7 @@ def load(folder: Path) -> LoadedHeads:
     if sorted(heads) != sorted(about):
         raise InputError(f"{folder / HEADS}: holds {sorted(heads)}, where {sorted(about)} belong")
     first = next(iter(about.values()))
-    base = changed(first.model, path=str(folder), embedded=False, tokenizer=None)
+    base = replace(first.model, path=str(folder), embedded=False, tokenizer=None)
     classifier, tokenizer = load_base(first, base, told_as="")
     hidden = classifier.head_weight.shape[1]
     for name, one in about.items():
@@ -170,20 +161,15 @@ def load(folder: Path) -> LoadedHeads:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise InputError(f"{path}: cannot be read, is not JSON, or cut short") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise InputError(f"{path}: not of the format {FORMAT}, which this version reads")
+    values = read_object(path, FORMAT)
     heads = values.get("heads")
-    if not isinstance(heads, dict) or not heads or not all(map(_is_object, heads.values())):
+    if (
+        not isinstance(heads, dict)
+        or not heads
+        or not all(isinstance(one, dict) for one in heads.values())
+    ):
         raise InputError(f"{path}: heads is missing or of another kind")
     return values
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def _read_heads(folder: Path, expected: Any) -> dict[str, Tensor]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from sparta_bench.errors import InputError
+from sparta_bench.files import why_not_writable
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,11 +49,8 @@ def check_folder(option: str, folder: Path | None) -> None:
     """
     if folder is None:
         return
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise InputError(f"{option} {folder}: {there} is no folder")
-    if not os.access(there, os.W_OK):
-        raise InputError(f"{option} {folder}: {there} cannot be written to")
+    if problem := why_not_writable(folder):
+        raise InputError(f"{option} {folder}: {problem}")
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,8 @@ from sparta_bench.memory_use import is_lack_of_memory
 from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.precision import DTYPES
 from sparta_bench.multi_head import LoadedHeads, MultiHead
-from sparta_bench.saved import Description, Loaded
+from sparta_bench.saved.description import Description
+from sparta_bench.saved.load import Loaded
 
 Texts = tuple[str, ...]  # of one example, in the model's reading order
 Example = tuple[str, Texts]  # where it stands, for people, and what

@@ -22,9 +22,8 @@ from sparta_bench.data.encode import (
     cache_folder,
     tokenizer_fingerprint,
 )
-from sparta_bench.errors import InputError, TrainingError, reason_of
+from sparta_bench.errors import InputError, TrainingError, reason_of, tell
 from sparta_bench.files import remove_folder, whole_folder, write_json
-from sparta_bench.job import tell
 from sparta_bench.memory_use import forget_peak, is_lack_of_memory, peak_bytes
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import Trained
@@ -49,7 +48,8 @@ from sparta_bench.results import (
     run_id_of,
     write_record,
 )
-from sparta_bench.saved import Description, check_whole, write_whole
+from sparta_bench.saved.description import Description
+from sparta_bench.saved.whole import check_whole, write_whole
 from sparta_bench.shared import Shared
 from sparta_bench.sparta import store
 from sparta_bench.training.checkpoint import Checkpoint

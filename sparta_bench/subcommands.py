@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparta_bench.errors import InputError, did_you_mean
-from sparta_bench.options import Parser, add_sources, check_settings, positive
+from sparta_bench.options import Parser, add_sources, check_folder, check_settings, positive
 
 if TYPE_CHECKING:
     import torch
 
     from sparta_bench.multi_head import LoadedHeads
-    from sparta_bench.saved import Description, Loaded
+    from sparta_bench.saved.description import Description
+    from sparta_bench.saved.load import Loaded
 
 # batches that are read together, so that texts of like length meet and padding is short
 BATCHES_TOGETHER = 16
@@ -130,6 +131,10 @@ def evaluate(arguments: list[str]) -> None:
     """`sparta-bench evaluate`: print the scores of a classifier, or of each head of one."""
     options = _evaluate_parser().parse_intermixed_args(arguments)
     check_settings("evaluate", options.settings)
+    if options.out is not None:
+        check_folder("evaluate: --out", options.out.parent)
+        if options.out.is_dir():
+            raise InputError(f"evaluate: --out {options.out}: is a folder, and a file is written")
     from sparta_bench import multi_head
     from sparta_bench.compose import compose
     from sparta_bench.evaluate import as_text, evaluation_of, settings_for
@@ -209,7 +214,7 @@ def _heads(options: Namespace) -> LoadedHeads:
 def _one(options: Namespace) -> Loaded:
     """Whatever lies in the folder, or one head of it."""
     from sparta_bench import multi_head
-    from sparta_bench.saved import load
+    from sparta_bench.saved.load import load
 
     if multi_head.is_in(options.adapter):
         heads = _heads(options)

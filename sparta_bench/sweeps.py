@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from sparta_bench.checks.configuration import from_dict
 from sparta_bench.compose import (
     HYDRA_ERRORS,
     choices,
@@ -17,7 +18,6 @@ from sparta_bench.compose import (
     our_hydra,
     to_plain,
 )
-from sparta_bench.config import from_dict
 from sparta_bench.errors import InputError, reason_of
 
 

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from sparta_bench.errors import InputError
 from sparta_bench.merge.bake import bake, export
-from sparta_bench.saved import load
+from sparta_bench.saved.load import load
 from sparta_bench.sparta import SpartaAdapter, authors_layout
 
 peft_sparta = pytest.importorskip("peft_sparta")

@@ -15,6 +15,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from sparta_bench.checks.configuration import from_dict
+from sparta_bench.checks.rules import RULES
 from sparta_bench.compose import (
     GROUPS,
     choices,
@@ -24,7 +26,7 @@ from sparta_bench.compose import (
     sweep_jobs,
     to_plain,
 )
-from sparta_bench.config import RULES, Config, LoraConfig, SpartaConfig, from_dict
+from sparta_bench.config import Config, LoraConfig, SpartaConfig
 from sparta_bench.errors import InputError, shown
 
 
@@ -133,7 +135,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     f"method.presets=null: {PRESETS}": (),
     "train.learning_rate=-1: must be a number above 0": (),
     f"train.batch_size=1.5: {NUMBERS} 1": (),
-    "train.epochs=0: must be a number above 0": (),
+    "train.epochs=0: must be a number above 0, and at most 1e9": (),
     "train.weight_decay=-1: must be a number of at least 0": (),
     "train.dropout=1: must be a number from 0 to below 1": (),
     "train.max_grad_norm=-1: must be a number of at least 0": (),
@@ -242,6 +244,23 @@ def test_values_that_do_not_fit_each_other(overrides: list[str], line: str) -> N
     assert faults_of(*overrides) == [line]
 
 
+@pytest.mark.parametrize("key", ["results_dir", "model.path", "model.tokenizer", "task.data_dir"])
+def test_a_name_that_no_file_system_has(key: str) -> None:
+    model = ["model=local"] if key == "model.path" else []
+    (line,) = lines_of(*model, f'{key}="a\0b"')
+    assert line.startswith(f"{key}=a")
+    assert line.endswith(
+        "no file system has such a name" if key == "results_dir" else ": there is no such folder"
+    )
+
+
+def test_more_steps_than_can_be_counted() -> None:
+    assert lines_of("train.epochs=1e308") == [
+        "train.epochs=1e+308: must be a number above 0, and at most 1e9"
+    ]
+    assert compose(["train.epochs=1e9"]).train.epochs == 1e9
+
+
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
@@ -249,17 +268,19 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
         f"model.path={tmp_path}: the folder has no config.json"
     ]
     assert lines_of(f"results_dir={file}") == [
-        f"results_dir={file}: must be a folder, and {file} is a file"
+        f"results_dir={file}: must be a folder that can be written; {file} is no folder"
     ]
     assert lines_of(f"results_dir={file}/below") == [
-        f"results_dir={file}/below: must be a folder, and {file} is a file"
+        f"results_dir={file}/below: must be a folder that can be written; {file} is no folder"
     ]
     assert not (tmp_path / "new").exists()
     compose([f"results_dir={tmp_path}/new/deeper"])
     assert not (tmp_path / "new").exists()  # composing writes nothing
     long = "a" * 5000
     assert lines_of(f"model.path={long}") == [f"model.path={long}: File name too long"]
-    assert lines_of(f"results_dir={long}") == [f"results_dir={long}: File name too long"]
+    assert lines_of(f"results_dir={long}") == [
+        f"results_dir={long}: must be a folder that can be written; File name too long"
+    ]
 
 
 # ------------------------------------------------------------------------ faults of composition
@@ -382,7 +403,9 @@ def test_numbers_without_a_float_are_refused(value: float) -> None:
     raw["train"]["epochs"] = value
     with pytest.raises(InputError) as caught:
         from_dict(raw)
-    assert caught.value.lines == (f"train.epochs={shown(str(value))}: must be a number above 0",)
+    assert caught.value.lines == (
+        f"train.epochs={shown(str(value))}: must be a number above 0, and at most 1e9",
+    )
 
 
 def test_a_checked_configuration_stays_as_it_is() -> None:

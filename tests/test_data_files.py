@@ -127,6 +127,15 @@ def test_a_header_without_the_columns(sst2: TaskConfig, tmp_path: Path) -> None:
     assert fault(skip(sst2)) == line  # no row of such a file can be right
 
 
+@pytest.mark.parametrize("split", ["/train", "a**b", "tr[a]in", "train*"])
+def test_a_splits_name_is_no_pattern(sst2: TaskConfig, tmp_path: Path, split: str) -> None:
+    (tmp_path / "train.jsonl").write_text('{"sentence": "Good.", "label": 1}\n')
+    assert fault(sst2, split) == (
+        f"task.data_dir={tmp_path}: no file for split {split}; "
+        f"looked for {split}.parquet, {split}.jsonl, {split}.csv"
+    )
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
@@ -401,7 +410,9 @@ def test_labels(value: Any, number: int) -> None:
     assert parse_label(value, ["negative", "positive"]) == number
 
 
-@pytest.mark.parametrize("value", [True, None, 2, -1, 0.5, "١", "--1", "-", "", "1e0", b"1"])
+@pytest.mark.parametrize(
+    "value", [True, None, 2, -1, 0.5, "١", "--1", "-", "", "1e0", b"1", "1" * 5000]
+)
 def test_what_is_no_label(value: Any) -> None:
     with pytest.raises(BadRowError):
         parse_label(value, ["negative", "positive"])

@@ -107,7 +107,10 @@ def test_a_head_without_a_task_is_called_as_the_task_that_was_asked_for(
 
 
 def test_what_cannot_be_evaluated_is_told(
-    trained: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    trained: Callable[..., Any],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = str(trained("sparta")[2])
     assert "must be a setting of task, device" in refused(capfd, folder, "seed=1", "method=lora")
@@ -119,4 +122,13 @@ def test_what_cannot_be_evaluated_is_told(
     assert "task.data_dir" in refused(capfd, folder, "task=sst2", f"task.data_dir={tmp_path}/no")
     blocked = tmp_path / "file"
     blocked.write_text("")
-    assert "cannot be written" in refused(capfd, folder, "--out", str(blocked / "scores.json"))
+    places = {
+        blocked / "scores.json": f"{blocked} is no folder",
+        tmp_path / ("x" * 300) / "scores.json": "File name too long",
+        tmp_path: "is a folder",
+    }
+    with monkeypatch.context() as patch:  # told before anything is computed
+        patch.setattr("sparta_bench.evaluate.evaluation_of", None)
+        for place, why in places.items():
+            told = refused(capfd, folder, "--out", str(place))
+            assert told.startswith("sparta-bench: evaluate: --out ") and why in told

@@ -18,7 +18,7 @@ from mutations import NASTY
 
 from sparta_bench.compose import choices
 from sparta_bench.errors import InputError
-from sparta_bench.job import Outcome
+from sparta_bench.outcome import Outcome
 from sparta_bench.tables.layout import LAYOUTS
 
 # An argument holds no NUL, and bytes that are no UTF-8 as half surrogates.

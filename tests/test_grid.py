@@ -19,10 +19,10 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
 from sparta_bench import cli, job
+from sparta_bench.checks.configuration import from_dict
 from sparta_bench.claim import CHECKPOINT, BusyError
 from sparta_bench.cli import main
 from sparta_bench.compose import compose, compose_all, config_dir, sweep_jobs, to_plain
-from sparta_bench.config import from_dict
 from sparta_bench.durations import as_duration
 from sparta_bench.errors import InputError
 from sparta_bench.grid import Grid

@@ -30,7 +30,8 @@ from sparta_bench.models.load import load_backbone
 from sparta_bench.models.source import load_tokenizer
 from sparta_bench.predict import ready
 from sparta_bench.run import run
-from sparta_bench.saved import WHOLE, load, padding_token
+from sparta_bench.saved.load import load
+from sparta_bench.saved.whole import WHOLE, padding_token
 
 PAIRS = ("model=tiny-mistral", "task=tiny-rte", "task.separator=sep_token")
 

@@ -21,7 +21,7 @@ from sparta_bench.merge.combine import multi_head_of
 from sparta_bench.merge.rules import Entries, Rule, combine, thin
 from sparta_bench.merge.sources import open_sources
 from sparta_bench.multi_head import MultiHead
-from sparta_bench.saved import load
+from sparta_bench.saved.load import load
 from sparta_bench.sparta import store
 from sparta_bench.sparta.merge import rounded_sum
 from sparta_bench.sparta.sample import sample_indices

@@ -26,7 +26,7 @@ from sparta_bench.models.load import load_classifier
 from sparta_bench.models.source import load_tokenizer
 from sparta_bench.predict import lines_of, predict, read_texts, ready
 from sparta_bench.run import run
-from sparta_bench.saved import load
+from sparta_bench.saved.load import load
 from sparta_bench.sparta import store
 
 METHODS = ["sparta", "sparta_vo", "lora", "head", "full_ft"]

@@ -18,7 +18,7 @@ from test_ranks_command import ranks, refused
 from torch import Tensor
 
 from sparta_bench.merge.bake import bake, export
-from sparta_bench.saved import load
+from sparta_bench.saved.load import load
 from sparta_bench.sparta import SpartaAdapter
 
 BF16 = ("model.dtype=bfloat16", "train.max_steps=2")

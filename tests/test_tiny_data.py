@@ -16,6 +16,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import sparta_bench
+from sparta_bench.config import TINY_TASKS
 from sparta_bench.data import tiny, tiny_corpus
 
 MODELS = Path(sparta_bench.__file__).parent / "tiny_models"
@@ -91,7 +92,7 @@ def instruction_input(task: str, row: tiny.Row) -> str:
     return "\n".join([head, *lines, "Response:"])
 
 
-@pytest.mark.parametrize("task", tiny.TINY_TASKS)
+@pytest.mark.parametrize("task", TINY_TASKS)
 def test_layout_and_sizes(task: str) -> None:
     splits = rows_of(task)
     assert {name: len(rows) for name, rows in splits.items()} == row_counts(task)
@@ -100,7 +101,7 @@ def test_layout_and_sizes(task: str) -> None:
         assert all(isinstance(row["label"], int) for row in rows)
 
 
-@pytest.mark.parametrize("task", tiny.TINY_TASKS)
+@pytest.mark.parametrize("task", TINY_TASKS)
 def test_labels_are_roughly_balanced(task: str) -> None:
     classes = 3 if task == "mnli" else 2
     for rows in rows_of(task).values():
@@ -109,7 +110,7 @@ def test_labels_are_roughly_balanced(task: str) -> None:
         assert min(shares.values()) > 0.7 / classes
 
 
-@pytest.mark.parametrize("task", tiny.TINY_TASKS)
+@pytest.mark.parametrize("task", TINY_TASKS)
 def test_rows_are_the_same_everywhere(task: str) -> None:
     canonical = json.dumps(tiny.generate(task), sort_keys=True, separators=(",", ":"))
     assert hashlib.sha256(canonical.encode()).hexdigest() == GOLDEN[task]
@@ -125,7 +126,7 @@ def test_unknown_task_is_named() -> None:
         tiny.generate("wnli")
 
 
-@pytest.mark.parametrize("task", tiny.TINY_TASKS)
+@pytest.mark.parametrize("task", TINY_TASKS)
 def test_only_training_rows_carry_noise(task: str) -> None:
     noisy, clean = rows_of(task), rows_of(task, noise=0.0)
     trained = tiny.SIZES[task].train
@@ -139,7 +140,7 @@ def test_only_training_rows_carry_noise(task: str) -> None:
             assert not wrong
 
 
-@pytest.mark.parametrize("task", tiny.TINY_TASKS)
+@pytest.mark.parametrize("task", TINY_TASKS)
 @pytest.mark.parametrize("instruct", [False, True])
 def test_the_length_limit_drops_a_few_percent(task: str, instruct: bool) -> None:
     size = tiny.SIZES[task]
@@ -149,7 +150,7 @@ def test_the_length_limit_drops_a_few_percent(task: str, instruct: bool) -> None
     assert 0.005 < dropped < 0.05
 
 
-@pytest.mark.parametrize("task", tiny.TINY_TASKS)
+@pytest.mark.parametrize("task", TINY_TASKS)
 def test_held_out_texts_are_rarely_trained_on(task: str) -> None:
     splits = rows_of(task)
     seen = {text_of(row) for row in splits["train"]}
@@ -157,7 +158,7 @@ def test_held_out_texts_are_rarely_trained_on(task: str) -> None:
     assert sum(text in seen for text in held_out) / len(held_out) < 0.05
 
 
-@pytest.mark.parametrize("task", tiny.TINY_TASKS)
+@pytest.mark.parametrize("task", TINY_TASKS)
 def test_length_and_last_mark_say_nothing_about_the_label(task: str) -> None:
     """No threshold on the length and no final mark may classify much better than guessing."""
     rows = rows_of(task, noise=0.0)["train"][: tiny.SIZES[task].train]
@@ -181,7 +182,7 @@ def test_documents_repeat_for_a_seed() -> None:
 def every_token() -> frozenset[str]:
     """All words and marks of the data sets, the prompts and the pretraining documents."""
     texts = list(islice(tiny_corpus.documents(seed=1, easy_first=0), 1000))
-    for task in tiny.TINY_TASKS:
+    for task in TINY_TASKS:
         rows = [row for part in rows_of(task).values() for row in part]
         texts += [text_of(row) for row in rows]
         texts += [instruction_input(task, rows[0]), " ".join(prompt_of(task)["answers"])]
@@ -192,7 +193,7 @@ def every_token() -> frozenset[str]:
 def test_tokenizer_knows_every_word(name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODELS / name)
     assert every_token() <= set(tokenizer.get_vocab())
-    for task in tiny.TINY_TASKS:
+    for task in TINY_TASKS:
         texts = [instruction_input(task, row) for row in rows_of(task)["train"][:50]]
         encoded = tokenizer(texts)["input_ids"]
         assert not any(tokenizer.unk_token_id in ids for ids in encoded)
@@ -203,7 +204,7 @@ def test_tokenizer_knows_every_word(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_answers_are_one_token_wherever_they_stand(name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODELS / name)
-    for task in tiny.TINY_TASKS:
+    for task in TINY_TASKS:
         for word in prompt_of(task)["answers"]:
             alone = tokenizer(word, add_special_tokens=False)["input_ids"]
             assert len(alone) == 1

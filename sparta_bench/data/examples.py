@@ -91,7 +91,9 @@ def parse_label(value: Any, names: Sequence[str]) -> int:
     word = value.strip() if isinstance(value, str) else None
     if word in names:
         return names.index(word)
-    number = int(word) if word is not None and word.isascii() and word.isdigit() else value
+    # Python reads no number of thousands of digits
+    digits = word is not None and word.isascii() and word.isdigit() and len(word) < 20
+    number = int(str(word)) if digits else value
     is_number = isinstance(number, int | float) and not isinstance(number, bool)
     if is_number and number in range(len(names)):
         return int(number)

@@ -50,15 +50,29 @@ def _find(task: TaskConfig, split: str) -> list[Path]:
     names = [name for name in (task.name, task.hub.name if task.hub else None) if name]
     for folder in (root, *(root / name for name in names)):
         for suffix in TABLE_SUFFIXES:
-            # the hub names its files train-00000-of-00001.parquet
-            found = [*folder.glob(f"{split}{suffix}"), *folder.glob(f"{split}-*{suffix}")]
-            found = [path for path in found if path.is_file()]
-            if found:
-                return sorted(found)
+            if found := _files_of(folder, split, suffix):
+                return found
     tried += [f"{split}{suffix}" for suffix in TABLE_SUFFIXES]
     raise InputError(
         f"task.data_dir={task.data_dir}: no file for split {split}; looked for {', '.join(tried)}"
     )
+
+
+def _files_of(folder: Path, split: str, suffix: str) -> list[Path]:
+    """`train.csv`, and `train-00000-of-00001.csv`, as the hub names its files."""
+    try:
+        paths = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InputError(f"task.data_dir: {folder}: cannot be read: {error.strerror}") from None
+    return [
+        path
+        for path in paths
+        if path.suffix == suffix
+        and (path.stem == split or path.name.startswith(f"{split}-"))
+        and path.is_file()
+    ]
 
 
 def _rows(path: Path, tsv: Tsv | None) -> Iterator[NumberedRow]:

@@ -1,8 +1,8 @@
 """Eight small generated data sets in the raw layout of the real ones.
 
 They exist so that the whole pipeline runs offline in a minute: same columns, same label numbers
-and same raw splits as GLUE and IMDB on the hub, in miniature. Standard library only, and the same
-rows for the same seed on every machine.
+and same raw splits as GLUE and IMDB on the hub, in miniature. The same seed gives the same
+rows on every machine.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from sparta_bench.config import TINY_TASKS
 from sparta_bench.data import tiny_grammar as g
 
 Row = dict[str, object]
 Splits = dict[str, list[Row]]
-
-TINY_TASKS: tuple[str, ...] = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "imdb")
 
 LABEL_NOISE = 0.10
 """Probability that a training row carries a wrong label (never in dev or test)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from random import Random
 
+from sparta_bench.config import TINY_TASKS
 from sparta_bench.data import tiny
 from sparta_bench.data import tiny_grammar as g
 
@@ -12,7 +13,7 @@ Render = Callable[[str, tiny.Row], str]
 """Turns a task's name and a row into the instruction prompt followed by its answer."""
 
 # What the instruction documents are about: mostly opinions, so that those are learnt first.
-_INSTRUCTION_TASKS = (*tiny.TINY_TASKS, "sst2", "sst2", "sst2", "sst2", "imdb", "imdb")
+_INSTRUCTION_TASKS = (*TINY_TASKS, "sst2", "sst2", "sst2", "sst2", "imdb", "imdb")
 
 
 def documents(
@@ -106,7 +107,7 @@ def _retelling(rng: Random) -> str:
 
 def _task_text(rng: Random) -> str:
     """The bare text of some task's row, without any label."""
-    task = rng.choice(tiny.TINY_TASKS)
+    task = rng.choice(TINY_TASKS)
     row = tiny.make_row(task, rng)
     while task == "cola" and row["label"] == 0:
         row = tiny.make_row(task, rng)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sparta_bench.charts.plots import check_matplotlib, write_figures
 from sparta_bench.compose import compose
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, tell
 from sparta_bench.files import whole_file, write_json
-from sparta_bench.job import tell
 from sparta_bench.memory.figure import peaks
 from sparta_bench.memory.layout import tables_of, values_table
 from sparta_bench.options import Parser, check_folder, figure_path, positive

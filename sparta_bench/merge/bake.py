@@ -6,7 +6,8 @@ from pathlib import Path
 
 from sparta_bench.errors import InputError
 from sparta_bench.merge.files import refuse_to_replace, written
-from sparta_bench.saved import Loaded, load, write_whole
+from sparta_bench.saved.load import Loaded, load
+from sparta_bench.saved.whole import write_whole
 from sparta_bench.sparta import authors_layout
 
 

@@ -18,7 +18,7 @@ from sparta_bench.merge.rules import Entries, Rule, combine, thin
 from sparta_bench.merge.sources import Base, Source, open_sources
 from sparta_bench.methods.prepare import peft_settings
 from sparta_bench.multi_head import MultiHead
-from sparta_bench.saved import lora_settings
+from sparta_bench.saved.load import lora_settings
 
 MERGED = "merged"  # peft's name of what it makes
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from sparta_bench.checks.rules import is_folder_name
 from sparta_bench.compose import compose
-from sparta_bench.config import is_folder_name
 from sparta_bench.errors import InputError, shown
 from sparta_bench.evaluate import Sets, check_fits, scores_of, sets_of
 from sparta_bench.files import write_json

@@ -18,18 +18,10 @@ from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.precision import DTYPES, Precision
 from sparta_bench.models.source import load_architecture
 from sparta_bench.ranks.checkpoint import Checkpoint, open_checkpoint
-from sparta_bench.saved import (
-    SCORE,
-    WHOLE,
-    Description,
-    base_of,
-    check_base,
-    check_shapes,
-    load_base,
-    lora_settings,
-    read_whole,
-    why_nothing,
-)
+from sparta_bench.saved.base import base_of, check_base, load_base
+from sparta_bench.saved.description import Description
+from sparta_bench.saved.load import check_shapes, lora_settings, why_nothing
+from sparta_bench.saved.whole import SCORE, WHOLE, read_whole
 from sparta_bench.sparta import SpartaAdapter, authors_layout, store
 
 HEAD = "head.weight"

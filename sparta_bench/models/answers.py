@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from sparta_bench.errors import InputError
-from sparta_bench.models.checkpoint import checkpoint_files
+from sparta_bench.models.checkpoint import file_with
 
 CONTEXT = "Response:"  # how every prompt ends
 
@@ -63,7 +62,7 @@ def vocabulary_rows(
     embedding: Tensor = backbone.get_input_embeddings().weight  # type: ignore[operator, union-attr, assignment]
     if backbone.config.tie_word_embeddings:  # type: ignore[union-attr]
         return embedding.detach()[ids].float().clone()
-    with safe_open(file_of("lm_head.weight", source, revision), framework="pt") as file:
+    with safe_open(file_with("lm_head.weight", source, revision), framework="pt") as file:
         if "lm_head.weight" not in file.keys():
             raise InputError(
                 f"model.path={source}: the checkpoint has no lm_head.weight, and an instruction "
@@ -71,15 +70,3 @@ def vocabulary_rows(
             )
         rows = file.get_slice("lm_head.weight")
         return torch.cat([rows[i : i + 1] for i in ids]).float()
-
-
-def file_of(tensor: str, source: str, revision: str | None) -> Path:
-    """The checkpoint's file that holds a tensor, if any does.
-
-    Raises
-    ------
-    InputError
-        If the checkpoint is not whole.
-    """
-    files = checkpoint_files(f"model.path={source}", source, revision)
-    return next((path for path, tensors in files.items() if tensor in tensors), min(files))

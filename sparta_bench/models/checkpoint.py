@@ -42,6 +42,18 @@ def checkpoint_files(label: str, where: str, commit: str | None) -> dict[Path, l
     return files
 
 
+def file_with(tensor: str, source: str, commit: str | None) -> Path:
+    """The file of a model's checkpoint that holds a tensor, if any does; else its first.
+
+    Raises
+    ------
+    InputError
+        If the checkpoint is not whole.
+    """
+    files = checkpoint_files(f"model.path={source}", source, commit)
+    return next((path for path, tensors in files.items() if tensor in tensors), min(files))
+
+
 def open_file(path: Path) -> Any:
     """A safetensors file, mapped into memory.
 

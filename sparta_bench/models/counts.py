@@ -27,7 +27,7 @@ class ParameterCounts:
     sampled: int | None
 
     def as_dict(self) -> dict[str, int | float | None]:
-        """For `plan`; shares are of the whole model."""
+        """For `plan` and the record; the share (0 to 1) is of the whole model."""
         return {
             "total": self.total,
             "trainable": self.trainable,

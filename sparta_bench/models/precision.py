@@ -30,6 +30,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Precision:
+    """The dtypes of the weights and the computation, and of what trains."""
+
     model_dtype: torch.dtype
     trained_dtype: torch.dtype
 

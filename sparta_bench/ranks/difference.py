@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.ranks.checkpoint import Checkpoint, is_head, open_checkpoint
-from sparta_bench.saved import WHOLE
+from sparta_bench.saved.whole import WHOLE
 from sparta_bench.sparta import authors_layout, store
 from sparta_bench.sparta.merge import rounded_sum
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from sparta_bench.checks.configuration import from_dict
 from sparta_bench.compose import compose_all
-from sparta_bench.config import Config, LoraConfig, from_dict
+from sparta_bench.config import Config, LoraConfig
 from sparta_bench.paper import number_of, rows_of
 from sparta_bench.sweeps import sweeps_of
 from sparta_bench.tables.protocol import MODELS

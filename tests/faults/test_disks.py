@@ -139,7 +139,10 @@ def test_a_folder_that_may_only_be_read(
     disk.only_to_be_read()
     before = outcome(whole)
     results = str(disk.folder / "results")
-    line = f"sparta-bench: results_dir={results}: must be a folder that can be written\n"
+    line = (
+        f"sparta-bench: results_dir={results}: must be a folder that can be written; "
+        f"{results} cannot be written to\n"
+    )
     assert forks.run(*small(disk.folder), code=2, prelude=disk.prelude) == line
     sweep = ["-m", *small(disk.folder, "method=sparta,head")]
     assert forks.run(*sweep, code=2, prelude=disk.prelude) == line

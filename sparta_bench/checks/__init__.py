@@ -1,0 +1,1 @@
+"""Every check of a configuration that needs nothing loaded."""

@@ -1,0 +1,1 @@
+"""What runs and `merge` left in folders: written, read, checked."""
