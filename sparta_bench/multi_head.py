@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sparta_bench.errors import InputError, reason_of
+from sparta_bench.errors import InputError, reason_of, shown
 from sparta_bench.files import sha256_of, write_json, write_tensors
 from sparta_bench.models.classifier import Classifier, pooled
 from sparta_bench.saved import (
@@ -30,9 +30,10 @@ from sparta_bench.saved import (
     padding_token,
     portable,
 )
-from sparta_bench.sparta.store import is_finite
+from sparta_bench.sparta.store import fingerprint_of, is_finite
 
 CONFIG, HEADS = MULTI_HEAD, "heads.safetensors"
+BACKBONE = "backbone_fingerprint"  # of the merged values, by `store.fingerprint_of`
 FORMAT = 1  # counted up when a reader of the last one would read wrongly
 
 
@@ -133,6 +134,7 @@ def write(
             "format": FORMAT,
             "heads": described,
             "merged": dict(merged),
+            BACKBONE: fingerprint_of(model.backbone),
             "heads_sha256": sha256_of(folder / HEADS),
         },
     )
@@ -156,6 +158,7 @@ def load(folder: Path) -> LoadedHeads:
     first = next(iter(about.values()))
     base = changed(first.model, path=str(folder), embedded=False, tokenizer=None)
     classifier, tokenizer = load_base(first, base, told_as="")
+    _check_backbone(folder, values, classifier.backbone)
     hidden = classifier.head_weight.shape[1]
     for name, one in about.items():
         if heads[name].shape != (len(one.labels), hidden):
@@ -184,6 +187,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
+
+
+def _check_backbone(folder: Path, values: Mapping[str, Any], backbone: nn.Module) -> None:
+    """The heads say nothing of use on another one. Folders of earlier versions do not say which
+    theirs was, and are believed."""
+    if BACKBONE not in values:
+        return
+    found = fingerprint_of(backbone)
+    if values[BACKBONE] != found:
+        raise InputError(
+            f"{folder}: the backbone's weights are not those that were merged: their fingerprint "
+            f"is {found}, and {CONFIG} says {shown(str(values[BACKBONE]))} ({BACKBONE})"
+        )
 
 
 def _read_heads(folder: Path, expected: Any) -> dict[str, Tensor]:

@@ -281,6 +281,41 @@ def test_a_broken_folder_is_refused(
     assert (code, out) == (2, "") and told in error
 
 
+def test_another_backbone_of_the_same_shapes_is_refused(
+    trained: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one, other = (trained("sparta", *task)[2] for task in (SST2, COLA))
+    merged([one, other], tmp_path / "both")
+    merged([one], tmp_path / "one")
+    shutil.copy(tmp_path / "one" / "model.safetensors", tmp_path / "both")
+    about = json.loads((tmp_path / "both" / "multi_head_config.json").read_text())
+    code, out, error = call(capfd, "predict", str(tmp_path / "both"), "a")
+    assert (code, out) == (2, "")
+    assert f"{tmp_path / 'both'}: the backbone's weights are not those that were merged" in error
+    assert f"and multi_head_config.json says {about['backbone_fingerprint']}" in error
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("sparta", ("model.dtype=bfloat16",)),
+        ("lora", ()),
+        ("full_ft", ()),
+        ("head", ("task=tiny-rte", "task.separator=sep_token")),
+    ],
+)
+def test_a_folder_knows_its_own_backbone_and_an_old_one_is_read_as_it_was(
+    trained: Callable[..., Any], tmp_path: Path, method: str, settings: tuple[str, ...]
+) -> None:
+    merged([trained(method, *settings)[2]], tmp_path / "one")
+    path = tmp_path / "one" / "multi_head_config.json"
+    about, model = json.loads(path.read_text()), MultiHead.load(tmp_path / "one")
+    assert about.pop("backbone_fingerprint") == store.fingerprint_of(model.backbone)
+    path.write_text(json.dumps(about))  # as before the fingerprint was written
+    old = MultiHead.load(tmp_path / "one").state_dict()
+    assert all(torch.equal(old[name], value) for name, value in model.state_dict().items())
+
+
 def test_heads_of_another_shape_are_refused(
     trained: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
