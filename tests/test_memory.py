@@ -376,6 +376,8 @@ def test_a_folder_is_estimated_as_it_is(tmp_path: Path) -> None:
         (["train.gradient_checkpointing=true"], "memory shows both"),
         (["--gpu-gib=24,x"], "x is no whole number"),
         (["--gpu-gib="], "is no whole number"),
+        (["--gpu-gib", "-1,24"], "-1 is no whole number"),
+        (["--rows", "-1"], "-1 is no whole number"),
         (["--rows=0"], "0 is no whole number"),
         (["--tokens=9000"], "--tokens 9000: gemma-2b reads 8,192 tokens at most"),
         (

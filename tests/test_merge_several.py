@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 from sparta_bench import multi_head
 from sparta_bench.errors import InputError
 from sparta_bench.merge.combine import multi_head_of
+from sparta_bench.merge.command import _read
 from sparta_bench.merge.rules import Entries, Rule, combine, thin
 from sparta_bench.merge.sources import open_sources
 from sparta_bench.multi_head import MultiHead
@@ -69,6 +70,17 @@ def test_weights_multiply_each_models_changes() -> None:
     both = [entries([0, 1], [1.0, 2.0]), entries(None, [10.0, 20.0, 30.0, 40.0])]
     found = combine(base, both, Rule(weights=(2.0, 0.5)))
     assert found.tolist() == [[7.0, 14.0], [15.0, 20.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("-1,2", (-1, 2)), ("-.5,-2", (-0.5, -2)), ("-1e-1,1", (-0.1, 1)), ("0.5,-1", (0.5, -1))],
+)
+def test_weights_may_begin_with_a_minus(text: str, numbers: tuple[float, float]) -> None:
+    """argparse alone takes such a list for an option, but not a plain number."""
+    for words in (["--weights", text, "A", "B"], ["A", "--weights", text, "B"]):
+        options = _read(["combine", *words, "--out", "out"])
+        assert options.weights == numbers and options.adapters == [Path("A"), Path("B")]
 
 
 def test_ties_keeps_the_mean_of_the_elected_sign() -> None:
@@ -355,6 +367,10 @@ def test_the_command_writes_warns_and_names(
         (["combine", "A", "B", "--heads", "average"], "heads are not averaged"),
         (["combine", "A", "B", "--weights", "1"], "1 numbers for 2 models"),
         (["combine", "A", "B", "--weights", "1,x"], "1,x is no list of numbers"),
+        (["combine", "A", "B", "--weights", "-1,2,3"], "3 numbers for 2 models"),
+        (["combine", "A", "B", "--weights", "-1,", "--how", "sum"], "-1, is no list of numbers"),
+        (["combine", "A", "B", "--weights", "-1,x"], "-1,x is no list of numbers"),
+        (["combine", "A", "B", "--weights", "-2e6,1"], "-2e6,1 is no list of numbers"),
         (["combine", "A", "B", "--weights", "nan,1"], "nan,1 is no list of numbers"),
         (["combine", "A", "B", "--dare", "1"], "1 is no number inside (0, 1)"),
         (["combine", "A", "B", "--seed", "-1"], "--seed"),
