@@ -16,7 +16,7 @@ from sparta_bench.bench.setting import Setting
 from sparta_bench.charts.chart import Bar, Bars, Piece
 from sparta_bench.cli import main
 from sparta_bench.errors import InputError
-from sparta_bench.memory import command, estimate, formula, report
+from sparta_bench.memory import command, estimate, formula, parts, report
 from sparta_bench.memory.activations import Activations, activations_of
 from sparta_bench.memory.estimate import METHODS, Estimate, setting_of
 from sparta_bench.memory.figure import peaks
@@ -195,16 +195,21 @@ def test_largest_batch_is_the_largest(way: bool) -> None:
 
 
 @pytest.mark.usefixtures("no_dry_runs")
-def test_stochastic_rounding_needs_room_for_the_largest_tensor() -> None:
+def test_stochastic_rounding_needs_room_for_a_piece_of_the_largest_tensor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def update(name: str) -> int:
         setting = setting_for("train.trained_dtype=bfloat16")
         return estimate.estimate(name, setting).transient.update
 
-    assert update("full_ft") == 29 * HIDDEN * WIDE
-    assert update("lora") == 29 * 8 * HIDDEN
-    assert update("head") == 29 * HEAD
-    assert update("sparta-0.05") == 29 * round(0.05 * HIDDEN * WIDE)
+    assert update("full_ft") == 27 * HIDDEN * WIDE
+    assert update("lora") == 27 * 8 * HIDDEN
+    assert update("head") == 27 * HEAD
+    assert update("sparta-0.05") == 27 * round(0.05 * HIDDEN * WIDE)
     assert estimate.estimate("full_ft", setting_for()).transient.update == 0
+    monkeypatch.setattr(parts, "PIECE", 100)
+    assert update("full_ft") == 27 * 100
+    assert update("head") == 27 * HEAD
 
 
 # ------------------------------------------------------------------------------ activations
