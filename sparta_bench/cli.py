@@ -102,10 +102,10 @@ def _subcommand(name: str, arguments: list[str]) -> int:
     quiet_libraries()
     module, function = COMMANDS[name]
     try:
-        getattr(import_module(module), function)(arguments)
+        # a code, where a part of the work may fail alone
+        return getattr(import_module(module), function)(arguments) or DONE
     except SystemExit as end:  # argparse, after --help
         return int(end.code or DONE)
-    return DONE
 
 
 def _plan(arguments: list[str]) -> int:

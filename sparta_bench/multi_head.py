@@ -16,16 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sparta_bench.errors import InputError, reason_of
+from sparta_bench.errors import InputError, reason_of, shown
 from sparta_bench.files import sha256_of, write_json, write_tensors
 from sparta_bench.models.classifier import Classifier, pooled
 from sparta_bench.saved.base import load_base
 from sparta_bench.saved.description import Description, portable, read_object
 from sparta_bench.saved.load import MULTI_HEAD, Loaded
 from sparta_bench.saved.whole import padding_on_the_right
-from sparta_bench.sparta.store import is_finite
+from sparta_bench.sparta.store import fingerprint_of, is_finite
 
 CONFIG, HEADS = MULTI_HEAD, "heads.safetensors"
+BACKBONE = "backbone_fingerprint"  # of the merged values, by `store.fingerprint_of`
 FORMAT = 1  # counted up when a reader of the last one would read wrongly
 
 
@@ -124,6 +125,7 @@ def write(
             "format": FORMAT,
             "heads": described,
             "merged": dict(merged),
+            BACKBONE: fingerprint_of(model.backbone),
             "heads_sha256": sha256_of(folder / HEADS),
         },
     )
@@ -147,6 +149,7 @@ def load(folder: Path) -> LoadedHeads:
     first = next(iter(about.values()))
     base = replace(first.model, path=str(folder), embedded=False, tokenizer=None)
     classifier, tokenizer = load_base(first, base, told_as="")
+    _check_backbone(folder, values, classifier.backbone)
     hidden = classifier.head_weight.shape[1]
     for name, one in about.items():
         if heads[name].shape != (len(one.labels), hidden):
@@ -170,6 +173,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
     ):
         raise InputError(f"{path}: heads is missing or of another kind")
     return values
+
+
+def _check_backbone(folder: Path, values: Mapping[str, Any], backbone: nn.Module) -> None:
+    """The heads say nothing of use on another one. Folders of earlier versions do not say which
+    theirs was, and are believed."""
+    if BACKBONE not in values:
+        return
+    found = fingerprint_of(backbone)
+    if values[BACKBONE] != found:
+        raise InputError(
+            f"{folder}: the backbone's weights are not those that were merged: their fingerprint "
+            f"is {found}, and {CONFIG} says {shown(str(values[BACKBONE]))} ({BACKBONE})"
+        )
 
 
 def _read_heads(folder: Path, expected: Any) -> dict[str, Tensor]:

@@ -15,7 +15,10 @@ from sparta_bench.files import json_of
 
 SCHEMA = 1
 PROTOCOL = 2  # counted up when the code changes in a way that changes outcomes
-MERGE, MERGE_SCHEMA = "merge.json", 1  # the record of two merged runs (sparta_bench/merge/pairs.py)
+MERGE, MERGE_SCHEMA = (
+    "merge.json",
+    1,
+)  # of two merged runs (sparta_bench/merge/measure.py)
 STATUSES = ("completed", "failed", "interrupted")
 LOCK = ".lock"  # in a run's folder, held by the process that is at it
 RUNNING = "running.json"  # beside it: the record before there is anything in it

@@ -8,6 +8,7 @@ import signal
 import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,19 @@ def tiny_config(tmp_path: Path) -> Callable[..., Any]:
         return compose([*folders, *overrides])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def composed_once() -> Callable[[list[str]], Any]:
+    """`compose` that asks Hydra once a session for the same overrides: each time takes as long as a
+    small model's step. Configurations are frozen; faults are told anew."""
+    from sparta_bench.compose import compose
+
+    @cache
+    def made(overrides: tuple[str, ...]) -> Any:
+        return compose(list(overrides))
+
+    return lambda overrides: made(tuple(overrides))
 
 
 @pytest.fixture(scope="session")

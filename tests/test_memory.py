@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
+from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from sparta_bench.bench.setting import Setting
 from sparta_bench.charts.chart import Bar, Bars, Piece
 from sparta_bench.cli import main
 from sparta_bench.errors import InputError
-from sparta_bench.memory import command, estimate, formula, report
+from sparta_bench.memory import command, estimate, formula, parts, report
 from sparta_bench.memory.activations import Activations, activations_of
 from sparta_bench.memory.estimate import METHODS, Estimate, setting_of
 from sparta_bench.memory.figure import peaks
@@ -50,6 +53,14 @@ def setting_for(*overrides: str, rows: int = ROWS, tokens: int = TOKENS) -> Sett
 
 
 ROUND_SIZES = {False: Activations(1e6, 1e5), True: Activations(1e4, 2e5)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compose_once(composed_once: Any) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (command, estimate, report):
+            patch.setattr(module, "compose", composed_once)
+        yield
 
 
 @pytest.fixture
@@ -195,16 +206,21 @@ def test_largest_batch_is_the_largest(way: bool) -> None:
 
 
 @pytest.mark.usefixtures("no_dry_runs")
-def test_stochastic_rounding_needs_room_for_the_largest_tensor() -> None:
+def test_stochastic_rounding_needs_room_for_a_piece_of_the_largest_tensor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def update(name: str) -> int:
         setting = setting_for("train.trained_dtype=bfloat16")
         return estimate.estimate(name, setting).transient.update
 
-    assert update("full_ft") == 29 * HIDDEN * WIDE
-    assert update("lora") == 29 * 8 * HIDDEN
-    assert update("head") == 29 * HEAD
-    assert update("sparta-0.05") == 29 * round(0.05 * HIDDEN * WIDE)
+    assert update("full_ft") == 27 * HIDDEN * WIDE
+    assert update("lora") == 27 * 8 * HIDDEN
+    assert update("head") == 27 * HEAD
+    assert update("sparta-0.05") == 27 * round(0.05 * HIDDEN * WIDE)
     assert estimate.estimate("full_ft", setting_for()).transient.update == 0
+    monkeypatch.setattr(parts, "PIECE", 100)
+    assert update("full_ft") == 27 * 100
+    assert update("head") == 27 * HEAD
 
 
 # ------------------------------------------------------------------------------ activations
@@ -220,12 +236,14 @@ def test_checkpointing_keeps_the_input_of_each_layer() -> None:
     assert dry("head", False).kept == 0  # nothing below the head has a gradient
 
 
+@pytest.mark.slow
 def test_activations_grow_with_tokens_and_no_faster() -> None:
     """The mask's square would show: attention keeps no scores."""
     few, many = (dry("lora", False, tokens=tokens).kept for tokens in (64, 256))
     assert many == pytest.approx(4 * few, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_few_chosen_places_keep_few_columns() -> None:
     # as on a CPU, where so small a layer takes the sampled way
     wide = ("device=cpu", "model.shape.hidden_size=512", "model.shape.intermediate_size=2048")
@@ -246,6 +264,16 @@ def test_a_model_that_cannot_run_dry_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
 # ------------------------------------------------------------------------------ the command
 @pytest.fixture(scope="module")
+def settings() -> list[dict[str, Any]]:
+    """What the JSON says of a tiny shape on this CPU; no dry runs."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
+        patch.setattr(estimate, "activations_of", lambda setting, way: ROUND_SIZES[way])
+        assert main(["memory", "--json", "--gpu-gib=1,2", *SIZE, *TINY, "device=cpu"]) == 0
+    found: list[dict[str, Any]] = json.loads(out.getvalue())["settings"]
+    return found
+
+
+@pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """The JSON and the folder of a tiny shape, measured on this CPU; no dry runs."""
     folder = tmp_path_factory.mktemp("memory")
@@ -256,6 +284,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
     return json.loads((folder / "memory.json").read_text(encoding="utf-8")), folder
 
 
+@pytest.mark.slow
 def test_files(shown: tuple[dict[str, Any], Path]) -> None:
     found, folder = shown
     names = ["bars.png", "bars.svg", "memory.csv", "memory.json", "memory.md", "memory.tex"]
@@ -270,12 +299,13 @@ def test_files(shown: tuple[dict[str, Any], Path]) -> None:
     assert "14 of 14 values are the paper's" in text
     latex = (folder / "memory.tex").read_text(encoding="utf-8")
     assert latex.count(r"\begin{table}") == len(tables)
+    assert (folder / "bars.png").stat().st_size > 10_000
     for path in folder.iterdir():
         assert str(folder).encode() not in path.read_bytes()
 
 
-def test_json_says_it_part_by_part(shown: tuple[dict[str, Any], Path]) -> None:
-    setting = shown[0]["settings"][0]
+def test_json_says_it_part_by_part(settings: list[dict[str, Any]]) -> None:
+    (setting,) = settings
     assert (setting["model"], setting["device"], setting["rows"], setting["tokens"]) == (
         "gemma-2b", "cpu", ROWS, TOKENS
     )  # fmt: skip
@@ -290,6 +320,7 @@ def test_json_says_it_part_by_part(shown: tuple[dict[str, Any], Path]) -> None:
     assert head["paper_formula_bytes"] == 2 * (BACKBONE + HEAD) + 8 * HEAD
 
 
+@pytest.mark.slow
 def test_csv_has_every_size(shown: tuple[dict[str, Any], Path]) -> None:
     with (shown[1] / "memory.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -300,6 +331,7 @@ def test_csv_has_every_size(shown: tuple[dict[str, Any], Path]) -> None:
     assert {row["measured bytes"] for row in weights} == {str(4 * BACKBONE)}
 
 
+@pytest.mark.slow
 def test_measured_rows_say_where(shown: tuple[dict[str, Any], Path]) -> None:
     (setting,) = shown[0]["measured"]
     assert setting["device"]["type"] == "cpu"
@@ -356,6 +388,7 @@ def test_a_method_that_does_not_fit_the_model_is_left_out(
     assert str(tmp_path) not in text
 
 
+@pytest.mark.slow
 def test_a_folder_is_estimated_as_it_is(tmp_path: Path) -> None:
     """gpt2 has other names for what its configuration says, such as the number of layers."""
     shape = {"model_type": "gpt2", "n_layer": 5, "n_embd": 16, "n_head": 2, "vocab_size": 50}
@@ -376,6 +409,8 @@ def test_a_folder_is_estimated_as_it_is(tmp_path: Path) -> None:
         (["train.gradient_checkpointing=true"], "memory shows both"),
         (["--gpu-gib=24,x"], "x is no whole number"),
         (["--gpu-gib="], "is no whole number"),
+        (["--gpu-gib", "-1,24"], "-1 is no whole number"),
+        (["--rows", "-1"], "-1 is no whole number"),
         (["--rows=0"], "0 is no whole number"),
         (["--tokens=9000"], "--tokens 9000: gemma-2b reads 8,192 tokens at most"),
         (
@@ -453,14 +488,13 @@ def test_bars_of_pieces_stand_one_after_the_other() -> None:
     ]
 
 
-def test_figure_shows_the_peaks(shown: tuple[dict[str, Any], Path]) -> None:
-    figure = peaks("memory", shown[0]["settings"])
+def test_figure_shows_the_peaks(settings: list[dict[str, Any]]) -> None:
+    figure = peaks("memory", settings)
     (panel,) = figure.panels
-    methods = shown[0]["settings"][0]["methods"]
+    methods = settings[0]["methods"]
     assert len(panel.rows) == 2 * len(methods)
     sizes = [method[way]["peak_bytes"] for method in methods for way in ("plain", "checkpointing")]
     assert [bar.value for bar in panel.rows] == sizes
     for bar in panel.rows:
         assert sum(piece.value for piece in bar.drawn) == bar.value
         assert {piece.tone for piece in bar.drawn} == {key.tone for key in figure.legend}
-    assert (shown[1] / "bars.png").stat().st_size > 10_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from sparta_bench.memory import command, estimate, report
 from sparta_bench.memory.activations import Activations
 from sparta_bench.memory.estimate import METHODS, Estimate
 from sparta_bench.memory.layout import tables_of, values_table
-from sparta_bench.memory.measure import Measured, measure
+from sparta_bench.memory.measure import Measured, _nothing_else, measure
 from sparta_bench.memory.parts import Parts
 from sparta_bench.memory_use import live_bytes
 
@@ -28,6 +29,19 @@ TINY = [
     "model.shape.head_dim=32",
 ]
 NEAR = 0.05
+
+
+def slow(*values: Any) -> Any:
+    """A case of the slow tier: another one of the same test stays in the fast one."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compose_once(composed_once: Any) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (command, estimate, report):
+            patch.setattr(module, "compose", composed_once)
+        yield
 
 
 def estimated(name: str, shape: Any, *overrides: str, rows: int, tokens: int) -> Estimate:
@@ -50,6 +64,7 @@ def no_dry_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "activations_of", lambda setting, way: Activations(0.0, 0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_dry_runs")
 @pytest.mark.parametrize("name", METHODS)
 def test_small_shape_without_activations(name: str) -> None:
@@ -62,8 +77,11 @@ def test_small_shape_without_activations(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "trained"),
     [
-        *((name, "float32") for name in METHODS),
-        *((name, "bfloat16") for name in ("full_ft", "lora", "sparta-0.05")),
+        ("full_ft", "float32"),
+        ("sparta-0.05", "float32"),
+        *(slow(name, "float32") for name in METHODS if name not in ("full_ft", "sparta-0.05")),
+        *((name, "bfloat16") for name in ("full_ft", "sparta-0.05")),
+        slow("lora", "bfloat16"),
     ],
 )
 def test_bfloat16_weights(name: str, trained: str) -> None:
@@ -74,7 +92,7 @@ def test_bfloat16_weights(name: str, trained: str) -> None:
     check_parts(found, report._measured_side(measure(found.setting)), small=0.001)
 
 
-@pytest.mark.parametrize("name", ["full_ft", "head", "lora", "sparta-0.05"])
+@pytest.mark.parametrize("name", ["full_ft", slow("head"), slow("lora"), "sparta-0.05"])
 def test_peak_with_a_batch(name: str) -> None:
     found = estimated(name, TINY, rows=8, tokens=32)
     for way in (False, True):
@@ -82,7 +100,7 @@ def test_peak_with_a_batch(name: str) -> None:
         assert found.peak_bytes(8, way) == pytest.approx(side["peak_bytes"], rel=NEAR), way
 
 
-@pytest.mark.parametrize("column", ["full_ft", "sparta-50", "sparta-99"])
+@pytest.mark.parametrize("column", [slow("full_ft"), "sparta-50", slow("sparta-99")])
 def test_table_1_at_a_small_size(column: str) -> None:
     """The paper's formula counts every byte that there is, but for the originals."""
     (setting,) = command.settings_of([*TINY, "device=cpu"], 1, 1)
@@ -161,12 +179,13 @@ def test_out_of_memory_is_noted_and_the_rest_goes_on(monkeypatch: pytest.MonkeyP
 
 def test_live_bytes_of_a_cpu() -> None:
     device = torch.device("cpu")
-    before = live_bytes(device)
-    made = torch.zeros(1000)
-    view = made[10:]
-    assert live_bytes(device) - before == made.nbytes
-    del made, view
-    assert live_bytes(device) == before
+    with _nothing_else():  # or each look is at the objects of all tests
+        before = live_bytes(device)
+        made = torch.zeros(1000)
+        view = made[10:]
+        assert live_bytes(device) - before == made.nbytes
+        del made, view
+        assert live_bytes(device) == before
 
 
 def test_cuda_asks_its_allocator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from forged_records import forge, scores
 from test_cli import call
 
 from sparta_bench.errors import InputError
-from sparta_bench.merge.pairs import Pair, _path_of, groups_of
+from sparta_bench.merge.measure import _path_of, measure_pairs
+from sparta_bench.merge.pairs import Pair, groups_of
 from sparta_bench.merge.rules import Rule
 from sparta_bench.paper import rows_of
 from sparta_bench.records import Record, read_merge, record_of
@@ -132,6 +133,112 @@ def test_a_record_that_cannot_be_written_is_told(
     (runs / "merges").write_text("")
     code, _, error = call(capfd, "merge", "pairs", str(runs))
     assert code == 2 and "merge.json: cannot be written: " in lines_of(error)
+
+
+# --------------------------------------------------------------------------------- refusals
+def change(runs: Path, task: str, seed: int, values: dict[str, Any]) -> Path:
+    """Change what a run's adapter says of itself; its folder."""
+    for path in runs.glob("runs/*/result.json"):
+        record = json.loads(path.read_text())
+        if (record["config"]["task"]["name"], record["seed"]) == (task, seed):
+            config = path.parent / "adapter" / "adapter_config.json"
+            config.write_text(json.dumps(json.loads(config.read_text()) | values))
+            return config.parent
+    raise AssertionError
+
+
+OTHER = {"name": "tiny-gemma", "fingerprint": "0" * 16}
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"base_model": OTHER}, "only changes of one and the same base can be added up"),
+        ({"base_fingerprint": "0" * 16}, "was trained on other weights than"),
+        ({"labels": ["x", "y"]}, "/adapter was trained for x, y"),
+        ({"labels": 5, "seed": "x"}, "; "),
+    ],
+    ids=["base", "weights", "labels", "two faults"],
+)
+@pytest.mark.parametrize("task", ["tiny-sst2", "tiny-cola"])
+def test_a_pair_that_is_refused_keeps_no_other_from_being_merged(
+    runs: Path, capfd: pytest.CaptureFixture[str], task: str, values: dict[str, Any], told: str
+) -> None:
+    change(runs, task, 0, values)  # of sst2 it is the first run of all
+    code, out, error = call(capfd, "merge", "pairs", str(runs))
+    assert code == 1 and out.startswith("1 pairs, 0 of them there already → ")
+    assert len(list(runs.rglob("merge.json"))) == 1
+    assert len(error) == 4, error
+    (refused,) = (line for line in error[:2] if ": refused: " in line)
+    assert told in refused and f"{task} (seed 0)" in refused
+    assert error[2] == "sparta-bench: 1 of 2 pairs were refused:"
+    assert error[3] == "sparta-bench: " + refused.partition(": refused: ")[2]
+
+
+def test_a_pair_that_was_refused_is_merged_when_it_can_be(
+    runs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = change(runs, "tiny-cola", 1, {})
+    whole = (folder / "adapter.safetensors").read_bytes()
+    (folder / "adapter.safetensors").write_bytes(whole[:-8])
+    code, out, error = call(capfd, "merge", "pairs", str(runs), "--json")
+    (first,) = json.loads(out)
+    assert code == 1 and [run["seed"] for run in first["runs"]] == [1, 0]
+    assert error[-2] == "sparta-bench: 1 of 2 pairs were refused:"
+    (folder / "adapter.safetensors").write_bytes(whole)
+    code, out, error = call(capfd, "merge", "pairs", str(runs))
+    assert code == 0 and out.startswith("2 pairs, 1 of them there already → ")
+    assert len(error) == 2
+
+
+def test_where_all_pairs_are_refused_the_input_is_at_fault(
+    runs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, out, error = call(capfd, "merge", "pairs", str(runs), "--base", "nowhere", "--json")
+    assert (code, out) == (2, "")
+    refused = [line for line in error if ": refused: " in line]
+    assert len(refused) == 2 and refused[0].startswith("1/2 tiny-gemma sparta 5 %: ")
+    reason = refused[0].partition(": refused: ")[2]
+    assert error[2:] == [
+        "sparta-bench: 2 of 2 pairs were refused:",
+        f"sparta-bench: {reason} (2 pairs)",
+    ]
+    # a wrong setting is told once, before anything is read
+    code, _, error = call(capfd, "merge", "pairs", str(runs), "task.data=5")
+    assert code == 2 and all("task.data" in line for line in error)
+
+
+def test_an_added_token_makes_a_base_of_each_seed(
+    trained: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its embedding is drawn from the seed: runs of one seed share it, others cannot be merged."""
+    for task in ("task=tiny-rte", "task=tiny-qqp"):
+        for seed in (0, 1):
+            folder = trained("head", task, "task.separator=sep_token", f"seed={seed}")[2].parent
+            shutil.copytree(folder, tmp_path / "runs" / folder.name)
+    code, out, error = call(capfd, "merge", "pairs", str(tmp_path), "--seeds", "same")
+    assert code == 0 and out.startswith("2 pairs, "), error
+    code, out, error = call(capfd, "merge", "pairs", str(tmp_path))
+    assert code == 2
+    assert all("whose embedding is drawn from the seed" in line for line in error[:2])
+
+
+def test_a_task_of_a_record_that_is_unknown_here_is_refused(
+    trained: Callable[..., Any], tmp_path: Path
+) -> None:
+    made = [
+        forged(tmp_path, True, model="gemma-2b", task=task, seed=seed)
+        for task, seed in (("sst2", 0), ("cool", 1))
+    ]
+    for record in made:
+        adapter = trained("sparta", *TASKS[:1], "seed=0")[2]
+        shutil.copytree(adapter, record.path.parent / "adapter", dirs_exist_ok=True)
+        record.path.write_text(json.dumps(record.raw))
+    found = measure_pairs(tmp_path, Rule())
+    assert (found.records, found.refused) == (
+        [],
+        [f"{made[1].path}: task=cool: is none of conf/task"],
+    )
 
 
 def test_a_models_name_leads_nowhere_else(tmp_path: Path) -> None:

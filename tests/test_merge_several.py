@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 from sparta_bench import multi_head
 from sparta_bench.errors import InputError
 from sparta_bench.merge.combine import multi_head_of
+from sparta_bench.merge.command import _read
 from sparta_bench.merge.rules import Entries, Rule, combine, thin
 from sparta_bench.merge.sources import open_sources
 from sparta_bench.multi_head import MultiHead
@@ -69,6 +70,17 @@ def test_weights_multiply_each_models_changes() -> None:
     both = [entries([0, 1], [1.0, 2.0]), entries(None, [10.0, 20.0, 30.0, 40.0])]
     found = combine(base, both, Rule(weights=(2.0, 0.5)))
     assert found.tolist() == [[7.0, 14.0], [15.0, 20.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("-1,2", (-1, 2)), ("-.5,-2", (-0.5, -2)), ("-1e-1,1", (-0.1, 1)), ("0.5,-1", (0.5, -1))],
+)
+def test_weights_may_begin_with_a_minus(text: str, numbers: tuple[float, float]) -> None:
+    """argparse alone takes such a list for an option, but not a plain number."""
+    for words in (["--weights", text, "A", "B"], ["A", "--weights", text, "B"]):
+        options = _read(["combine", *words, "--out", "out"])
+        assert options.weights == numbers and options.adapters == [Path("A"), Path("B")]
 
 
 def test_ties_keeps_the_mean_of_the_elected_sign() -> None:
@@ -281,6 +293,41 @@ def test_a_broken_folder_is_refused(
     assert (code, out) == (2, "") and told in error
 
 
+def test_another_backbone_of_the_same_shapes_is_refused(
+    trained: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one, other = (trained("sparta", *task)[2] for task in (SST2, COLA))
+    merged([one, other], tmp_path / "both")
+    merged([one], tmp_path / "one")
+    shutil.copy(tmp_path / "one" / "model.safetensors", tmp_path / "both")
+    about = json.loads((tmp_path / "both" / "multi_head_config.json").read_text())
+    code, out, error = call(capfd, "predict", str(tmp_path / "both"), "a")
+    assert (code, out) == (2, "")
+    assert f"{tmp_path / 'both'}: the backbone's weights are not those that were merged" in error
+    assert f"and multi_head_config.json says {about['backbone_fingerprint']}" in error
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("sparta", ("model.dtype=bfloat16",)),
+        ("lora", ()),
+        ("full_ft", ()),
+        ("head", ("task=tiny-rte", "task.separator=sep_token")),
+    ],
+)
+def test_a_folder_knows_its_own_backbone_and_an_old_one_is_read_as_it_was(
+    trained: Callable[..., Any], tmp_path: Path, method: str, settings: tuple[str, ...]
+) -> None:
+    merged([trained(method, *settings)[2]], tmp_path / "one")
+    path = tmp_path / "one" / "multi_head_config.json"
+    about, model = json.loads(path.read_text()), MultiHead.load(tmp_path / "one")
+    assert about.pop("backbone_fingerprint") == store.fingerprint_of(model.backbone)
+    path.write_text(json.dumps(about))  # as before the fingerprint was written
+    old = MultiHead.load(tmp_path / "one").state_dict()
+    assert all(torch.equal(old[name], value) for name, value in model.state_dict().items())
+
+
 def test_heads_of_another_shape_are_refused(
     trained: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,6 +367,10 @@ def test_the_command_writes_warns_and_names(
         (["combine", "A", "B", "--heads", "average"], "heads are not averaged"),
         (["combine", "A", "B", "--weights", "1"], "1 numbers for 2 models"),
         (["combine", "A", "B", "--weights", "1,x"], "1,x is no list of numbers"),
+        (["combine", "A", "B", "--weights", "-1,2,3"], "3 numbers for 2 models"),
+        (["combine", "A", "B", "--weights", "-1,", "--how", "sum"], "-1, is no list of numbers"),
+        (["combine", "A", "B", "--weights", "-1,x"], "-1,x is no list of numbers"),
+        (["combine", "A", "B", "--weights", "-2e6,1"], "-2e6,1 is no list of numbers"),
         (["combine", "A", "B", "--weights", "nan,1"], "nan,1 is no list of numbers"),
         (["combine", "A", "B", "--dare", "1"], "1 is no number inside (0, 1)"),
         (["combine", "A", "B", "--seed", "-1"], "--seed"),

@@ -15,11 +15,13 @@ from sparta_bench.models.counts import ParameterCounts, lora_sizes
 from sparta_bench.models.precision import Precision
 from sparta_bench.sparta.gradient import sampling_pays
 from sparta_bench.sparta.sample import sampled_tensors
+from sparta_bench.training.optim import PIECE
 
 INDEX = 4  # bytes of a flat place: int32
-# What StochasticAdamW needs for each scalar of the tensor that it updates: in float32 gradient,
-# mean, square and new value, then the random bits, the rounded values and the choice of the two.
-STOCHASTIC_UPDATE = 29
+# What StochasticAdamW needs for each scalar of the piece that it updates: in float32 gradient,
+# mean, square and new value, then the random bits, which become the rounded values, and what
+# isfinite works with.
+STOCHASTIC_UPDATE = 27
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def transient_of(setting: Setting, backbone: nn.Module, counts: ParameterCounts)
     else:
         largest = counts.head
     stochastic = precision.trained_dtype == torch.bfloat16
-    return Transient(backward, STOCHASTIC_UPDATE * largest if stochastic else 0, last)
+    return Transient(backward, STOCHASTIC_UPDATE * min(largest, PIECE) if stochastic else 0, last)
 
 
 def _trains_itself(setting: Setting) -> bool:

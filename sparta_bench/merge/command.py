@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparta_bench.config import METHODS
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, tell
 from sparta_bench.options import Parser, add_base, add_sources, check_settings
 
 if TYPE_CHECKING:
@@ -159,17 +159,18 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def main(arguments: list[str]) -> None:
-    """`sparta-bench merge VERB`: write a folder and say what is there."""
+def main(arguments: list[str]) -> int:
+    """`sparta-bench merge VERB`: write a folder and say what is there; the exit code."""
     options = _read(arguments)
+    if options.verb == "pairs":
+        return _pairs(options)
     if options.verb in ("bake", "export"):
         _of_one(options)
-    elif options.verb == "pairs":
-        _pairs(options)
     elif options.verb == "overlap":
         _overlap(options)
     else:
         _of_several(options)
+    return 0
 
 
 def _read(arguments: list[str]) -> Namespace:
@@ -246,16 +247,16 @@ def _rule(options: Namespace) -> Rule:
     return Rule(options.how, options.weights, options.dare, options.seed)
 
 
-def _pairs(options: Namespace) -> None:
+def _pairs(options: Namespace) -> int:
     if not options.folder.is_dir():
         raise InputError(f"merge: {options.folder}: there is no such folder")
     check_settings("merge pairs", options.settings, with_task=False)
-    from sparta_bench.merge.pairs import measure_pairs
+    from sparta_bench.merge.measure import measure_pairs
     from sparta_bench.merge.rules import Rule
 
-    records, there = measure_pairs(
+    found = measure_pairs(
         options.folder,
-        [Rule(options.how, None, options.dare, options.seed if options.dare else 0)],
+        Rule(options.how, None, options.dare, options.seed if options.dare else 0),
         options.seeds == "same",
         options.model,
         options.method,
@@ -263,11 +264,16 @@ def _pairs(options: Namespace) -> None:
         options.tokenizer,
         options.settings,
     )
+    refusals = found.refusals()
+    if not found.records:
+        raise InputError(*refusals)
     if options.json:
-        print(json.dumps(records, allow_nan=False))
+        print(json.dumps(found.records, allow_nan=False))
     else:
-        what = f"{len(records):,} pairs, {there:,} of them there already"
+        what = f"{len(found.records):,} pairs, {found.there:,} of them there already"
         print(f"{what} → {options.folder / 'merges'}; see sparta-bench tables {options.folder}")
+    tell(*refusals)
+    return 1 if refusals else 0
 
 
 def _overlap(options: Namespace) -> None:

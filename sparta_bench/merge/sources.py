@@ -29,12 +29,17 @@ HEAD = "head.weight"
 
 class Base:
     """The model that all were trained on, with its tokenizer. `values` are its parameters, by
-    name; `dtype` is theirs."""
+    name; `dtype` is theirs; `has_added_rows` says whether the embeddings grew for the tokenizer;
+    `shown` is what the user called it."""
 
-    def __init__(self, backbone: Any, tokenizer: Any, dtype: str) -> None:
+    def __init__(
+        self, backbone: Any, tokenizer: Any, dtype: str, has_added_rows: bool, shown: str
+    ) -> None:
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.dtype = dtype
+        self.has_added_rows = has_added_rows
+        self.shown = shown
         self.values = {name: value.detach() for name, value in backbone.named_parameters()}
 
     def keep(self) -> None:
@@ -89,31 +94,46 @@ def open_sources(
         If one cannot be read, is of another base, dtype or vocabulary than the first, or a name
         cannot be that of a head.
     """
-    abouts = [_describe(folder) for folder in folders]
-    first = abouts[0]
-    _refuse_unlike(folders, abouts)
+    abouts = [describe(folder) for folder in folders]
+    refuse_unlike(folders, abouts)
     tasks = [
         about.task or folder.resolve().name for about, folder in zip(abouts, folders, strict=True)
     ]
     named = names or _names(tasks)
     _refuse_names(named)
-    model = base_of(first, base, tokenizer, folders[0])
-    classifier, words = load_base(first, model)
-    if len(words) > load_architecture(model).get_text_config().vocab_size:
-        _refuse_other_rows(folders, abouts)
-    found = Base(classifier.backbone, words, first.dtypes["model"])
-    shown = first.model.name if base is None else f"--base {base}"
-    try:
-        sources = [
-            _open(name, folder, about, found, shown)
-            for name, folder, about in zip(named, folders, abouts, strict=True)
-        ]
-    except ValueError as error:
-        raise InputError(reason_of(error)) from None
+    found = open_base(folders[0], abouts[0], base, tokenizer)
+    if found.has_added_rows:
+        refuse_other_rows(folders, abouts)
+    sources = [
+        open_source(name, folder, about, found)
+        for name, folder, about in zip(named, folders, abouts, strict=True)
+    ]
     return found, sources
 
 
-def _describe(folder: Path) -> Description:
+def open_base(
+    folder: Path, about: Description, base: str | None = None, tokenizer: str | None = None
+) -> Base:
+    """The model on which what is in the folder was trained. Raises InputError if it cannot be had;
+    whether it is that one is for `open_source` to say."""
+    model = base_of(about, base, tokenizer, folder)
+    classifier, words = load_base(about, model)
+    added = len(words) > load_architecture(model).get_text_config().vocab_size
+    shown = about.model.name if base is None else f"--base {base}"
+    return Base(classifier.backbone, words, about.dtypes["model"], added, str(shown))
+
+
+def open_source(name: str, folder: Path, about: Description, base: Base) -> Source:
+    """What was trained on `base`, which must hold its own values. Raises InputError if it was
+    trained on another, or a file is broken."""
+    try:
+        return _open(name, folder, about, base)
+    except ValueError as error:
+        raise InputError(reason_of(error)) from None
+
+
+def describe(folder: Path) -> Description:
+    """What the folder says of what is in it. Raises InputError if that cannot be merged."""
     if (folder / WHOLE).is_file():
         return read_whole(folder)
     if authors_layout.is_in(folder):
@@ -129,8 +149,9 @@ def _describe(folder: Path) -> Description:
         raise InputError(reason_of(error)) from None
 
 
-def _refuse_unlike(folders: Sequence[Path], abouts: Sequence[Description]) -> None:
-    """Told before any weights are read."""
+def refuse_unlike(folders: Sequence[Path], abouts: Sequence[Description]) -> None:
+    """Raise InputError if one is of another base, vocabulary or dtype than the first: told before
+    any weights are read."""
     first = abouts[0]
     for folder, about in zip(folders, abouts, strict=True):
         unlike = {
@@ -146,8 +167,9 @@ def _refuse_unlike(folders: Sequence[Path], abouts: Sequence[Description]) -> No
                 )
 
 
-def _refuse_other_rows(folders: Sequence[Path], abouts: Sequence[Description]) -> None:
-    """Of a base that was given rows for added tokens: they are drawn from the run's seed."""
+def refuse_other_rows(folders: Sequence[Path], abouts: Sequence[Description]) -> None:
+    """Raise InputError for unlike seeds on a base that was given rows for added tokens: they are
+    drawn from the run's seed."""
     for folder, about in zip(folders, abouts, strict=True):
         if about.seed != abouts[0].seed:
             raise InputError(
@@ -173,8 +195,8 @@ def _refuse_names(names: Sequence[str]) -> None:
             raise InputError(f"{name!r}: no name for a head; --names gives others, one for each")
 
 
-def _open(name: str, folder: Path, about: Description, base: Base, shown: str) -> Source:
-    check_base(about, base.backbone, base.tokenizer, folder, shown)
+def _open(name: str, folder: Path, about: Description, base: Base) -> Source:
+    check_base(about, base.backbone, base.tokenizer, folder, base.shown)
     if (folder / WHOLE).is_file():
         return _whole(name, folder, about, base)
     dtype = DTYPES[about.dtypes["trained"]]

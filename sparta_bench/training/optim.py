@@ -11,6 +11,10 @@ from torch.optim import AdamW, Optimizer
 
 from sparta_bench.config import TrainConfig
 
+# Scalars that StochasticAdamW updates at once. What a larger tensor becomes depends on it, since
+# the random bits are drawn piece by piece.
+PIECE = 1 << 22
+
 
 def build_optimizer(groups: list[dict[str, Any]], train: TrainConfig) -> Optimizer:
     """AdamW over the groups: torch's fused one, or one that rounds stochastically for bfloat16."""
@@ -40,7 +44,8 @@ class StochasticAdamW(Optimizer):
 
     The arithmetic is in float32; storing rounds up or down with a probability that makes the
     stored value right on average, so small updates are not lost. Needs 8 bytes per scalar: value,
-    gradient and two moments (section 5).
+    gradient and two moments (section 5); and while it works 27 for each of `PIECE` scalars at most,
+    whatever the size of the tensors. Values must lie in memory in one run (`is_contiguous`).
     """
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float) -> None:
@@ -60,16 +65,26 @@ class StochasticAdamW(Optimizer):
             state["exp_avg"] = torch.zeros_like(value)
             state["exp_avg_sq"] = torch.zeros_like(value)
         state["step"] += 1
-        step, (beta1, beta2) = int(state["step"]), group["betas"]
-        grad = value.grad.float()  # type: ignore[union-attr]
-        mean = state["exp_avg"].float().lerp_(grad, 1 - beta1)
-        square = state["exp_avg_sq"].float().mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        store_rounded(mean, state["exp_avg"])
-        store_rounded(square, state["exp_avg_sq"])
-        denominator = square.div_(1 - beta2**step).sqrt_().add_(group["eps"])
-        new = value.float().mul_(1 - group["lr"] * group["weight_decay"])
-        new.addcdiv_(mean, denominator, value=-group["lr"] / (1 - beta1**step))
-        store_rounded(new, value)
+        written = (value, state["exp_avg"], state["exp_avg_sq"])
+        flat = [value.grad.reshape(-1), *(tensor.view(-1) for tensor in written)]  # type: ignore[union-attr]
+        for pieces in zip(*(tensor.split(PIECE) for tensor in flat), strict=True):
+            _update_piece(int(state["step"]), group, *pieces)
+
+
+def _update_piece(
+    step: int, group: dict[str, Any], grad: Tensor, value: Tensor, mean: Tensor, square: Tensor
+) -> None:
+    """One step of AdamW on flat bfloat16 tensors of one length."""
+    beta1, beta2 = group["betas"]
+    grad = grad.float()
+    new_mean = mean.float().lerp_(grad, 1 - beta1)
+    new_square = square.float().mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    store_rounded(new_mean, mean)
+    store_rounded(new_square, square)
+    denominator = new_square.div_(1 - beta2**step).sqrt_().add_(group["eps"])
+    new = value.float().mul_(1 - group["lr"] * group["weight_decay"])
+    new.addcdiv_(new_mean, denominator, value=-group["lr"] / (1 - beta1**step))
+    store_rounded(new, value)
 
 
 def store_rounded(source: Tensor, target: Tensor) -> None:
@@ -78,5 +93,5 @@ def store_rounded(source: Tensor, target: Tensor) -> None:
     # ones with exactly the probability that the dropped ones stand for.
     bits = source.view(torch.int32)
     noise = torch.randint_like(bits, 1 << 16)
-    rounded = bits.add(noise).bitwise_and_(-(1 << 16)).view(torch.float32)
+    rounded = noise.add_(bits).bitwise_and_(-(1 << 16)).view(torch.float32)
     target.copy_(rounded.where(source.isfinite(), source))
