@@ -58,9 +58,9 @@ def main() -> None:
 
 
 def _where() -> dict[str, Any]:
-    from sparta_bench.results import _processor, now
+    from sparta_bench.results import now, processor_name
 
-    return {"date": now(), "device": _processor(), "processors": os.cpu_count()}
+    return {"date": now(), "device": processor_name(), "processors": os.cpu_count()}
 
 
 # ---------------------------------------------------------------------------------- records

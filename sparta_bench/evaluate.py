@@ -15,16 +15,15 @@ from sparta_bench.compose import choices
 from sparta_bench.config import Config, TaskConfig
 from sparta_bench.data.encode import Encoded, cache_folder, encode
 from sparta_bench.data.splits import Splits, load_splits
+from sparta_bench.device import accelerator_of
 from sparta_bench.errors import InputError
 from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.precision import DTYPES, Precision
 from sparta_bench.predict import ready
 from sparta_bench.results import environment, now
-from sparta_bench.run import accelerator_of
 from sparta_bench.saved.description import Description
 from sparta_bench.saved.load import Loaded
-from sparta_bench.training.evaluation import evaluate
-from sparta_bench.training.loop import evaluation_batch_size
+from sparta_bench.training.evaluation import evaluate, evaluation_batch_size
 
 SCHEMA = 1  # of what `evaluation_of` returns
 

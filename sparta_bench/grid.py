@@ -14,20 +14,14 @@ import torch
 
 from sparta_bench.claim import BusyError, agreed, is_held, tidy
 from sparta_bench.config import Config
+from sparta_bench.device import accelerator_of
 from sparta_bench.durations import as_duration
 from sparta_bench.errors import InputError, TrainingError, refusal_of, tell, without_secrets
 from sparta_bench.grid_time import Times
 from sparta_bench.outcome import Outcome
-from sparta_bench.records import LOCK, RUNNING, read_json
+from sparta_bench.records import LOCK, RESULT, RUNNING, read_json
 from sparta_bench.results import run_folder
-from sparta_bench.run import (
-    accelerator_of,
-    identify,
-    name_of,
-    run,
-    stamp_of,
-    summary_line,
-)
+from sparta_bench.run import identify, name_of, run, stamp_of, summary_line
 from sparta_bench.shared import Shared
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at runs that another process is at
@@ -136,7 +130,7 @@ class Grid:
                 tidy(folder)
                 self.times.add(config, found)
                 if not config.force:
-                    self.outcomes.append(_outcome(found, folder / "result.json", was_there=True))
+                    self.outcomes.append(_outcome(found, folder / RESULT, was_there=True))
                     return
             self.failed_before += found["status"] == "failed"
         self.pending[run_id] = config
@@ -215,7 +209,7 @@ class Grid:
             if not made:
                 self.outcomes.append(_failed(config, "no result; give the same command again"))
             for found, folder in made[:1]:
-                self.outcomes.append(_outcome(found, folder / "result.json", was_there=False))
+                self.outcomes.append(_outcome(found, folder / RESULT, was_there=False))
         return self.outcomes
 
 

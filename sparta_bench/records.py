@@ -15,13 +15,11 @@ from sparta_bench.files import json_of
 
 SCHEMA = 1
 PROTOCOL = 2  # counted up when the code changes in a way that changes outcomes
-MERGE, MERGE_SCHEMA = (
-    "merge.json",
-    1,
-)  # of two merged runs (sparta_bench/merge/measure.py)
+MERGE, MERGE_SCHEMA = "merge.json", 1  # of two merged runs (merge/measure.py)
 STATUSES = ("completed", "failed", "interrupted")
-LOCK = ".lock"  # in a run's folder, held by the process that is at it
-RUNNING = "running.json"  # beside it: the record before there is anything in it
+RESULT = "result.json"  # in a run's folder
+LOCK = ".lock"  # beside it, held by the process that is at it
+RUNNING = "running.json"  # the record before there is anything in it
 METRICS = ("loss", "accuracy", "mcc")
 OVERLAP = ("shared", "shared_by_chance", "conflicts")  # of a merge's, besides `changed`
 
@@ -113,7 +111,7 @@ def read_json(folder: Path) -> dict[str, Any] | None:
 
 def look_into(folder: Path) -> dict[str, Any] | str | None:
     """The record in a run's folder; the reason why it is not whole; or null if there is none."""
-    path = folder / "result.json"
+    path = folder / RESULT
     if not path.exists():
         return None
     record = read_record(path)
@@ -135,7 +133,7 @@ def read_records(folders: Iterable[Path]) -> tuple[list[Record], list[LeftOut]]:
     A file that is no record of this version is left out with the reason, as is the second copy
     of a run.
     """
-    names = [name for folder in folders for name in files_below(folder, "result.json")]
+    names = [name for folder in folders for name in files_below(folder, RESULT)]
     collecting = gc.isenabled()
     gc.disable()  # nothing here is garbage, and looking for it takes a third of the time
     try:

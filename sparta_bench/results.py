@@ -22,7 +22,7 @@ from sparta_bench.config import Config, SpartaConfig
 from sparta_bench.errors import without_secrets
 from sparta_bench.files import write_json
 from sparta_bench.models.precision import Precision
-from sparta_bench.records import PROTOCOL, SCHEMA, identity_of
+from sparta_bench.records import PROTOCOL, RESULT, SCHEMA, identity_of
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
@@ -46,7 +46,7 @@ def run_folder(config: Config, run_id: str) -> Path:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
     """Write `result.json`, whole, as the last file of a run."""
-    path = folder / "result.json"
+    path = folder / RESULT
     write_json(path, record)
     return path
 
@@ -126,7 +126,7 @@ def _short(filename: str) -> str:
 
 def environment(device: torch.device, precision: Precision, processes: int) -> dict[str, Any]:
     """Versions, device, dtypes and the code's revision."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {
         "versions": {
             "sparta_bench": __version__,
@@ -141,7 +141,8 @@ def environment(device: torch.device, precision: Precision, processes: int) -> d
     }
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """The CPU's name as the system tells it; empty where it does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,62 +1,26 @@
-"""One experiment, from configuration to record."""
+"""One run: which it is, whose it is, whether it is done already, and its record."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from sparta_bench.claim import CHECKPOINT, agreed, claimed
-from sparta_bench.config import Config, ModelConfig
-from sparta_bench.data.batches import BatchSource, evaluation_batches
-from sparta_bench.data.encode import (
-    EncodedSplits,
-    cache_folder,
-    tokenizer_fingerprint,
-)
+from sparta_bench.claim import agreed, claimed
+from sparta_bench.config import Config
+from sparta_bench.device import accelerator_of
 from sparta_bench.errors import InputError, TrainingError, reason_of, tell
-from sparta_bench.files import remove_folder, whole_folder, write_json
-from sparta_bench.memory_use import forget_peak, is_lack_of_memory, peak_bytes
-from sparta_bench.methods import prepare
-from sparta_bench.methods.trained import Trained
-from sparta_bench.models.classifier import Classifier
-from sparta_bench.models.counts import count_parameters
-from sparta_bench.models.features import (
-    FeatureClassifier,
-    FeatureSet,
-    cached_features,
-    features_key,
-    is_deterministic,
-)
-from sparta_bench.models.precision import Precision, precision_of
-from sparta_bench.models.source import is_local
-from sparta_bench.records import NOT_TO_REPLACE, PROTOCOL, RUNNING, look_into, read_json
-from sparta_bench.results import (
-    environment,
-    error_of,
-    new_record,
-    now,
-    run_folder,
-    run_id_of,
-    write_record,
-)
-from sparta_bench.saved.description import Description
-from sparta_bench.saved.whole import check_whole, write_whole
+from sparta_bench.experiment import SAVED, fill
+from sparta_bench.files import remove_folder, write_json
+from sparta_bench.memory_use import is_lack_of_memory
+from sparta_bench.models.precision import precision_of
+from sparta_bench.records import NOT_TO_REPLACE, RESULT, RUNNING, look_into, read_json
+from sparta_bench.results import error_of, new_record, now, run_folder, run_id_of, write_record
 from sparta_bench.shared import Shared
-from sparta_bench.sparta import store
-from sparta_bench.training.checkpoint import Checkpoint
-from sparta_bench.training.loop import Progress, Training, evaluation_batch_size
-from sparta_bench.training.progress import ProgressReporter, watched
-
-SAVED = {"adapter": "adapter", "full": "model"}  # the folder beside the record, by `save`
 
 
 def run(
@@ -95,7 +59,6 @@ def run(
     """
     shared = Shared() if shared is None else shared
     accelerator = accelerator_of(config)
-    precision = precision_of(config, accelerator.device)
     run_id = identify(config, shared, accelerator.device)
     if agreed(accelerator, run_id) != run_id:
         raise RuntimeError("the processes of one run do not see the same data or base model")
@@ -105,35 +68,49 @@ def run(
         found = agreed(accelerator, read_json(folder))
         settled = found is not None and _is_settled(found, folder, config, before)
         if found is not None and agreed(accelerator, settled):
-            return found, folder / "result.json", True
+            return found, folder / RESULT, True
         _look_at_what_is_replaced(folder, config)
         record = new_record(config, run_id, shared.base_fingerprint(config.model))
         if accelerator.is_main_process:  # for `status`
             write_json(folder / RUNNING, record)
-        unlike: Exception | None = None
-        try:
-            _fill(record, config, accelerator, precision, shared, folder, label)
-            record["status"] = "completed"
-        except InputError:
-            raise
-        except KeyboardInterrupt:
-            try:
-                _finish(record, folder, accelerator)
-            except OSError:
-                pass  # a full disk is no reason to go on
-            raise
-        except Exception as error:
-            alone = accelerator.num_processes > 1 and not isinstance(error, TrainingError)
-            error = _explained(error, config, record, accelerator.num_processes)
-            record |= {"status": "failed", "error": error_of(error)}
-            if alone:
-                unlike = error  # the others may not have it, and would wait for this one
+        unlike = _make(record, config, accelerator, shared, folder, label)
         path = _finish(record, folder, accelerator)
         if unlike is not None:
             raise unlike
         if record["status"] == "failed":
             shared.forget_backbone()
         return record, path, False
+
+
+def _make(
+    record: dict[str, Any],
+    config: Config,
+    accelerator: Accelerator,
+    shared: Shared,
+    folder: Path,
+    label: str,
+) -> Exception | None:
+    """Make the run, and say in its record how it ended. Gives what ended it where the run's other
+    processes may not have it: they would wait for this one."""
+    try:
+        if accelerator.is_main_process:
+            print(f"{label}{_what(record)}", file=sys.stderr, flush=True)
+        fill(record, config, accelerator, shared, folder)
+    except InputError:
+        raise
+    except KeyboardInterrupt:
+        try:
+            _finish(record, folder, accelerator)
+        except OSError:
+            pass  # a full disk is no reason to go on
+        raise
+    except Exception as error:
+        processes = accelerator.num_processes
+        explained = _explained(error, config, record, processes)
+        record |= {"status": "failed", "error": error_of(explained)}
+        return explained if processes > 1 and not isinstance(error, TrainingError) else None
+    record["status"] = "completed"
+    return None
 
 
 def identify(config: Config, shared: Shared, device: torch.device) -> str:
@@ -165,7 +142,7 @@ def _is_settled(
 def stamp_of(folder: Path) -> tuple[int, ...]:
     """What tells a record from one written later in its place, whatever the clocks say."""
     try:
-        found = (folder / "result.json").stat()
+        found = (folder / RESULT).stat()
     except OSError:
         return ()
     return found.st_ino, found.st_mtime_ns, found.st_size
@@ -182,112 +159,6 @@ def _look_at_what_is_replaced(folder: Path, config: Config) -> None:
     tell(f"{line}; the run is made again")
 
 
-def _fill(
-    record: dict[str, Any],
-    config: Config,
-    accelerator: Accelerator,
-    precision: Precision,
-    shared: Shared,
-    folder: Path,
-    label: str,
-) -> None:
-    """The experiment itself; whatever is known is put into the record at once."""
-    device = accelerator.device
-    if accelerator.is_main_process:
-        print(f"{label}{_what(record)}", file=sys.stderr, flush=True)
-    record["environment"] = environment(device, precision, accelerator.num_processes)
-    shared.keep_only(config, precision, device)
-    forget_peak(device)
-
-    data = shared.data(config)
-    record["data"] = data.summary
-
-    classifier = shared.take_classifier(config, precision, device)
-    if config.save == "full":
-        _check_savable(config, classifier, shared)
-    counts = count_parameters(classifier.backbone, len(config.task.labels), config.method)
-    trained = prepare(classifier, config, precision)
-    record["parameters"] = {
-        **counts.as_dict(),
-        "trainable": trained.trainable,
-        "trainable_share": trained.trainable / counts.total,
-        "sampled": trained.sampled,
-    }
-
-    model: Classifier | FeatureClassifier = classifier
-    sets: Sequence[BatchSource] = (data.train, data.dev, data.test)
-    features_seconds = None
-    if trained.only_head and config.train.dropout == 0 and is_deterministic(classifier):
-        started = time.perf_counter()
-        model = FeatureClassifier(classifier.head)
-        sets = _features(record, config, accelerator, classifier, data)
-        features_seconds = round(time.perf_counter() - started, 3)
-    train, dev, test = sets
-
-    made_by = {"run_id": record["run_id"], "versions": record["environment"]["versions"]}
-    checkpoint = Checkpoint(folder / CHECKPOINT, made_by)
-    if config.force:
-        checkpoint.path.unlink(missing_ok=True)
-    training = Training(
-        accelerator,
-        model,
-        trained,
-        train,
-        dev,
-        config.train,
-        config.seed,
-        checkpoint,
-    )
-    try:
-        with ProgressReporter(training.plan.steps, accelerator.is_main_process) as reporter:
-            training.train(reporter)
-        record["dev"] = training.evaluate(dev)
-        record["test"] = training.evaluate(test)
-    finally:
-        record["training"] = _training_summary(training, trained, device, features_seconds)
-        record["history"] = training.progress.history
-    if accelerator.is_main_process:
-        tokenizer = shared.tokenizer(config.model, config.task)
-        _save(config, classifier, tokenizer, trained, record, folder)
-    shared.give_back(classifier, trained, config, precision, device)
-
-
-def _check_savable(config: Config, classifier: Classifier, shared: Shared) -> None:
-    tokenizer = shared.tokenizer(config.model, config.task)
-    try:
-        check_whole(classifier, tokenizer, config.task.labels)
-    except InputError as error:
-        raise InputError(f"save=full: {error}") from None
-
-
-def _features(
-    record: dict[str, Any],
-    config: Config,
-    accelerator: Accelerator,
-    classifier: Classifier,
-    data: EncodedSplits,
-) -> list[FeatureSet]:
-    """Features of train, dev and test; the backbone runs only for those not in the cache."""
-    size = evaluation_batch_size(config.train)
-    made_by = record["environment"]
-    identity = {
-        "protocol": PROTOCOL,
-        "base": record["base_model"]["fingerprint"],
-        **{key: made_by[key] for key in ("versions", "device", "dtypes")},
-        "batch_size": size,
-        # the separator's own embedding is drawn from the seed, where the task has one
-        "seed": config.seed if config.task.separator == "sep_token" else None,
-    }
-    sets = []
-    for name, encoded in (("train", data.train), ("dev", data.dev), ("test", data.test)):
-        batches = evaluation_batches(encoded.lengths(), size)
-        path = cache_folder(config) / f"features-{features_key(identity, encoded)}.safetensors"
-        speaks = accelerator.is_main_process
-        with closing(watched(batches, f"features of {name}", speaks)) as shown:
-            sets.append(cached_features(accelerator, classifier, encoded, shown, path))
-    return sets
-
-
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -295,33 +166,6 @@ def _make_folder(folder: Path) -> None:
             pass
     except OSError as error:  # told now, not after hours of training
         raise InputError(f"results_dir: {folder} cannot be written to: {error.strerror}") from None
-
-
-def accelerator_of(config: Config) -> Accelerator:
-    """The device and the processes of a run. Raises InputError if the device is not there."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device=cuda: torch sees no CUDA device here; use device=cpu or auto")
-    return Accelerator(cpu=config.device == "cpu")
-
-
-def _training_summary(
-    training: Training, trained: Trained, device: torch.device, features_seconds: float | None
-) -> dict[str, Any]:
-    progress: Progress = training.progress
-    seconds = progress.train_seconds
-    return {
-        "steps": progress.step,
-        "best_step": progress.best_step,
-        "epochs": round(progress.step / training.plan.steps_per_epoch, 4),
-        "stopped_early": progress.stopped_early,
-        "seconds": round(seconds, 3),
-        "features_seconds": features_seconds,
-        "evaluation_seconds": round(progress.evaluation_seconds, 3),
-        "examples_per_second": round(progress.examples / seconds, 2) if seconds else None,
-        "tokens_per_second": round(progress.tokens / seconds, 1) if seconds else None,
-        "peak_memory_bytes": peak_bytes(device),
-        "deltas_lost_to_rounding": trained.lost_to_rounding(),
-    }
 
 
 def _finish(record: dict[str, Any], folder: Path, accelerator: Accelerator) -> Path:
@@ -336,7 +180,7 @@ def _finish(record: dict[str, Any], folder: Path, accelerator: Accelerator) -> P
             for save, name in SAVED.items():
                 if save != record["config"]["save"]:
                     remove_folder(folder / name)
-    return folder / "result.json"
+    return folder / RESULT
 
 
 def _explained(
@@ -363,52 +207,6 @@ def _explained(
     else:
         return error
     return told.with_traceback(error.__traceback__)
-
-
-def _save(
-    config: Config,
-    classifier: Classifier,
-    tokenizer: Any,
-    trained: Trained,
-    record: dict[str, Any],
-    folder: Path,
-) -> None:
-    """What `save` asks for, beside the record."""
-    description = _description(config, tokenizer, record, trained.base_fingerprint)
-    if config.save == "adapter" and (small := trained.adapter()) is not None:
-        tensors, about = small
-        with whole_folder(folder / SAVED[config.save]) as temporary:
-            store.write(temporary, tensors, {**description.as_dict(), **about})
-    elif config.save == "full":
-        trained.merge_for_good()
-        with whole_folder(folder / SAVED[config.save]) as temporary:
-            write_whole(classifier, tokenizer, description, temporary)
-
-
-def _description(
-    config: Config, tokenizer: Any, record: dict[str, Any], base_fingerprint: str | None
-) -> Description:
-    """What somebody needs to know to use what was trained; like the record without paths."""
-    model = ModelConfig(**record["config"]["model"])
-    if not is_local(model):
-        commit = record["base_model"]["fingerprint"].partition("+")[0]
-        model = replace(model, revision=commit)
-    return Description(
-        method=record["config"]["method"],
-        density=record["density"],
-        seed=config.seed,
-        base_model=record["base_model"],
-        task=config.task.name,
-        labels=config.task.labels,
-        columns=config.task.columns,
-        prompt=config.task.prompt if config.model.kind == "instruct" else None,
-        separator=config.task.separator,
-        undo_spacing=config.task.undo_spacing,
-        model=model,
-        dtypes=record["environment"]["dtypes"],
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        base_fingerprint=base_fingerprint,
-    )
 
 
 def name_of(config: Config) -> str:

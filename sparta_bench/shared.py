@@ -18,8 +18,8 @@ from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.load import load_classifier
 from sparta_bench.models.precision import Precision
-from sparta_bench.models.source import fingerprint_of, load_architecture, load_tokenizer
-from sparta_bench.sparta.store import fingerprint_of as values_of
+from sparta_bench.models.source import load_architecture, load_tokenizer, source_fingerprint
+from sparta_bench.sparta.store import fingerprint_of
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ class Shared:
         """What identifies the base model's files. Raises InputError if the hub cannot be asked."""
         key = _key(model)
         if key not in self._fingerprints:
-            self._fingerprints[key] = self._unless_it_failed(key, lambda: fingerprint_of(model))
+            self._fingerprints[key] = self._unless_it_failed(key, lambda: source_fingerprint(model))
         return self._fingerprints[key]
 
     def check_architecture(self, model: ModelConfig) -> None:
@@ -119,11 +119,11 @@ class Shared:
         tokenizer = self.tokenizer(config.model, config.task)
         self.keep_only(config, precision, device)
         _, kept = self._kept.pop("backbone", ("", None))
-        if kept is not None and values_of(kept) != self._values:
+        if kept is not None and fingerprint_of(kept) != self._values:
             raise RuntimeError("a backbone was not restored after a run; please report this")
         classifier = load_classifier(config, tokenizer, precision, device, kept)
         if kept is None:
-            self._values = values_of(classifier.backbone)
+            self._values = fingerprint_of(classifier.backbone)
         return classifier
 
     def keep_only(self, config: Config, precision: Precision, device: torch.device) -> None:

@@ -13,8 +13,6 @@ from sparta_bench.errors import InputError, did_you_mean
 from sparta_bench.options import Parser, add_sources, check_folder, check_settings, positive
 
 if TYPE_CHECKING:
-    import torch
-
     from sparta_bench.multi_head import LoadedHeads
     from sparta_bench.saved.description import Description
     from sparta_bench.saved.load import Loaded
@@ -68,6 +66,7 @@ def predict(arguments: list[str]) -> None:
     if options.texts and options.file is not None:
         raise InputError(f"predict: --file {options.file} and texts on the command line")
     from sparta_bench import multi_head
+    from sparta_bench.device import device_of
     from sparta_bench.predict import (
         as_json,
         as_text,
@@ -80,7 +79,7 @@ def predict(arguments: list[str]) -> None:
     )
     from sparta_bench.predict import predict as predictions
 
-    device = _device(options.device)
+    device = device_of(options.device, f"predict: --device {options.device}")
     jsonl = options.jsonl_input or str(options.file).endswith(".jsonl")
     if multi_head.is_in(options.adapter) and options.head is None:
         heads = _heads(options)
@@ -137,10 +136,11 @@ def evaluate(arguments: list[str]) -> None:
             raise InputError(f"evaluate: --out {options.out}: is a folder, and a file is written")
     from sparta_bench import multi_head
     from sparta_bench.compose import compose
+    from sparta_bench.device import device_of
     from sparta_bench.evaluate import as_text, evaluation_of, settings_for
     from sparta_bench.files import write_json
 
-    _device(options.device)
+    device_of(options.device, f"evaluate: --device {options.device}")
     settings = options.settings
     if options.device != "auto":
         settings = [*settings, f"device={options.device}"]
@@ -191,14 +191,6 @@ def _add_compute(parser: Parser) -> None:
         help="to compute in; left out: that of training, but float32 on a CPU, where bfloat16 "
         "is slow",
     )
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no CUDA device here")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _heads(options: Namespace) -> LoadedHeads:

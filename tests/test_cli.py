@@ -159,12 +159,12 @@ def test_a_fault_of_the_program_does_not_keep_others_from_running(
 def test_a_failed_run_is_code_1(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sparta_bench.run
+    import sparta_bench.experiment
 
     def fails(*_: Any) -> None:
         raise RuntimeError("it broke")
 
-    monkeypatch.setattr(sparta_bench.run, "prepare", fails)
+    monkeypatch.setattr(sparta_bench.experiment, "prepare", fails)
     code, out, _ = call(capsys, *QUICK, *folders(tmp_path))
     assert code == 1
     assert out.startswith(f"failed: {NAME}, seed 0: it broke → ")

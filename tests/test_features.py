@@ -21,7 +21,7 @@ from test_models import CPU, FLOAT32, config_for, save_model
 from test_training import Silent, examples
 from transformers import AutoConfig, AutoModel
 
-import sparta_bench.run as run_module
+import sparta_bench.experiment as experiment
 from sparta_bench.compose import compose
 from sparta_bench.data.batches import evaluation_batches
 from sparta_bench.data.encode import Encoded
@@ -280,7 +280,7 @@ def test_a_run_ends_as_on_the_ordinary_path(
     quick: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = quick()
-    monkeypatch.setattr(run_module, "is_deterministic", lambda _: False)
+    monkeypatch.setattr(experiment, "is_deterministic", lambda _: False)
     plain = quick("force=true")
     assert plain["training"]["features_seconds"] is None
     assert_near(ours["history"], plain["history"])

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import changed_file
 
-import sparta_bench.run as run_module
+import sparta_bench.experiment as experiment
 from sparta_bench.kept import read_kept, write_kept
 
 ROWS = "".join(f"a film, number {number}\t{number % 2}\n" for number in range(24))
@@ -57,7 +57,7 @@ def prepared(folder: Path, method: str) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "_save", interrupted)
+        patch.setattr(experiment, "save", interrupted)
         assert command(words(folder, method)).code == 130
     shutil.rmtree(whole)
     return expected

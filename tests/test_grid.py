@@ -339,7 +339,7 @@ def test_a_fault_of_many_runs_is_looked_for_and_told_once(
         asked.append(model.name)
         raise InputError("model=tiny-gemma: cannot be loaded")
 
-    monkeypatch.setattr(module, "fingerprint_of", unreachable)
+    monkeypatch.setattr(module, "source_fingerprint", unreachable)
     monkeypatch.setattr(job, "shared", lru_cache(Shared))
     monkeypatch.setattr(cli, "shared", job.shared)
     assert main(["-m", "seed=0,1,2", *QUICK, *places(tmp_path)]) == 2

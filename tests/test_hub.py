@@ -23,7 +23,7 @@ from test_cli import COMMAND
 from sparta_bench.compose import compose
 from sparta_bench.errors import InputError
 from sparta_bench.hub import Bar
-from sparta_bench.models.source import fingerprint_of
+from sparta_bench.models.source import source_fingerprint
 
 MODEL, DATA = ("models", "google/gemma-2b-it"), ("datasets", "nyu-mll/glue")
 PINNED = (
@@ -443,7 +443,7 @@ def test_a_folder_of_the_hubs_name_is_not_taken_for_it(
     (tmp_path / "google" / "gemma-2b-it").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as told:
-        fingerprint_of(compose(["model=gemma-2b-it", "task=sst2"]).model)
+        source_fingerprint(compose(["model=gemma-2b-it", "task=sst2"]).model)
     assert told.value.lines == (
         "model=gemma-2b-it: google/gemma-2b-it is a folder here as well as a name on the hub; "
         "give model.path=google/gemma-2b-it, or start elsewhere",

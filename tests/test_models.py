@@ -17,7 +17,7 @@ from sparta_bench.models.answers import answer_tokens, vocabulary_rows
 from sparta_bench.models.classifier import last_token, random_head
 from sparta_bench.models.load import load_classifier, set_attention_dropout
 from sparta_bench.models.precision import Precision, precision_of
-from sparta_bench.models.source import fingerprint_of, load_tokenizer
+from sparta_bench.models.source import load_tokenizer, source_fingerprint
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision(torch.float32, torch.float32)
@@ -164,13 +164,13 @@ def test_dropout_reaches_the_attention_layers(tmp_path: Path, word_tokenizer) ->
 
 
 def test_the_fingerprint_is_of_the_files_not_of_the_place(tmp_path: Path, word_tokenizer) -> None:
-    one = fingerprint_of(config_for(save_model(tmp_path / "a")).model)
-    assert one == fingerprint_of(config_for(save_model(tmp_path / "elsewhere")).model)
+    one = source_fingerprint(config_for(save_model(tmp_path / "a")).model)
+    assert one == source_fingerprint(config_for(save_model(tmp_path / "elsewhere")).model)
     changed = tmp_path / "a" / "model.safetensors"
     tensors = load_file(changed)
     tensors["model.norm.weight"][0] += 1
     save_file(tensors, changed, {"format": "pt"})
-    assert one != fingerprint_of(config_for(tmp_path / "a").model)
+    assert one != source_fingerprint(config_for(tmp_path / "a").model)
 
 
 def test_an_unreachable_model_is_told_with_three_ways_out() -> None:

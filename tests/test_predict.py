@@ -94,9 +94,9 @@ def test_probabilities_are_those_of_the_model_that_was_trained(
         "base_model": {"name": "base", "fingerprint": "x"},
         "environment": {"dtypes": FLOAT32.as_dict()},
     }
-    from sparta_bench.run import _save
+    from sparta_bench.experiment import save
 
-    _save(config, classifier, tokenizer, values, record, tmp_path / "run")
+    save(config, classifier, tokenizer, values, record, tmp_path / "run")
     texts = load_splits(config.task).test.texts[:100]
     loaded = load(tmp_path / "run" / "adapter", str(folder), None)
     ready(loaded, CPU, None)

@@ -15,8 +15,9 @@ from sparta_bench.bench.contenders import names
 from sparta_bench.bench.gradient import crossover
 from sparta_bench.bench.measure import measure
 from sparta_bench.bench.report import as_markdown
-from sparta_bench.bench.setting import Setting, device_of
+from sparta_bench.bench.setting import Setting
 from sparta_bench.compose import compose
+from sparta_bench.device import device_for
 from sparta_bench.errors import InputError, did_you_mean
 from sparta_bench.files import whole_file, write_json
 from sparta_bench.options import Parser, check_folder, positive
@@ -146,7 +147,7 @@ def settings_of(options: argparse.Namespace) -> list[Setting]:
     given = options.overrides
     if any(word.startswith("model=") for word in given):
         return [_setting(given, options, None, None)]
-    if device_of(compose(given)).type == "cuda":
+    if device_for(compose(given)).type == "cuda":
         return [_setting([*base, *given], options, None, tokens) for base, tokens in PAPER]
     return [_setting([*SMALL, *given], options, SMALL_ROWS, None)]
 
@@ -158,7 +159,7 @@ def _setting(
     return Setting(
         tuple(overrides),
         config,
-        device_of(config),
+        device_for(config),
         options.rows or rows or config.train.batch_size,
         options.tokens or tokens or MEAN_TOKENS.get(config.task.name, TOKENS),
     )

@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import AutoModel
 
 from sparta_bench.config import Config
-from sparta_bench.errors import InputError
 from sparta_bench.models.classifier import Classifier, checkpoint_gradients, random_head
 from sparta_bench.models.precision import Precision, precision_of
 from sparta_bench.models.source import load_architecture
@@ -63,16 +62,3 @@ class Setting:
             "labels": torch.randint(classes, (self.rows,), generator=draw),
         }
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
-
-
-def device_of(config: Config) -> torch.device:
-    """CUDA if there, unless the configuration says otherwise.
-
-    Raises
-    ------
-    InputError
-        If it says CUDA and there is none.
-    """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device=cuda: torch sees no CUDA device here; use device=cpu or auto")
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -163,9 +163,9 @@ def _measurable(settings: list[Setting], options: argparse.Namespace) -> list[Se
     from dataclasses import replace
 
     from sparta_bench.bench.command import SMALL, SMALL_ROWS, TOKENS
-    from sparta_bench.bench.setting import device_of
+    from sparta_bench.device import device_for
 
-    device = device_of(settings[0].config)
+    device = device_for(settings[0].config)
     if device.type == "cpu" and not any(word.startswith("model=") for word in options.overrides):
         small = [*SMALL, *options.overrides, "device=cpu"]
         return [_setting(small, options.rows or SMALL_ROWS, options.tokens or TOKENS)]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from sparta_bench.config import Config
+from sparta_bench.device import accelerator_of
 from sparta_bench.errors import InputError, shown
 from sparta_bench.evaluate import Sets, check_fits, scores_of, sets_of
 from sparta_bench.merge.combine import merge_into
@@ -27,7 +28,6 @@ from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.precision import DTYPES, Precision
 from sparta_bench.records import Record
 from sparta_bench.results import environment
-from sparta_bench.run import accelerator_of
 
 SCORES_AGREE = 1e-3  # nats: how near a run's recorded loss must be, whatever the device
 

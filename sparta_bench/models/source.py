@@ -165,7 +165,7 @@ def unreachable(model: ModelConfig, error: Exception, what: str = "") -> InputEr
     )
 
 
-def fingerprint_of(model: ModelConfig) -> str:
+def source_fingerprint(model: ModelConfig) -> str:
     """What identifies the base model: its files' hash, or the hub's commit.
 
     Raises

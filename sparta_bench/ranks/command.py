@@ -14,8 +14,6 @@ from sparta_bench.options import Parser, check_folder, figure_path
 from sparta_bench.tables.render import as_csv, as_latex, as_markdown
 
 if TYPE_CHECKING:
-    import torch
-
     from sparta_bench.ranks.compare import Compared
 
 
@@ -59,10 +57,11 @@ def main(arguments: list[str]) -> None:
     figure = figure_path(options.figure, "spectrum")
     check_folder("ranks: --out", options.out)
     check_folder("ranks: --figure", figure and figure.parent)
+    from sparta_bench.device import device_of
     from sparta_bench.ranks.compare import compare
     from sparta_bench.ranks.spectrum import WORK_DTYPES
 
-    device = _device(options.device)
+    device = device_of(options.device, f"ranks: --device {options.device}")
     found = compare(options.base, options.tuned, WORK_DTYPES[options.dtype], device)
     rows = found.as_list()
     try:
@@ -102,11 +101,3 @@ def write(found: Compared, rows: list[dict[str, Any]], folder: Path) -> None:
     for end, text in texts.items():
         with whole_file(folder / f"ranks.{end}") as path:
             path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("ranks: --device cuda: torch sees no CUDA device here; use cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -30,7 +30,7 @@ from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.features import FeatureClassifier
 from sparta_bench.training import checkpoint as ckpt
-from sparta_bench.training.evaluation import evaluate
+from sparta_bench.training.evaluation import evaluate, evaluation_batch_size
 from sparta_bench.training.optim import build_optimizer, learning_rate_at
 from sparta_bench.training.progress import Reporter
 
@@ -73,11 +73,6 @@ def plan_steps(train_examples: int, train: TrainConfig) -> Plan:
     if train.max_steps is not None:
         steps = min(steps, train.max_steps)
     return Plan(per_epoch, steps, train.eval_every or math.ceil(per_epoch / 4))
-
-
-def evaluation_batch_size(train: TrainConfig) -> int:
-    """Examples that go through the model at once where no gradient is kept."""
-    return train.eval_batch_size or 2 * math.ceil(train.batch_size / train.accumulation_steps)
 
 
 class Training:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,11 @@ def is_temporary(path: Path, folder: Path) -> bool:
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """All files that somebody may read."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not is_temporary(path, folder):
-            yield path
+    """All files that somebody may read; where a process is at work folders may vanish meanwhile."""
+    for parent, _, names in os.walk(folder):
+        for path in sorted(Path(parent, name) for name in names):
+            if not is_temporary(path, folder):
+                yield path
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -117,17 +119,22 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def check_whole(folder: Path) -> None:
-    """No file that somebody may read is half a file."""
+    """No file that somebody may read is half a file. One that is gone meanwhile is none."""
     for path in files(folder):
-        if path.suffix == ".json":
-            json.loads(path.read_text(encoding="utf-8"))
-        elif path.suffix == ".safetensors":
-            with safe_open(path, framework="np") as file:
-                for name in file.keys():
-                    file.get_tensor(name)
+        with suppress(FileNotFoundError):
+            _check_one(path)
     for path in files(folder):
         if path.name == "result.json":
             _check_saved(path.parent, json.loads(path.read_text(encoding="utf-8")))
+
+
+def _check_one(path: Path) -> None:
+    if path.suffix == ".json":
+        json.loads(path.read_text(encoding="utf-8"))
+    elif path.suffix == ".safetensors":
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():
+                file.get_tensor(name)
 
 
 def _check_saved(folder: Path, record: dict[str, Any]) -> None:
