@@ -16,7 +16,7 @@ from sparta_bench.claim import CHECKPOINT
 from sparta_bench.config import Config, ModelConfig
 from sparta_bench.data.batches import BatchSource, evaluation_batches
 from sparta_bench.data.encode import EncodedSplits, cache_folder, tokenizer_fingerprint
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, tell
 from sparta_bench.files import whole_folder
 from sparta_bench.memory_use import forget_peak, peak_bytes
 from sparta_bench.methods import prepare
@@ -32,7 +32,7 @@ from sparta_bench.models.features import (
 )
 from sparta_bench.models.precision import precision_of
 from sparta_bench.models.source import is_local
-from sparta_bench.records import PROTOCOL
+from sparta_bench.records import PROTOCOL, SAVED
 from sparta_bench.results import environment
 from sparta_bench.saved.description import Description
 from sparta_bench.saved.whole import check_whole, write_whole
@@ -43,7 +43,7 @@ from sparta_bench.training.evaluation import evaluation_batch_size
 from sparta_bench.training.loop import Training
 from sparta_bench.training.progress import ProgressReporter, watched
 
-SAVED = {"adapter": "adapter", "full": "model"}  # the folder beside the record, by `save`
+MOST_UNKNOWN = 0.05  # of the training tokens, before it is told
 
 
 def fill(
@@ -71,6 +71,8 @@ def fill(
 
     data = shared.data(config)
     record["data"] = data.summary
+    if accelerator.is_main_process:
+        _tell_of_unknown(data.summary["unknown_train_tokens"], config)
 
     classifier = shared.take_classifier(config, precision, device)
     if config.save == "full":
@@ -88,6 +90,14 @@ def fill(
         tokenizer = shared.tokenizer(config.model, config.task)
         save(config, classifier, tokenizer, trained, record, folder)
     shared.give_back(classifier, trained, config, precision, device)
+
+
+def _tell_of_unknown(share: float | None, config: Config) -> None:
+    if share is not None and share > MOST_UNKNOWN:
+        tell(
+            f"{share:.0%} of the training tokens of {config.task.name} are unknown to the "
+            f"tokenizer of {config.model.name}, which was made for other texts"
+        )
 
 
 def _train(

@@ -21,6 +21,7 @@ from sparta_bench.training.loop import plan_steps
 CHARACTERS_PER_TOKEN = 4.0  # of English, for texts whose tokens nobody has counted yet
 PROMPT_TOKENS = 25  # that an instruction adds
 UNSEEN_GPU_FLOPS_PER_SECOND = 3e14  # of another machine: about an A100's in bfloat16
+SECONDS_OF_A_STEP = 0.02  # that it takes beside its products, which is most of a tiny model's
 SHARE_OF_PEAK = 0.4  # of a large product's rate, that a training step reaches
 
 
@@ -70,7 +71,8 @@ class Times:
         dtype = precision_of(config, self._device).model_dtype
         if dtype not in self._rates:
             self._rates[dtype] = _flops_per_second(self._device, dtype)
-        return 2 * self._weights_of(config) * tokens * passes / (SHARE_OF_PEAK * self._rates[dtype])
+        products = 2 * self._weights_of(config) * tokens * passes / self._rates[dtype]
+        return products / SHARE_OF_PEAK + SECONDS_OF_A_STEP * plan.steps
 
     def _weights_of(self, config: Config) -> int:
         """How many scalars every token goes through: all but the embeddings."""

@@ -6,19 +6,21 @@ import gc
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparta_bench.files import json_of
 
+DEFAULT = Path("results")  # where commands look that no folder is given to
 SCHEMA = 1
 PROTOCOL = 2  # counted up when the code changes in a way that changes outcomes
 MERGE, MERGE_SCHEMA = "merge.json", 1  # of two merged runs (merge/measure.py)
 STATUSES = ("completed", "failed", "interrupted")
 RESULT = "result.json"  # in a run's folder
 LOCK = ".lock"  # beside it, held by the process that is at it
+SAVED = {"adapter": "adapter", "full": "model"}  # folders beside it, by `save`
 RUNNING = "running.json"  # the record before there is anything in it
 METRICS = ("loss", "accuracy", "mcc")
 OVERLAP = ("shared", "shared_by_chance", "conflicts")  # of a merge's, besides `changed`
@@ -131,7 +133,7 @@ def read_records(folders: Iterable[Path]) -> tuple[list[Record], list[LeftOut]]:
     """Every `result.json` below the folders, in the order of their paths.
 
     A file that is no record of this version is left out with the reason, as is the second copy
-    of a run.
+    of a run: that stays which is completed, or else beside which there is what it has saved.
     """
     names = [name for folder in folders for name in files_below(folder, RESULT)]
     collecting = gc.isenabled()
@@ -156,11 +158,33 @@ def _read_records(names: Iterable[str]) -> tuple[list[Record], list[LeftOut]]:
             records[record.run_id] = record
             continue
         # a run that was cut off or failed may have been run again elsewhere
-        better = other.status != "completed" and record.status == "completed"
-        kept, second = (record, other) if better else (other, record)
+        kept, second = (record, other) if _worth(record) > _worth(other) else (other, record)
         records[record.run_id] = kept
         left_out.append(LeftOut(second.path, "a second copy of a run", second.cell))
     return list(records.values()), left_out
+
+
+def _worth(record: Record) -> tuple[bool, bool]:
+    return record.status == "completed", saved_by(record) is not None
+
+
+def saved_by(record: Record) -> Path | None:
+    """The folder with what a run trained, if it is there."""
+    folders = (record.path.parent / name for name in SAVED.values())
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def only_own(places: Sequence[Path]) -> str:
+    """Says that a command which was given no folder has looked at `own_folders` alone."""
+    names = " and ".join(map(str, places))
+    return f"of {names} alone; given a folder, such as {DEFAULT}, all records below it count"
+
+
+def own_folders(results: Path) -> list[Path]:
+    """What of a results folder has come of its own runs and merges, and not of other collections of
+    records that lie in it; all of it where it has none of its own."""
+    own = [results / name for name in ("runs", "merges") if (results / name).is_dir()]
+    return own or [results]
 
 
 def read_record(path: Path) -> Record | str:

@@ -14,11 +14,11 @@ from sparta_bench.claim import agreed, claimed
 from sparta_bench.config import Config
 from sparta_bench.device import accelerator_of
 from sparta_bench.errors import InputError, TrainingError, reason_of, tell
-from sparta_bench.experiment import SAVED, fill
+from sparta_bench.experiment import fill
 from sparta_bench.files import remove_folder, write_json
 from sparta_bench.memory_use import is_lack_of_memory
 from sparta_bench.models.precision import precision_of
-from sparta_bench.records import NOT_TO_REPLACE, RESULT, RUNNING, look_into, read_json
+from sparta_bench.records import NOT_TO_REPLACE, RESULT, RUNNING, SAVED, look_into, read_json
 from sparta_bench.results import error_of, new_record, now, run_folder, run_id_of, write_record
 from sparta_bench.shared import Shared
 

@@ -16,12 +16,15 @@ from sparta_bench.durations import as_duration
 from sparta_bench.errors import InputError
 from sparta_bench.options import Parser
 from sparta_bench.records import (
+    DEFAULT,
     LOCK,
     PROTOCOL,
     RUNNING,
     Cell,
     Record,
     files_below,
+    only_own,
+    own_folders,
     read_record,
     read_records,
     seconds_of,
@@ -71,18 +74,26 @@ def main(arguments: list[str]) -> None:
         "and the time left for one process, by the runs that are done.",
     )
     parser.add_argument(
-        "folders", metavar="FOLDER", nargs="*", type=Path, default=[Path("results")]
+        "folders",
+        metavar="FOLDER",
+        nargs="*",
+        type=Path,
+        help="all records below it count (the runs of results)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args(arguments)
-    wrong = [folder for folder in options.folders if not folder.is_dir()]
+    folders = options.folders or [DEFAULT]
+    wrong = [folder for folder in folders if not folder.is_dir()]
     if wrong:
         raise InputError(*(f"status: {folder}: there is no such folder" for folder in wrong))
-    tables = progress(options.folders)
+    places = options.folders or own_folders(DEFAULT)
+    tables = progress(places)
     if options.json:
         print(json.dumps({"tables": [asdict(table) for table in tables]}, indent=2))
     else:
         print(_as_text(tables))
+        if places != folders:
+            print(f"Counted are the runs {only_own(places)}.")
 
 
 def progress(folders: list[Path]) -> list[Progress]:

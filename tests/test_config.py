@@ -539,6 +539,8 @@ def test_a_local_model_is_named_by_its_folder(tmp_path: Path) -> None:
     config = compose(["model=local", f"model.path={folder}"])
     assert (config.model.name, config.model.kind) == ("1e5", "base")
     assert compose(["model=local", f"model.path={folder}", "model.name=me"]).model.name == "me"
+    # whatever is in the folder: it must not bear the embedded model's name
+    assert compose([f"model.path={folder}"]).model == config.model
 
 
 def test_the_authors_variant_is_sparta_with_other_settings() -> None:

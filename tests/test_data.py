@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import tracemalloc
@@ -345,6 +346,18 @@ def test_the_limit_counts_bos_and_keeps_equality(limited: Any, word_tokenizer: A
     summary = data.summary
     assert (summary["train"], summary["train_dropped"], summary["max_train_tokens"]) == (3, 1, 4)
     assert (summary["longest_train_tokens"], summary["mean_train_tokens"]) == (4, 3.0)
+
+
+def test_tokens_that_the_tokenizer_does_not_know_are_counted(
+    limited: Any, word_tokenizer: Any
+) -> None:
+    # of what is kept, BOS included: 3 and 2 tokens, 2 of them unknown
+    splits = splits_of(["a xyzzy", "plugh", "a b c d e"], ["a"], ["a b"])
+    assert encode_splits(limited(4), splits, word_tokenizer).summary["unknown_train_tokens"] == 0.4
+    word_tokenizer = copy.deepcopy(word_tokenizer)
+    word_tokenizer.unk_token = None
+    found = encode_splits(limited(4), splits, word_tokenizer).summary["unknown_train_tokens"]
+    assert found is None
 
 
 def test_dev_and_test_are_never_filtered(limited: Any, word_tokenizer: Any) -> None:

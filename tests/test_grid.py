@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -321,6 +322,10 @@ def test_the_time_of_runs_that_nobody_has_made_is_estimated(tmp_path: Path) -> N
     heading = Grid(configs, Shared()).heading()
     assert heading.startswith("1 run: 0 done, 1 to go; about ")
     assert heading.endswith(" s left for one process, roughly, by its FLOPs")
+    # a tiny model's products take next to no time, its steps do
+    longer = compose_all([["train.max_steps=500", "train.epochs=100", *places(tmp_path)]])
+    found = re.search(r"about (\d+) s left", Grid(longer, Shared()).heading())
+    assert found is not None and int(found[1]) >= 10
 
 
 def test_durations() -> None:

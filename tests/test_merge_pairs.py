@@ -67,6 +67,17 @@ def test_each_two_tasks_have_as_many_pairs_as_seeds(tmp_path: Path) -> None:
     assert len(groups_of(made, same_seeds=False, method="sparta")) == 1
 
 
+def test_the_best_setting_is_one_whose_adapters_are_there(tmp_path: Path) -> None:
+    made = [
+        forged(tmp_path, saved, model="m", task=task, seed=seed, rate=rate, dev=dev)
+        for task in ("sst2", "cola")
+        for seed in (0, 1)
+        for rate, dev, saved in ((1e-4, 0.5, True), (1e-5, 0.2, False))
+    ]
+    (pairs,) = groups_of(made, same_seeds=False)
+    assert {run.train["learning_rate"] for p in pairs for run in (p.one, p.other)} == {1e-4}
+
+
 def test_only_the_best_setting_of_a_task_is_merged(tmp_path: Path) -> None:
     made = [
         forged(tmp_path, True, model="m", task=task, seed=seed, rate=rate, dev=dev)

@@ -130,6 +130,28 @@ def test_a_run_that_fails_leaves_a_record_with_the_cause(tmp_path: Path) -> None
     assert summary_line(record, path, False).startswith("failed: ")
 
 
+def test_texts_that_the_model_was_not_made_for_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        rows = [{"sentence": f"whatever number {n}", "label": n % 2} for n in range(40)]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = ["task=sst2", f"task.data_dir={folder}", "task.dev.examples=20"]
+    steps = ["train.max_steps=1", "train.epochs=1", "method=head", f"results_dir={tmp_path}"]
+    record, _, _ = run(compose([*own, *steps, f"cache_dir={tmp_path / 'cache'}"]))
+    share = record["data"]["unknown_train_tokens"]
+    assert share > 0.5
+    assert (
+        f"sparta-bench: {share:.0%} of the training tokens of sst2 are unknown to the tokenizer of "
+        "tiny-gemma, which was made for other texts"
+    ) in capsys.readouterr().err.splitlines()
+    record, _, _ = run(quick(tmp_path))
+    assert record["data"]["unknown_train_tokens"] == 0
+    assert "unknown" not in capsys.readouterr().err
+
+
 def test_a_lack_of_memory_is_told_with_what_to_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from forged_records import METHODS, forge, scores, write
 
-from sparta_bench.records import Cell, Record, read_records, record_of
+from sparta_bench.records import (
+    Cell,
+    Record,
+    own_folders,
+    read_records,
+    record_of,
+    saved_by,
+)
 from sparta_bench.tables.protocol import is_of_paper
 from sparta_bench.tables.select import Selection, select
 
@@ -196,6 +203,24 @@ def test_a_copy_of_a_run_counts_once_and_the_completed_one_is_kept(tmp_path: Pat
     found, left_out = read_records([tmp_path, tmp_path / "b"])
     assert [record.status for record in found] == ["completed"]
     assert [left.reason for left in left_out] == ["a second copy of a run"] * 3
+
+
+def test_of_two_copies_the_one_that_has_its_adapter_is_kept(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write(tmp_path / name, forge())
+    (kept,) = read_records([tmp_path])[0]
+    assert kept.path.is_relative_to(tmp_path / "a")
+    adapter = next((tmp_path / "b").rglob("result.json")).parent / "adapter"
+    adapter.mkdir()
+    (kept,) = read_records([tmp_path])[0]
+    assert saved_by(kept) == adapter
+
+
+def test_a_results_folder_has_its_own_runs_and_those_of_others(tmp_path: Path) -> None:
+    assert own_folders(tmp_path) == [tmp_path]
+    for name in ("tiny", "merges", "runs"):
+        (tmp_path / name).mkdir()
+    assert own_folders(tmp_path) == [tmp_path / "runs", tmp_path / "merges"]
 
 
 # ------------------------------------------------------------------- who may bear which names

@@ -243,6 +243,9 @@ def test_a_density_outside_and_a_way_unknown_are_refused() -> None:
             SpartaAdapter(classifier(), density, 0)
     with pytest.raises(ValueError, match=r"density='0\.1': must be a number"):
         SpartaAdapter(classifier(), "0.1", 0)
+    for seed in (-1, 2**63, 0.5, "a"):
+        with pytest.raises(ValueError, match=f"seed={seed!r}: must be a whole number from 0 to"):
+            SpartaAdapter(classifier(), 0.1, seed)
     with pytest.raises(ValueError, match=r"density=1e-09: chose none of .* scalars"):
         SpartaAdapter(classifier(), 1e-9, 0)
     with pytest.raises(ValueError, match="gradient=fast: must be one of auto, dense, sampled"):

@@ -16,6 +16,7 @@ from forged_records import forge, write
 from sparta_bench.cli import main
 from sparta_bench.records import LOCK, RUNNING
 from sparta_bench.sweeps import Sweep, sweeps_of
+from sparta_bench.tables.layout import LAYOUTS
 
 RUNS = {"table3": 72, "table4": 2646, "table5": 2646, "table10": 2646, "table11": 2646}
 TWINS = {"table3-twins": 24, **{f"table{n}-twins": 42 for n in (4, 5, 10, 11)}}
@@ -105,6 +106,20 @@ def test_a_table_that_is_done(capsys: pytest.CaptureFixture[str], tmp_path: Path
         "table", "cells", "runs", "done", "running", "failed", "missing", "time", "left"
     ]  # fmt: skip
     assert lines[6].split() == ["table3-twins", "24/24", "24", "24", "0", "0", "0", "–"]
+
+
+def test_without_a_folder_the_runs_of_results_count_and_no_others_beside_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sparta_bench.status.LAYOUTS", LAYOUTS[1:2])
+    write(Path("results/other"), gemma())
+    write(Path("results/runs"), gemma(1), gemma(2))
+    for arguments, done, note in (([], 2, True), (["results"], 3, False)):
+        assert main(["status", *arguments]) == 0
+        told = capsys.readouterr().out.splitlines()
+        assert told[1].split()[3] == str(done)
+        assert told[-1].startswith("Counted are the runs of results/runs alone; ") is note
 
 
 def test_a_folder_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -563,6 +563,24 @@ def test_the_command_writes_every_table_and_prints_them_all(
     assert {path.name for path in out.iterdir()} == names | {"tables.md", LIST}
 
 
+def test_without_a_folder_the_runs_of_results_count_and_no_others_beside_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("results/tiny/runs"), forge("model-b", seed=1), forge("model-b", seed=2))
+    main([])
+    assert "2 records found: 2 used" in capsys.readouterr().out
+    write(Path("results/runs"), forge("model-a"))
+    note = "- of results/runs alone; given a folder, such as results, all records below it count\n"
+    main([])
+    told = capsys.readouterr().out
+    assert "1 record found: 1 used" in told and note in told
+    assert Path("results/tables/tables.md").read_text() == told
+    main(["results"])
+    told = capsys.readouterr().out
+    assert "3 records found: 3 used" in told and note not in told
+
+
 def test_files_of_an_earlier_call_go_and_others_stay(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

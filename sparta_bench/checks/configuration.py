@@ -47,7 +47,8 @@ def from_dict(composed: Mapping[str, Any]) -> Config:
             raw[group] = _fold_numbers(raw[group])
     faults = _shape_faults(raw)
     if not faults.keys() & {"model", "task", "method", "train"}:
-        raw["model"] = raw["model"] | {"name": _model_name(raw["model"])}
+        raw["model"] = _where_it_is(raw["model"])
+        raw["model"] |= {"name": _model_name(raw["model"])}
         raw["train"] = _with_presets(raw)
     faults |= _rule_faults(raw)
     if _named_by_path(look_up(raw, "model")[1]):
@@ -115,6 +116,14 @@ def _rule_faults(raw: Mapping[str, Any]) -> Faults:
             near = did_you_mean(value, rule.names) if isinstance(value, str) else ""
             faults[key] = f"{key}={shown(show(value))}: {rule.text}{near}"
     return faults
+
+
+def _where_it_is(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A folder in the place of an embedded model is a model of its own, as with `model=local`: it
+    may be anything, and must not bear the embedded one's name in a record."""
+    if model.get("embedded") is not True or model.get("path") is None:
+        return dict(model)
+    return {**model, "embedded": False, "name": None}
 
 
 def _model_name(model: Mapping[str, Any]) -> Any:

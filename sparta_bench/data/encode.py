@@ -115,6 +115,7 @@ def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSpli
         "longest_train_tokens": max(lengths),
         "longest_eval_tokens": max(dev.lengths() + test.lengths()),
         "mean_train_tokens": round(float(np.mean(lengths)), 2),
+        "unknown_train_tokens": _unknown_share(train, tokenizer),
         "empty_texts": {
             "train": splits.train.empty_texts(),
             "dev": splits.dev.empty_texts(),
@@ -124,6 +125,14 @@ def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSpli
         "fingerprint": splits.fingerprint(),
     }
     return EncodedSplits(train, dev, test, summary)
+
+
+def _unknown_share(encoded: Encoded, tokenizer: Any) -> float | None:
+    """Which part of all tokens is the tokenizer's unknown one; null where it has none."""
+    if tokenizer.unk_token_id is None:
+        return None
+    assert isinstance(encoded.ids, TokenRows)
+    return round(float(np.mean(encoded.ids.flat == tokenizer.unk_token_id)), 4)
 
 
 def _not_too_long(every: Encoded, limit: int) -> Encoded:

@@ -11,7 +11,7 @@ from itertools import combinations
 from pathlib import Path
 
 from sparta_bench.merge.rules import Rule
-from sparta_bench.records import MERGE_SCHEMA, PROTOCOL, Record
+from sparta_bench.records import MERGE_SCHEMA, PROTOCOL, SAVED, Record, saved_by
 from sparta_bench.tables.protocol import TASKS
 from sparta_bench.tables.select import select
 
@@ -45,9 +45,8 @@ class Pair:
 
 
 def folder_of(record: Record) -> Path:
-    """Where what a run trained is, if it was saved."""
-    whole = record.path.parent / "model"
-    return whole if whole.is_dir() else record.path.parent / "adapter"
+    """Where what a run trained is, or should be."""
+    return saved_by(record) or record.path.parent / SAVED["adapter"]
 
 
 def groups_of(
@@ -56,16 +55,17 @@ def groups_of(
     model: str | None = None,
     method: str | None = None,
 ) -> list[list[Pair]]:
-    """The pairs of each model and method, by the best setting of each task (`tables.select`).
+    """The pairs of each model and method, by the best setting of each task (`tables.select`) among
+    the runs whose adapters are there.
 
     Of each two tasks as many pairs as there are seeds: seed by seed the same one, or each with the
     next, so that SpaRTA's places are independent draws. Of one `model` or `method`, where named.
     """
     groups: dict[tuple[str, str, float | None], dict[str, list[Record]]] = defaultdict(dict)
-    for cell, chosen in select(records).cells.items():
-        runs = [run for run in chosen.runs if folder_of(run).is_dir()]
-        if model in (None, cell.model) and runs and method in (None, runs[0].raw["method"]):
-            groups[cell.model, cell.method, cell.density][cell.task] = runs
+    saved = [record for record in records if saved_by(record) is not None]
+    for cell, chosen in select(saved).cells.items():
+        if model in (None, cell.model) and method in (None, chosen.runs[0].raw["method"]):
+            groups[cell.model, cell.method, cell.density][cell.task] = list(chosen.runs)
     found = []
     for tasks in groups.values():
         ordered = sorted(tasks, key=_order)

@@ -9,7 +9,7 @@ from sparta_bench.charts.text import counted
 from sparta_bench.errors import InputError
 from sparta_bench.files import whole_file
 from sparta_bench.options import Parser
-from sparta_bench.records import read_records
+from sparta_bench.records import DEFAULT, own_folders, read_records
 from sparta_bench.report.content import report
 
 
@@ -27,8 +27,7 @@ def _parser() -> Parser:
         metavar="FOLDER",
         nargs="*",
         type=Path,
-        default=[Path("results")],
-        help="folders with records (results)",
+        help="all records below it count (the runs of results)",
     )
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="where to (report/ in the first FOLDER)"
@@ -44,20 +43,21 @@ def _parser() -> Parser:
 def main(arguments: list[str]) -> None:
     """`sparta-bench report`: write the page and the figures, and say where they are."""
     options = _parser().parse_args(arguments)
-    folders: list[Path] = options.folders
+    folders: list[Path] = options.folders or [DEFAULT]
     missing = [folder for folder in folders if not folder.is_dir()]
     if missing:
         raise InputError(*(f"report: {folder}: no such folder" for folder in missing))
     if not options.page_only:
         check_matplotlib("report without --page-only")
-    records, unread = read_records(folders)
+    places = options.folders or own_folders(DEFAULT)
+    records, unread = read_records(places)
     if not records and not unread:
-        names = ", ".join(map(str, folders))
+        names = ", ".join(map(str, places))
         raise InputError(f"report: no result.json below {names}")
     out: Path = options.out or folders[0] / "report"
     if out.exists() and not out.is_dir():
         raise InputError(f"report: --out {out}: is no folder")
-    text, figures = report(folders, records, unread)
+    text, figures = report(places, records, unread)
     try:
         with whole_file(out / "report.html") as path:
             path.write_text(text, encoding="utf-8", newline="\n")

@@ -8,10 +8,10 @@ detaching gives back every bit.
 
 from __future__ import annotations
 
-import operator
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -96,7 +96,9 @@ class SpartaAdapter:
     ) -> None:
         if not isinstance(density, int | float) or not 0 < density < 1:
             raise ValueError(f"density={density!r}: must be a number inside (0, 1)")
-        draw = store.Draw(float(density), operator.index(seed), targets, density_of)
+        if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+            raise ValueError(f"seed={seed!r}: must be a whole number from 0 to 2^63 - 1")
+        draw = store.Draw(float(density), int(seed), targets, density_of)
         places = _drawn(backbone_of(model), draw)
         self._attach(model, places, draw, dtype, gradient, merge_after_step)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from sparta_bench.errors import InputError
 from sparta_bench.files import clear_leftovers, whole_file
 from sparta_bench.options import Parser
-from sparta_bench.records import LeftOut, read_records
+from sparta_bench.records import DEFAULT, LeftOut, only_own, own_folders, read_records
 from sparta_bench.tables.build import build_tables
 from sparta_bench.tables.counts import MODELS, count_tables, read_plans
 from sparta_bench.tables.layout import LAYOUTS
@@ -38,7 +38,11 @@ def _parser() -> Parser:
         epilog="Tables 2 and 9 need what `sparta-bench plan --json` prints in FOLDER/plans/*.json.",
     )
     parser.add_argument(
-        "folders", metavar="FOLDER", nargs="*", type=Path, help="where records are (results)"
+        "folders",
+        metavar="FOLDER",
+        nargs="*",
+        type=Path,
+        help="all records below it count (the runs and merges of results)",
     )
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="where to write (tables, in the first FOLDER)"
@@ -69,14 +73,15 @@ def main(arguments: list[str]) -> None:
         If a folder is not there, or the tables cannot be written.
     """
     options = _parser().parse_intermixed_args(arguments)
-    folders = options.folders or [Path("results")]
+    folders = options.folders or [DEFAULT]
     missing = [folder for folder in folders if not folder.is_dir()]
     if missing:
         raise InputError(*(f"tables: {folder}: there is no such folder" for folder in missing))
-    records, unread = read_records(folders)
+    places = options.folders or own_folders(DEFAULT)
+    records, unread = read_records(places)
     selection = select(records)
     sizes, faults = read_plans(folders)
-    merges, unread_merges = read_merges(folders, selection)
+    merges, unread_merges = read_merges(places, selection)
     tables = [*count_tables(sizes), *build_tables(selection), *merging_tables(merges)]
     if options.settings:
         from sparta_bench.tables.settings import settings_tables
@@ -84,6 +89,8 @@ def main(arguments: list[str]) -> None:
         tables += settings_tables()
     notes = [*(f"plans: {fault}" for fault in faults), *_missing(tables)]
     notes += _merge_notes(merges, unread_merges)
+    if places != folders:
+        notes.append(only_own(places))
     overview = _overview(tables, _summary(len(records), unread, selection), notes)
     out = options.out or folders[0] / "tables"
     try:
