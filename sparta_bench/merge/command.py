@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sparta_bench.config import METHODS
 from sparta_bench.errors import InputError, tell
 from sparta_bench.options import Parser, add_base, add_sources, check_settings
+from sparta_bench.records import DEFAULT
 
 if TYPE_CHECKING:
     from sparta_bench.merge.rules import Rule
@@ -271,7 +272,8 @@ def _pairs(options: Namespace) -> int:
         print(json.dumps(found.records, allow_nan=False))
     else:
         what = f"{len(found.records):,} pairs, {found.there:,} of them there already"
-        print(f"{what} → {options.folder / 'merges'}; see sparta-bench tables {options.folder}")
+        where = "" if options.folder == DEFAULT else f" {options.folder}"
+        print(f"{what} → {options.folder / 'merges'}; see sparta-bench tables{where}")
     tell(*refusals)
     return 1 if refusals else 0
 
