@@ -22,7 +22,7 @@ from forged_records import forge, write
 from fuzzing import TINY, Told, command
 from safetensors.torch import load_file
 
-import sparta_bench.run as run_module
+import sparta_bench.experiment as experiment
 from sparta_bench.compose import compose
 from sparta_bench.errors import one_line
 from sparta_bench.files import whole_file
@@ -32,7 +32,7 @@ from sparta_bench.sparta import store
 from sparta_bench.tables.render import as_csv
 from sparta_bench.tables.table import Heading, Table
 
-PACKAGE = Path(run_module.__file__).parent
+PACKAGE = Path(experiment.__file__).parent
 UP = ("../out", "..", "/etc/passwd", "a/../../b", "C:\\x", "x\0y", "\ud800", ".", "", "~root")
 SECRET = "hf_canaryABCDEFGHIJKLMNOP"
 
@@ -374,7 +374,7 @@ def test_a_secret_in_a_librarys_error_is_taken_out(
     def fails(*_: Any) -> None:
         raise RuntimeError(f"GET https://me:pass@hub.example/x: Bearer {SECRET}")
 
-    monkeypatch.setattr(run_module, "prepare", fails)
+    monkeypatch.setattr(experiment, "prepare", fails)
     places = [f"results_dir={tmp_path}/results", f"cache_dir={tmp_path}/cache"]
     told = command(places)
     assert told.code == 1
