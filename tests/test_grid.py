@@ -108,7 +108,7 @@ def test_of_many_faulty_jobs_some_are_told() -> None:
     ("overrides", "line"),
     [
         (["+sweep=nope"], "+sweep=nope: no such sweep"),
-        (["sweep=table4_lora"], "sweep=table4_lora: choose one with +sweep=NAME; known: "),
+        (["sweep=table4_lora"], "sweep=table4_lora: choose one with +sweep=NAME; "),
     ],
 )
 def test_a_wrong_sweep_is_told(overrides: list[str], line: str) -> None:
