@@ -208,10 +208,15 @@ def _no_such_option(word: str, arguments: list[str]) -> str:
 def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
     """All runs of a `-m` command line, here or through a launcher."""
     quiet_libraries()
-    from sparta_bench.grid import Grid
     from sparta_bench.launch import launch, uses_launcher
 
     elsewhere = uses_launcher(jobs[0])
+    if not elsewhere:
+        from sparta_bench.device import device_for
+
+        device_for(configs[0])  # before transformers and the like come, which takes many seconds
+    from sparta_bench.grid import Grid
+
     grid = Grid(configs, shared(), elsewhere)
     tell(grid.heading())
     try:
@@ -225,6 +230,8 @@ def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
             try:
                 if left:
                     launch(left, run_composed)
+            except InputError:  # nothing was started
+                raise
             except Exception as error:  # a worker died, or its machines refused
                 tell(f"hydra/launcher: {type(error).__name__}: {reason_of(error)}")
             grid.look_again()
