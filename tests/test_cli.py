@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sparta_bench.cli import COMMANDS, main
 from sparta_bench.compose import GROUPS, choices
@@ -320,6 +321,57 @@ def test_a_wrong_word_needs_no_torch_and_shows_no_traceback(tmp_path: Path) -> N
         "sparta-bench: train=x: no such train; known: default\n"
         "sparta-bench: seed=-1: must be a whole number from 0 to 2^63 - 1\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["predict", "no/where", "x"], "no/where: there is no such folder"),
+        (["evaluate", "no/where"], "no/where: there is no such folder"),
+        (["evaluate", "no/where", "task=tiny-rte", "--json"], "no/where: there is no such folder"),
+        (["merge", "bake", "no/where", "--out", "x"], "no/where: there is no such folder"),
+        (["merge", "multi-head", "{tmp}", "no/where", "--out", "x"],
+         "no/where: there is no such folder"),
+        (["merge", "overlap", "no/where", "{tmp}"], "no/where: there is no such folder"),
+        (["ranks", "tiny-gema", "tiny-gemma"],
+         "tiny-gema: neither a file, a folder, nor a model of conf/model (did you mean "
+         "tiny-gemma, tiny-gemma-it or tiny-mistral?)"),
+        (["ranks", "tiny-gemma", "tiny-gemma-it", "./no"], "./no: there is no such file or folder"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_not_there_needs_no_torch(
+    tmp_path: Path, arguments: list[str], line: str
+) -> None:
+    words = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *words],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"sparta-bench: {line}\n")
+
+
+WITHOUT_TRANSFORMERS = WITHOUT_TORCH.replace('"torch", ', "").replace(', "accelerate"', "")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["device=cuda"], "device=cuda"),
+        (["-m", "device=cuda", "seed=0,1"], "device=cuda"),
+        (["predict", ".", "--device", "cuda", "x"], "predict: --device cuda"),
+        (["evaluate", ".", "--device", "cuda"], "evaluate: --device cuda"),
+    ],
+)
+def test_a_device_that_is_not_there_is_told_before_transformers_comes(
+    tmp_path: Path, arguments: list[str], line: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRANSFORMERS, *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    told = f"sparta-bench: {line}: torch sees no CUDA device here; use cpu or auto\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
