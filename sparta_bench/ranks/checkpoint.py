@@ -133,5 +133,6 @@ def _from_hub(source: str, repository: str, revision: str) -> list[Path]:
     except Exception as error:  # the client raises many kinds
         reason, cause = hub.why(error)
         ways = hub.ways_out(cause, f"https://huggingface.co/{repository}", "give a folder")
-        raise InputError(f"{source}: {repository} cannot be had: {reason}. {ways}") from None
+        what = "" if source == repository else f"{repository} "
+        raise InputError(f"{source}: {what}cannot be had: {reason}. {ways}") from None
     return list(checkpoint_files(source, repository, commit))
