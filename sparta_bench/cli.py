@@ -16,7 +16,7 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 
-from sparta_bench import __version__
+from sparta_bench import __version__, hints, usage
 from sparta_bench.compose import (
     HYDRA_ERRORS,
     compose,
@@ -97,8 +97,9 @@ def _subcommand(name: str, arguments: list[str]) -> int:
     if name == "plan":
         return _plan(arguments)
     if name not in COMMANDS:
-        near = did_you_mean(name, ["plan", *COMMANDS])
-        raise InputError(f"{name}: neither a subcommand{near} nor of the form key=value")
+        hint = hints.of_word(name, arguments)
+        near = "" if hint else did_you_mean(name, ["plan", *COMMANDS])
+        raise InputError(f"{name}: neither a subcommand{near} nor of the form key=value{hint}")
     quiet_libraries()
     module, function = COMMANDS[name]
     try:
@@ -110,14 +111,20 @@ def _subcommand(name: str, arguments: list[str]) -> int:
 
 def _plan(arguments: list[str]) -> int:
     overrides = [argument for argument in arguments if argument != "--json"]
-    wrong = [override for override in overrides if override.startswith("-")]
-    if wrong in (["--help"], ["-h"]):
+    wrong = [(at, word) for at, word in enumerate(overrides) if word.startswith("-")]
+    if [word for _, word in wrong] in (["--help"], ["-h"]):
         print("usage: sparta-bench plan [--json] [key=value ...]\n\n"
               "Parameter counts, data counts, lengths, steps and memory of an experiment,\n"
               "without weights. --json prints one JSON object and nothing else.")  # fmt: skip
         return DONE
     if wrong:
-        raise InputError(*(f"{option}: plan knows no option but --json" for option in wrong))
+        raise InputError(
+            *(
+                f"{word.partition('=')[0]}: plan knows no option but --json"
+                + hints.of_option(word, overrides[at + 1 :])
+                for at, word in wrong
+            )
+        )
     config = compose(overrides)
     quiet_libraries()
     from sparta_bench.plan import as_json, as_text, plan
@@ -131,7 +138,10 @@ def _plan(arguments: list[str]) -> int:
 def _experiments(arguments: list[str]) -> int:
     """One run, or with `-m` one after the other, through Hydra; the worst outcome is the code."""
     options, overrides = _options(arguments)
-    only_shows = options.help or options.hydra_help or options.info or options.cfg
+    if options.help:
+        print(usage.text())
+        return DONE
+    only_shows = options.hydra_help or options.info or options.cfg
     if not (only_shows or options.shell_completion):
         # Hydra would stop at its first error, and in a sweep only after earlier runs
         if not options.multirun:
@@ -158,7 +168,7 @@ def _experiments(arguments: list[str]) -> int:
         if error.filename is None:  # a stream
             raise
         raise InputError(f"hydra.run.dir or hydra.sweep.dir: {error}") from None
-    except SystemExit as end:  # after --help and its kind, or an interrupted run
+    except SystemExit as end:  # after --cfg and its kind, or an interrupted run
         return int(end.code or DONE)
     finally:
         sys.argv = before
@@ -175,7 +185,7 @@ def _options(arguments: list[str]) -> tuple[Namespace, list[str]]:
         options, unknown = parser.parse_known_args(arguments)
     except ArgumentError as error:
         raise InputError(str(error)) from None
-    lines = [f"{word}: no such option (see --help)" for word in unknown if word.startswith("-")]
+    lines = [_no_such_option(word, arguments) for word in unknown if word.startswith("-")]
     for name in ("config_path", "config_name", "config_dir", "experimental_rerun"):
         if getattr(options, name) is not None:
             lines.append(f"--{name.replace('_', '-')}: this option of Hydra's is not supported")
@@ -189,13 +199,24 @@ def _options(arguments: list[str]) -> tuple[Namespace, list[str]]:
     return options, overrides
 
 
+def _no_such_option(word: str, arguments: list[str]) -> str:
+    following = arguments[arguments.index(word) + 1 :] if word in arguments else []
+    hint = hints.of_option(word, following)
+    return f"{word.partition('=')[0]}: no such option{hint or ' (see --help)'}"
+
+
 def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
     """All runs of a `-m` command line, here or through a launcher."""
     quiet_libraries()
-    from sparta_bench.grid import Grid
     from sparta_bench.launch import launch, uses_launcher
 
     elsewhere = uses_launcher(jobs[0])
+    if not elsewhere:
+        from sparta_bench.device import device_for
+
+        device_for(configs[0])  # before transformers and the like come, which takes many seconds
+    from sparta_bench.grid import Grid
+
     grid = Grid(configs, shared(), elsewhere)
     tell(grid.heading())
     try:
@@ -209,6 +230,8 @@ def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
             try:
                 if left:
                     launch(left, run_composed)
+            except InputError:  # nothing was started
+                raise
             except Exception as error:  # a worker died, or its machines refused
                 tell(f"hydra/launcher: {type(error).__name__}: {reason_of(error)}")
             grid.look_again()

@@ -26,10 +26,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sparta_bench.checks.configuration import from_dict
 from sparta_bench.config import Config
-from sparta_bench.errors import InputError, did_you_mean, reason_of
+from sparta_bench.errors import InputError, did_you_mean, did_you_mean_key, reason_of
 
 GROUPS = ("model", "task", "method", "train", "sweep")
 MOST_FAULTY = 20  # jobs whose faults are told
+MOST_LISTED = 12  # choices that a message lists
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 # `${oc.env:NAME}`, also where the name of the resolver is put together
 ENVIRONMENT = re.compile(r"\$\{\s*(oc\.env\b|[^:{}]*\$\{[^}]*\}[^:{}]*:)")
@@ -48,6 +49,25 @@ def choices(group: str) -> list[str]:
     return sorted(
         path.stem for path in (config_dir() / group).glob("*.yaml") if path.stem[0] != "_"
     )
+
+
+def write_choice(word: str, name: str = "NAME") -> str:
+    """`; write task=tiny-rte`, where a word is a group, of which `name` is chosen, or a choice."""
+    if word not in GROUPS:
+        group = next((group for group in GROUPS if word in choices(group)), None)
+        if group is None:
+            return ""
+        word, name = group, word
+    return f"; write {'-m +' if word == 'sweep' else ''}{word}={name}"
+
+
+def known_keys() -> list[str]:
+    """The dotted keys of all settings, whatever the method."""
+    keys: dict[str, None] = {}
+    with our_hydra():
+        for method in choices("method"):
+            keys |= dict.fromkeys(_all_keys(to_plain(composed_by_hydra([f"method={method}"]))))
+    return list(keys)
 
 
 def to_plain(composed: Any) -> dict[str, Any]:
@@ -269,7 +289,7 @@ def _parse(overrides: list[str]) -> list[Override]:
         elif equals and KEY.fullmatch(key):
             lines.append(f"{text}: the value has characters that need quotes: '{key}=\"...\"'")
         else:
-            lines.append(f"{text}: not of the form key=value")
+            lines.append(f"{text}: not of the form key=value{write_choice(text)}")
     if lines:
         raise InputError(*lines)
     return parsed
@@ -298,12 +318,18 @@ def _misuse(override: Override) -> str | None:
     appended = group == "sweep"  # not in the defaults, so that Hydra wants a plus
     if override.is_add() != appended or override.is_delete() or override.package is not None:
         plus = "+" if appended else ""
-        return f"choose one with {plus}{group}=NAME; known: {', '.join(known)}"
+        return f"choose one with {plus}{group}=NAME; {_listed(known)}"
     choice = override.value()
     if choice in known:
         return None
     near = did_you_mean(choice, known) if isinstance(choice, str) else ""
-    return f"no such {group}{near}; known: {', '.join(known)}"
+    return f"no such {group}{near}; {_listed(known)}"
+
+
+def _listed(known: list[str]) -> str:
+    if len(known) > MOST_LISTED:
+        return f"--help lists all {len(known)}"
+    return f"known: {', '.join(known)}"
 
 
 def _explain(overrides: list[Override]) -> list[str]:
@@ -329,7 +355,7 @@ def _explain(overrides: list[Override]) -> list[str]:
             from_dict(to_plain(composed_by_hydra([*good, text])))
         except HYDRA_ERRORS as error:
             known = key in keys or key.startswith("hydra")
-            why = reason_of(error) if known else f"no such key{did_you_mean(key, keys)}"
+            why = reason_of(error) if known else f"no such key{did_you_mean_key(key, keys)}"
             lines.append(f"{text}: {why}")
         except InputError as error:
             mine = [line for line in error.lines if line.startswith((f"{key}=", f"{key}:"))]

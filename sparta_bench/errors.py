@@ -61,7 +61,28 @@ def one_of(names: Iterable[str]) -> str:
 
 def did_you_mean(wrong: str, names: Iterable[str]) -> str:
     """` (did you mean …?)`, or nothing when no known name is near."""
-    near = get_close_matches(wrong, list(names), n=3, cutoff=0.5)
+    return _meant(get_close_matches(wrong, list(names), n=3, cutoff=0.5))
+
+
+def did_you_mean_key(wrong: str, keys: Iterable[str]) -> str:
+    """The same for a dotted key, which may lack its group (`density`) or be shortened (`lr`)."""
+    inside = [key for key in keys if "." in key or "." not in wrong]  # no group for a setting
+    last = {key: key.rpartition(".")[2] for key in inside}
+    end = wrong.rpartition(".")[2]
+    for fits in (
+        lambda name: name == end,
+        lambda name: "_" in name and "".join(word[:1] for word in name.split("_")) == end,
+        lambda name: end in name.split("_"),
+    ):
+        if found := [key for key in inside if fits(last[key])]:
+            return _meant(found[:3])
+    if "." in wrong:
+        return did_you_mean(wrong, inside)
+    near = get_close_matches(end, list(dict.fromkeys(last.values())), n=3, cutoff=0.5)
+    return _meant([key for name in near for key in inside if last[key] == name][:3])
+
+
+def _meant(near: list[str]) -> str:
     return f" (did you mean {one_of(near)}?)" if near else ""
 
 

@@ -137,8 +137,7 @@ class Grid:
 
     def heading(self) -> str:
         """How many runs there are, how many are done, and how long the others will take."""
-        noun = "run" if self.runs == 1 else "runs"
-        text = f"{self.runs:,} {noun}: {self.done:,} done, {len(self.pending):,} to go"
+        text = f"{_runs(self.runs)}: {self.done:,} done, {len(self.pending):,} to go"
         if self.failed_before:
             text += f" ({self.failed_before:,} of them failed before)"
         if self.refused:
@@ -189,7 +188,7 @@ class Grid:
                     return self.outcomes
             if len(self.pending) == count:
                 if not told:
-                    tell(f"waiting for {count:,} runs that other processes are at")
+                    tell(f"waiting for {_runs(count)} that other processes are at")
                 told = True
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         return self.outcomes
@@ -211,6 +210,10 @@ class Grid:
             for found, folder in made[:1]:
                 self.outcomes.append(_outcome(found, folder / RESULT, was_there=False))
         return self.outcomes
+
+
+def _runs(count: int) -> str:
+    return f"{count:,} {'run' if count == 1 else 'runs'}"
 
 
 def _devices(asked: set[str]) -> list[torch.device]:

@@ -7,6 +7,7 @@ they are of one state of the repository, and so that what is in the cache needs 
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from tqdm import tqdm
 from sparta_bench.errors import reason_of, tell
 
 Kind = Literal["model", "dataset"]
+Cause = Literal["access", "connection", "other"]  # terms or login; network and cache
 MARKS: dict[Kind, str] = {"model": "config.json", "dataset": "README.md"}  # every one has it
 
 
@@ -138,34 +140,45 @@ class Bar(tqdm):  # type: ignore[misc]
 
 
 # ---------------------------------------------------------------------------------- errors
-def why(error: Exception) -> tuple[str, bool]:
-    """What kept a thing from being had, and whether it is a matter of access: of terms, of a
-    login, or of a first download."""
+def why(error: Exception) -> tuple[str, Cause]:
+    """What kept a thing from being had, and what kind of cause that is."""
     found = _root(error)
     if isinstance(found, GatedRepoError):
-        return "its terms have not been accepted, or not with this login", True
+        return "its terms have not been accepted, or not with this login", "access"
     if isinstance(found, RepositoryNotFoundError):
-        return "there is no such repository, or none that this login may see", True
+        return "there is no such repository, or none that this login may see", "access"
     if isinstance(found, RevisionNotFoundError):
-        return "it has no such revision", False
+        return "it has no such revision", "other"
     if isinstance(found, LocalEntryNotFoundError | OfflineModeIsEnabled):
-        return f"{endpoint()} cannot be reached, and the cache does not have it", True
+        return f"{endpoint()} cannot be reached, and the cache does not have it", "connection"
     if isinstance(found, HfHubHTTPError):
         return _refusal(found)
     if found is not None and _is_of_connection(found):
         kind = type(found).__name__
-        return f"the connection broke off ({kind}); the same command tries again", False
+        return f"the connection broke off ({kind}); the same command tries again", "other"
     if isinstance(error, UnicodeEncodeError):  # on its way into a header
-        return "the token (HF_TOKEN, or `hf auth login`) has letters that no token has", True
-    return reason_of(error).rstrip("."), False
+        return "the token (HF_TOKEN, or `hf auth login`) has letters that no token has", "access"
+    return reason_of(error).rstrip("."), "other"
 
 
-def _refusal(error: HfHubHTTPError) -> tuple[str, bool]:
+def ways_out(cause: Cause, page: str, without: str) -> str:
+    """What a person can do, by the cause: `Ways out: …`. `page` is where terms are accepted;
+    `without` is the way that needs no hub."""
+    first: list[str] = []
+    if cause == "access":
+        first = [f"accept its terms at {page}", "log in with `hf auth login`"]
+    if cause == "connection":
+        switch = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        first = ["give the same command with a connection" + ", without HF_HUB_OFFLINE" * switch]
+    return "Ways out: " + "".join(f"{way}; " for way in first) + "or " * bool(first) + without
+
+
+def _refusal(error: HfHubHTTPError) -> tuple[str, Cause]:
     if isinstance(error, EntryNotFoundError):
-        return f"it has no file {Path(error.response.url.path).name}", False
+        return f"it has no file {Path(error.response.url.path).name}", "other"
     status = error.response.status_code
     said = error.response.headers.get("X-Error-Message") or error.response.reason_phrase
-    return f"{endpoint()} answers {status}: {said}", status in (401, 403)
+    return f"{endpoint()} answers {status}: {said}", "access" if status in (401, 403) else "other"
 
 
 def _root(error: BaseException) -> BaseException | None:

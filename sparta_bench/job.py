@@ -32,6 +32,9 @@ def attempted(composed: Any) -> Outcome:
     quiet_libraries()
     try:
         config = from_dict(to_plain(composed))
+        from sparta_bench.device import device_for
+
+        device_for(config)  # before transformers and the like come, which takes many seconds
         from sparta_bench.grid import attempt
 
         outcome, _ = attempt(config, shared())

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sparta_bench.checks.relations import is_folder
 from sparta_bench.errors import InputError
 from sparta_bench.files import why_not_writable
 
@@ -56,6 +57,14 @@ def check_folder(option: str, folder: Path | None) -> None:
         raise InputError(f"{option} {folder}: {problem}")
 
 
+def check_there(folders: Sequence[Path]) -> None:
+    """Raise InputError with a line for each folder that is not there: reading it would say so too,
+    but only when torch and transformers have come, which takes many seconds."""
+    missing = [folder for folder in folders if not is_folder(str(folder))]
+    if missing:
+        raise InputError(*(f"{folder}: there is no such folder" for folder in missing))
+
+
 def add_sources(parser: argparse.ArgumentParser) -> None:
     """What says where a trained thing and its base are."""
     parser.add_argument(
@@ -78,7 +87,8 @@ def add_base(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base",
         metavar="DIR|NAME",
-        help="folder or hub name of the base model; needed where it was in a folder in training",
+        help="the base model: a folder, a model of conf/model, or a hub name; needed where "
+        "training had it in a folder",
     )
     parser.add_argument(
         "--tokenizer", metavar="DIR|NAME", help="the same for a tokenizer that is not beside it"

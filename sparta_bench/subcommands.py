@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparta_bench.errors import InputError, did_you_mean
-from sparta_bench.options import Parser, add_sources, check_folder, check_settings, positive
+from sparta_bench.options import (
+    Parser,
+    add_sources,
+    check_folder,
+    check_settings,
+    check_there,
+    positive,
+)
 
 if TYPE_CHECKING:
     from sparta_bench.multi_head import LoadedHeads
@@ -65,8 +72,11 @@ def predict(arguments: list[str]) -> None:
     options = _predict_parser().parse_intermixed_args(arguments)
     if options.texts and options.file is not None:
         raise InputError(f"predict: --file {options.file} and texts on the command line")
-    from sparta_bench import multi_head
+    check_there([options.adapter])
     from sparta_bench.device import device_of
+
+    device = device_of(options.device, f"predict: --device {options.device}")
+    from sparta_bench import multi_head
     from sparta_bench.predict import (
         as_json,
         as_text,
@@ -79,7 +89,6 @@ def predict(arguments: list[str]) -> None:
     )
     from sparta_bench.predict import predict as predictions
 
-    device = device_of(options.device, f"predict: --device {options.device}")
     jsonl = options.jsonl_input or str(options.file).endswith(".jsonl")
     if multi_head.is_in(options.adapter) and options.head is None:
         heads = _heads(options)
@@ -130,17 +139,19 @@ def evaluate(arguments: list[str]) -> None:
     """`sparta-bench evaluate`: print the scores of a classifier, or of each head of one."""
     options = _evaluate_parser().parse_intermixed_args(arguments)
     check_settings("evaluate", options.settings)
+    check_there([options.adapter])
     if options.out is not None:
         check_folder("evaluate: --out", options.out.parent)
         if options.out.is_dir():
             raise InputError(f"evaluate: --out {options.out}: is a folder, and a file is written")
+    from sparta_bench.device import device_of
+
+    device_of(options.device, f"evaluate: --device {options.device}")
     from sparta_bench import multi_head
     from sparta_bench.compose import compose
-    from sparta_bench.device import device_of
     from sparta_bench.evaluate import as_text, evaluation_of, settings_for
     from sparta_bench.files import write_json
 
-    device_of(options.device, f"evaluate: --device {options.device}")
     settings = options.settings
     if options.device != "auto":
         settings = [*settings, f"device={options.device}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from sparta_bench.cli import main
+from sparta_bench.cli import COMMANDS, main
+from sparta_bench.compose import GROUPS, choices
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "sparta_bench.cli"]
@@ -48,13 +51,53 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (["train=defualt"], "train=defualt: no such train (did you mean default?); known: default"),
         (["seed=0,1"], "seed=0,1: several values are a grid, and need -m"),
         (["--nope"], "--nope: no such option (see --help)"),
+        *[([word], f"{word}: neither a subcommand nor of the form key=value; a run needs no word, "
+           "only key=value (see --help)") for word in ("run", "train", "fine-tune")],
+        (["task", "tiny-rte"], "task: neither a subcommand nor of the form key=value; "
+         "write task=tiny-rte"),
+        (["task"], "task: neither a subcommand nor of the form key=value; write task=NAME"),
+        (["train", "default"], "train: neither a subcommand nor of the form key=value; "
+         "write train=default"),
+        (["sweep", "table3_lora"], "sweep: neither a subcommand nor of the form key=value; "
+         "write -m +sweep=table3_lora"),
+        (["tiny-rte", "seed=1"], "tiny-rte: neither a subcommand nor of the form key=value; "
+         "write task=tiny-rte"),
+        (["lora"], "lora: neither a subcommand nor of the form key=value; write method=lora"),
+        (["seed", "5"], "seed: neither a subcommand nor of the form key=value; write seed=5"),
+        (["density"], "density: neither a subcommand nor of the form key=value; "
+         "write method.density=VALUE"),
+        (["seed=1", "tiny-rte"], "tiny-rte: not of the form key=value; write task=tiny-rte"),
+        (["--density", "0.05"], "--density: no such option; write method.density=0.05"),
+        (["--density=0.05"], "--density: no such option; write method.density=0.05"),
+        (["seed=1", "--learning-rate", "1e-3"], "--learning-rate: no such option; "
+         "write train.learning_rate=1e-3"),
+        (["--method.r", "8"], "--method.r: no such option; write method.r=8"),
+        (["--seed", "-m"], "--seed: no such option; write seed=VALUE"),
+        (["--task", "tiny-rte"], "--task: no such option; write task=tiny-rte"),
+        (["-m", "--sweep", "table3_lora"], "--sweep: no such option; write -m +sweep=table3_lora"),
+        (["--name", "x"], "--name: no such option (see --help)"),  # of several groups
+        (["plan", "--seed", "3"], "--seed: plan knows no option but --json; write seed=3"),
+        (["lr=1e-3"], "lr=1e-3: no such key (did you mean train.learning_rate?)"),
+        (["train.lr=1e-3"], "train.lr=1e-3: no such key (did you mean train.learning_rate?)"),
+        (["density=0.05"], "density=0.05: no such key (did you mean method.density?)"),
+        (["method.epochs=3"], "method.epochs=3: no such key (did you mean train.epochs?)"),
+        (["learnin_rate=1"], "learnin_rate=1: no such key (did you mean train.learning_rate, "
+         "task.generated or train.floor_ratio?)"),
+        (["bs=8"], "bs=8: no such key (did you mean train.batch_size?)"),
+        (["batch=8"], "batch=8: no such key (did you mean train.batch_size or "
+         "train.eval_batch_size?)"),
+        (["modl=gemma-2b"], "modl=gemma-2b: no such key (did you mean model or method?)"),
+        (["-m", "+sweep=table3_foo"], "+sweep=table3_foo: no such sweep (did you mean "
+         "table3_lora, table5_lora or table4_lora?); --help lists all 45"),
+        (["-m", "sweep=table3_lora"], "sweep=table3_lora: choose one with +sweep=NAME; "
+         "--help lists all 45"),
         (["plan", "--jsn"], "--jsn: plan knows no option but --json"),
         (
             ["--cfg", "x"],
             "argument --cfg/-c: invalid choice: 'x' (choose from 'job', 'hydra', 'all')",
         ),
         (["--cfg", "job", "foo=1"], "foo=1: no such key (did you mean force?)"),
-        (["--help", "seed"], "seed: not of the form key=value"),
+        (["--cfg", "job", "seed"], "seed: not of the form key=value"),
         (["--config-dir", "/x"], "--config-dir: this option of Hydra's is not supported"),
         (
             ["-sc", "x"],
@@ -75,7 +118,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
             "task.dev.examples=9999999: split train has only 2300 rows, and some must be left",
         ),
     ],
-)
+)  # fmt: skip
 def test_wrong_input_gives_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
 ) -> None:
@@ -183,6 +226,30 @@ def test_plan_json_is_one_object_and_nothing_else(
     assert not (tmp_path / "results").exists()
 
 
+def test_help_begins_with_the_commands_and_names_what_can_be_chosen(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = call(capsys, "--help")
+    assert (code, err) == (0, [])
+    lines = out.splitlines()
+    assert lines[0].startswith("usage: sparta-bench [key=value ...]")
+    start = lines.index("Commands:") + 1
+    commands = [line.split()[0] for line in lines[start : lines.index("", start)]]
+    assert sorted(commands) == sorted(["plan", *COMMANDS])
+    assert start < 10 and max(map(len, lines)) <= 100
+    words = set(out.replace(",", " ").split())
+    for group in GROUPS:
+        assert set(choices(group)) <= words
+    assert not [word for word in words if word.startswith("_")]
+    assert len(lines) < 50 and "hub_id" not in out  # the composed settings are `--cfg job`'s
+
+
+def test_help_and_the_readme_know_the_same_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"^sparta-bench ([a-z]+)(?![a-z=])", readme, re.MULTILINE)
+    assert set(named) == {"plan", *COMMANDS}
+
+
 def test_plan_help(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capsys, "plan", "--help")
     assert (code, err) == (0, []) and out.startswith("usage: sparta-bench plan [--json]")
@@ -214,7 +281,7 @@ sys.exit(main())
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        (["--help"], "Groups (choose with group=option):"),
+        (["--help"], "Groups (choose with GROUP=NAME; "),
         (["--version"], "sparta-bench "),
         (["--cfg", "job", "task=rte"], "name: rte"),
         (["--hydra-help"], "Hydra"),
@@ -254,6 +321,57 @@ def test_a_wrong_word_needs_no_torch_and_shows_no_traceback(tmp_path: Path) -> N
         "sparta-bench: train=x: no such train; known: default\n"
         "sparta-bench: seed=-1: must be a whole number from 0 to 2^63 - 1\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["predict", "no/where", "x"], "no/where: there is no such folder"),
+        (["evaluate", "no/where"], "no/where: there is no such folder"),
+        (["evaluate", "no/where", "task=tiny-rte", "--json"], "no/where: there is no such folder"),
+        (["merge", "bake", "no/where", "--out", "x"], "no/where: there is no such folder"),
+        (["merge", "multi-head", "{tmp}", "no/where", "--out", "x"],
+         "no/where: there is no such folder"),
+        (["merge", "overlap", "no/where", "{tmp}"], "no/where: there is no such folder"),
+        (["ranks", "tiny-gema", "tiny-gemma"],
+         "tiny-gema: neither a file, a folder, nor a model of conf/model (did you mean "
+         "tiny-gemma, tiny-gemma-it or tiny-mistral?)"),
+        (["ranks", "tiny-gemma", "tiny-gemma-it", "./no"], "./no: there is no such file or folder"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_not_there_needs_no_torch(
+    tmp_path: Path, arguments: list[str], line: str
+) -> None:
+    words = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *words],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"sparta-bench: {line}\n")
+
+
+WITHOUT_TRANSFORMERS = WITHOUT_TORCH.replace('"torch", ', "").replace(', "accelerate"', "")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["device=cuda"], "device=cuda"),
+        (["-m", "device=cuda", "seed=0,1"], "device=cuda"),
+        (["predict", ".", "--device", "cuda", "x"], "predict: --device cuda"),
+        (["evaluate", ".", "--device", "cuda"], "evaluate: --device cuda"),
+    ],
+)
+def test_a_device_that_is_not_there_is_told_before_transformers_comes(
+    tmp_path: Path, arguments: list[str], line: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRANSFORMERS, *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    told = f"sparta-bench: {line}: torch sees no CUDA device here; use cpu or auto\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

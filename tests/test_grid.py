@@ -20,13 +20,16 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
 from sparta_bench import cli, job
+from sparta_bench import grid as grid_module
 from sparta_bench.checks.configuration import from_dict
 from sparta_bench.claim import CHECKPOINT, BusyError
 from sparta_bench.cli import main
 from sparta_bench.compose import compose, compose_all, config_dir, sweep_jobs, to_plain
+from sparta_bench.config import Config
 from sparta_bench.durations import as_duration
 from sparta_bench.errors import InputError
 from sparta_bench.grid import Grid
+from sparta_bench.outcome import Outcome
 from sparta_bench.records import LOCK, RUNNING
 from sparta_bench.results import write_record
 from sparta_bench.run import run
@@ -109,7 +112,7 @@ def test_of_many_faulty_jobs_some_are_told() -> None:
     ("overrides", "line"),
     [
         (["+sweep=nope"], "+sweep=nope: no such sweep"),
-        (["sweep=table4_lora"], "sweep=table4_lora: choose one with +sweep=NAME; known: "),
+        (["sweep=table4_lora"], "sweep=table4_lora: choose one with +sweep=NAME; "),
     ],
 )
 def test_a_wrong_sweep_is_told(overrides: list[str], line: str) -> None:
@@ -479,6 +482,66 @@ def test_hydras_launchers_give_the_same_runs(
     again = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert again.returncode == 0
     assert "4 runs: 4 done, 0 to go" in again.stderr
+
+
+@pytest.mark.parametrize(("seeds", "what"), [("0", "1 run"), ("0,1", "2 runs")])
+def test_waiting_for_other_processes_is_told_once(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    seeds: str,
+    what: str,
+) -> None:
+    looks = []
+
+    def attempt(config: Config, *_: Any, **__: Any) -> tuple[Outcome, None]:
+        looks.append(config)
+        if len(looks) < 5:
+            raise BusyError
+        return Outcome("done", "done"), None
+
+    monkeypatch.setattr(grid_module, "attempt", attempt)
+    monkeypatch.setattr(grid_module, "SECONDS_BETWEEN_LOOKS", 0)
+    assert main(["-m", f"seed={seeds}", *places(tmp_path)]) == 0
+    waiting = [line for line in capfd.readouterr().err.splitlines() if "waiting" in line]
+    assert waiting == [f"sparta-bench: waiting for {what} that other processes are at"]
+
+
+SLURM = ["-m", "seed=5,6", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu"]
+
+
+def test_the_launcher_of_slurm_needs_slurm(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main([*SLURM, *places(tmp_path)]) == 2
+    assert capfd.readouterr() == (
+        "",
+        "sparta-bench: hydra/launcher=submitit_slurm: needs Slurm, and this machine has no srun; "
+        "start it on a machine of the cluster\n",
+    )
+
+
+def test_jobs_that_no_cluster_takes_are_told_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    for name in ("srun", "sbatch"):
+        (bin_ / name).write_text(
+            "#!/bin/sh\necho 'sbatch: error: invalid partition: gpu' >&2\nexit 1\n"
+        )
+        (bin_ / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(bin_), prepend=os.pathsep)
+    assert main([*SLURM, *places(tmp_path)]) == 2
+    out, err = capfd.readouterr()
+    heading, *lines = err.splitlines()
+    assert out == "" and heading.startswith("sparta-bench: 2 runs: 0 done, 2 to go; ")
+    fault = "sbatch: error: invalid partition: gpu"  # submitit lets sbatch's own words through
+    assert lines == [
+        fault,
+        f"sparta-bench: hydra/launcher=submitit_slurm: nothing could be submitted: {fault}",
+    ]
 
 
 # ------------------------------------------------------------- several processes of one run

@@ -16,13 +16,14 @@ import pyarrow
 import pytest
 import torch
 from hub_server import Hub, Repository
+from huggingface_hub.errors import OfflineModeIsEnabled
 from pyarrow import parquet
 from safetensors.torch import load, save
 from test_cli import COMMAND
 
 from sparta_bench.compose import compose
 from sparta_bench.errors import InputError
-from sparta_bench.hub import Bar
+from sparta_bench.hub import Bar, ways_out, why
 from sparta_bench.models.source import source_fingerprint
 
 MODEL, DATA = ("models", "google/gemma-2b-it"), ("datasets", "nyu-mll/glue")
@@ -288,7 +289,8 @@ def test_a_hub_that_never_answers(hub: Hub, command: Command) -> None:
     assert err == [
         "sparta-bench: 127.0.0.1 does not answer (ReadTimeout); only the cache is used",
         "sparta-bench: model=gemma-2b-it: google/gemma-2b-it cannot be loaded from the "
-        f"hub: 127.0.0.1 cannot be reached, and the cache does not have it. Ways out: {WAYS}",
+        "hub: 127.0.0.1 cannot be reached, and the cache does not have it. Ways out: give the same "
+        "command with a connection; or give a folder with model.path=DIR",
     ]
 
 
@@ -381,8 +383,8 @@ def test_a_repository_that_lacks_something(
 
 
 DATA_PAGE = (
-    "Ways out: look at https://huggingface.co/datasets/nyu-mll/glue, log in with `hf auth login`; "
-    "or download the files and set task.data_dir=DIR"
+    "Ways out: accept its terms at https://huggingface.co/datasets/nyu-mll/glue; log in with "
+    "`hf auth login`; or download the files and set task.data_dir=DIR"
 )
 
 
@@ -414,6 +416,23 @@ def test_data_that_cannot_be_had(
     hub.repositories[DATA].refusal = refusal
     line = refused(hub, command, *arguments)
     assert line == f"task.hub=nyu-mll/glue: cannot be loaded from the hub: {said}"
+
+
+@pytest.mark.parametrize(
+    ("switch", "way"),
+    [
+        ("0", "give the same command with a connection; or "),
+        ("1", "give the same command with a connection, without HF_HUB_OFFLINE; or "),
+    ],
+)
+def test_ways_out_of_a_missing_connection(
+    monkeypatch: pytest.MonkeyPatch, switch: str, way: str
+) -> None:
+    reason, cause = why(OfflineModeIsEnabled("no"))
+    assert reason.endswith(" cannot be reached, and the cache does not have it")
+    monkeypatch.setenv("HF_HUB_OFFLINE", switch)
+    assert ways_out(cause, "https://page", "give a folder") == f"Ways out: {way}give a folder"
+    assert ways_out("other", "https://page", "give a folder") == "Ways out: give a folder"
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from sparta_bench.data.splits import load_splits
 from sparta_bench.errors import InputError
 from sparta_bench.methods import prepare
 from sparta_bench.models.load import load_classifier
-from sparta_bench.models.source import load_tokenizer
+from sparta_bench.models.source import EMBEDDED, load_tokenizer
 from sparta_bench.predict import lines_of, predict, read_texts, ready
 from sparta_bench.run import run
 from sparta_bench.saved.load import load
@@ -313,6 +313,19 @@ def test_a_base_in_a_folder_is_named_again_and_checked(
     line = refusal(folder, str(moved))
     assert line.startswith(f"{folder}: was trained on another base model: the fingerprint of")
     assert f"--base {moved} has " in line
+
+
+def test_a_base_is_named_as_a_model_of_conf(trained: Any, tmp_path: Path) -> None:
+    folder = trained("head")[2]
+    assert load(folder, "tiny-gemma", "tiny-gemma").about.model.name == "tiny-gemma"
+    places = [f"results_dir={tmp_path}/results", f"cache_dir={tmp_path}/cache"]
+    settings = ["model=local", f"model.path={EMBEDDED / 'tiny-gemma'}", "method=head"]
+    _, path, _ = run(compose([*QUICK_RUN, *places, *settings]))
+    found = load(path.parent / "adapter", "tiny-gemma", None)
+    assert found.about.model.path == "tiny-gemma"
+    line = refusal(folder, "tiny-mistral")
+    assert "was trained on another base model: " in line and "--base tiny-mistral has " in line
+    assert refusal(folder, "gemma-2b").startswith("model=gemma-2b: google/gemma-2b cannot be ")
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path, word_tokenizer) -> None:

@@ -398,9 +398,11 @@ def test_help_names_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
         (["{base}", "a/b/c"], "a/b/c: there is no such file or folder"),
         (["{base}", "x.safetensors"], "x.safetensors: there is no such file or folder"),
         (["{base}", "some/model"], "some/model: cannot be had: "
-         "huggingface.co cannot be reached, and the cache does not have it"),
-        (["{base}", "gemma-2b"], "model=gemma-2b: google/gemma-2b "
-         "cannot be loaded from the hub: huggingface.co cannot be reached"),
+         "huggingface.co cannot be reached, and the cache does not have it. Ways out: give the "
+         "same command with a connection, without HF_HUB_OFFLINE; or give a folder"),
+        (["{base}", "gemma-2b"], "gemma-2b: google/gemma-2b cannot be had: "
+         "huggingface.co cannot be reached, and the cache does not have it. Ways out: give the "
+         "same command with a connection, without HF_HUB_OFFLINE; or give a folder"),
         (["{base}", "{tmp}/empty"], "{tmp}/empty: neither model.safetensors nor "
          "model.safetensors.index.json is there"),
         (["{base}", "{tmp}/pickle"], "{tmp}/pickle: holds pickles alone (pytorch_model.bin), which "

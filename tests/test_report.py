@@ -504,7 +504,10 @@ def test_command_says_where_things_are(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "lines"),
     [
-        (["nowhere", "none"], ["report: nowhere: no such folder", "report: none: no such folder"]),
+        (
+            ["nowhere", "none"],
+            ["report: nowhere: there is no such folder", "report: none: there is no such folder"],
+        ),
         (["empty"], ["report: no result.json below empty"]),
         (["records", "--out", "file"], ["report: --out file: is no folder"]),
         (

@@ -112,19 +112,18 @@ def _from_rows(
 
 def _hub_rows(hub: Hub, split: str) -> Iterable[Mapping[str, object]]:
     """The rows of a split; raises InputError if they cannot be had at the revision asked for."""
-    from sparta_bench.hub import refusal, why
+    from sparta_bench.hub import refusal, ways_out, why
 
     try:
         rows: Iterable[Mapping[str, object]] = _prepared(hub).as_dataset(split=split)
     except InputError:
         raise
     except Exception as error:  # the client raises many kinds, all of them about access or content
-        reason, is_access = why(refusal(hub.path, hub.revision, "dataset") or error)
+        reason, cause = why(refusal(hub.path, hub.revision, "dataset") or error)
         page = f"https://huggingface.co/datasets/{hub.path}"
-        first = f"look at {page}, log in with `hf auth login`; or " * is_access
+        ways = ways_out(cause, page, "download the files and set task.data_dir=DIR")
         raise InputError(
-            f"task.hub={hub.path}: cannot be loaded from the hub: {reason}. Ways out: {first}"
-            "download the files and set task.data_dir=DIR"
+            f"task.hub={hub.path}: cannot be loaded from the hub: {reason}. {ways}"
         ) from None
     return rows
 

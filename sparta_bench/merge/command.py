@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparta_bench.config import METHODS
 from sparta_bench.errors import InputError, tell
-from sparta_bench.options import Parser, add_base, add_sources, check_settings
+from sparta_bench.options import Parser, add_base, add_sources, check_settings, check_there
 from sparta_bench.records import DEFAULT
 
 if TYPE_CHECKING:
@@ -185,6 +185,7 @@ def _read(arguments: list[str]) -> Namespace:
 
 
 def _of_one(options: Namespace) -> None:
+    check_there([options.adapter])
     from sparta_bench.merge import bake as verbs
 
     common = {
@@ -201,6 +202,7 @@ def _of_one(options: Namespace) -> None:
 
 def _of_several(options: Namespace) -> None:
     names = _head_names(options)
+    check_there(options.adapters)
     rule = _rule(options)
     from sparta_bench.merge.combine import multi_head_of
 
@@ -279,11 +281,12 @@ def _pairs(options: Namespace) -> int:
 
 
 def _overlap(options: Namespace) -> None:
+    if len(options.adapters) < 2:
+        raise InputError("merge overlap: at least two models are needed")
+    check_there(options.adapters)
     from sparta_bench.merge.overlap import as_text, overlaps_of
     from sparta_bench.merge.sources import open_sources
 
-    if len(options.adapters) < 2:
-        raise InputError("merge overlap: at least two models are needed")
     base, sources = open_sources(options.adapters, options.base, options.tokenizer)
     found = overlaps_of(sources, base)
     if options.json:

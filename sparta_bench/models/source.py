@@ -147,22 +147,16 @@ def _tokenizer_fault(source: str, error: Exception) -> str:
 
 def unreachable(model: ModelConfig, error: Exception, what: str = "") -> InputError:
     """One message for a model (or `what` of it) that cannot be loaded, and what a person can do."""
-    reason, is_access = hub.why(error)
+    reason, cause = hub.why(error)
     if "trust_remote_code" in str(error):
         reason = "it needs code of its own (auto_map in config.json), which is never run here"
     if is_local(model):
         return InputError(f"model.path={source_of(model)}: cannot be loaded: {reason}")
-    ways = "give a folder with model.path=DIR"
-    if is_access:
-        ways = (
-            f"accept its terms at https://huggingface.co/{model.hub_id}; log in with "
-            f"`hf auth login`; or {ways}"
-        )
     at = "" if model.revision == "main" else f" at {model.revision}"
     name = f"{what}{model.hub_id}{at}"
-    return InputError(
-        f"model={model.name}: {name} cannot be loaded from the hub: {reason}. Ways out: {ways}"
-    )
+    page = f"https://huggingface.co/{model.hub_id}"
+    ways = hub.ways_out(cause, page, "give a folder with model.path=DIR")
+    return InputError(f"model={model.name}: {name} cannot be loaded from the hub: {reason}. {ways}")
 
 
 def source_fingerprint(model: ModelConfig) -> str:

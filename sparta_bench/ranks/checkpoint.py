@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from sparta_bench import hub
-from sparta_bench.compose import choices, compose
-from sparta_bench.errors import InputError, did_you_mean
+from sparta_bench.compose import compose
+from sparta_bench.errors import InputError
 from sparta_bench.models.checkpoint import SINGLE, checkpoint_files, open_file
-from sparta_bench.models.source import revision_of, source_of
+from sparta_bench.models.source import source_of
+from sparta_bench.ranks.source import check_source
 from sparta_bench.sparta.store import fingerprint_of_tensors
 
 DTYPES = {
@@ -112,20 +113,26 @@ def open_checkpoint(source: str) -> Checkpoint:
         return Checkpoint(source, [path])
     if path.is_dir():
         return Checkpoint(source, checkpoint_files(source, source, None))
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix:
-        raise InputError(f"{source}: there is no such file or folder")
+    check_source(source)
     if "/" in source:
-        return Checkpoint(source, checkpoint_files(source, source, _latest_commit(source)))
-    known = [name for name in choices("model") if name != "local"]
-    if source not in known:
-        near = did_you_mean(source, known)
-        raise InputError(f"{source}: neither a file, a folder, nor a model of conf/model{near}")
+        return Checkpoint(source, _from_hub(source, source, "main"))
     model = compose([f"model={source}"]).model
-    return Checkpoint(source, checkpoint_files(source, source_of(model), revision_of(model)))
+    if model.embedded:
+        return Checkpoint(source, checkpoint_files(source, source_of(model), None))
+    return Checkpoint(source, _from_hub(source, str(model.hub_id), model.revision))
 
 
-def _latest_commit(repository: str) -> str:
+def _from_hub(source: str, repository: str, revision: str) -> list[Path]:
+    if Path(repository).exists():  # transformers would load that
+        raise InputError(
+            f"{source}: {repository} is a folder here as well as a name on the hub; give "
+            f"./{repository}, or start elsewhere"
+        )
     try:
-        return hub.commit_of(repository, "main")
+        commit = hub.commit_of(repository, revision)
     except Exception as error:  # the client raises many kinds
-        raise InputError(f"{repository}: cannot be had: {hub.why(error)[0]}") from None
+        reason, cause = hub.why(error)
+        ways = hub.ways_out(cause, f"https://huggingface.co/{repository}", "give a folder")
+        what = "" if source == repository else f"{repository} "
+        raise InputError(f"{source}: {what}cannot be had: {reason}. {ways}") from None
+    return list(checkpoint_files(source, repository, commit))

@@ -11,6 +11,7 @@ from sparta_bench.charts.plots import check_matplotlib, write_figures
 from sparta_bench.errors import InputError
 from sparta_bench.files import whole_file, write_json
 from sparta_bench.options import Parser, check_folder, figure_path
+from sparta_bench.ranks.source import check_source
 from sparta_bench.tables.render import as_csv, as_latex, as_markdown
 
 if TYPE_CHECKING:
@@ -57,11 +58,14 @@ def main(arguments: list[str]) -> None:
     figure = figure_path(options.figure, "spectrum")
     check_folder("ranks: --out", options.out)
     check_folder("ranks: --figure", figure and figure.parent)
+    for source in (options.base, *options.tuned):
+        check_source(source)
     from sparta_bench.device import device_of
+
+    device = device_of(options.device, f"ranks: --device {options.device}")
     from sparta_bench.ranks.compare import compare
     from sparta_bench.ranks.spectrum import WORK_DTYPES
 
-    device = device_of(options.device, f"ranks: --device {options.device}")
     found = compare(options.base, options.tuned, WORK_DTYPES[options.dtype], device)
     rows = found.as_list()
     try:

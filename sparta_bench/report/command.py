@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     folders: list[Path] = options.folders or [DEFAULT]
     missing = [folder for folder in folders if not folder.is_dir()]
     if missing:
-        raise InputError(*(f"report: {folder}: no such folder" for folder in missing))
+        raise InputError(*(f"report: {folder}: there is no such folder" for folder in missing))
     if not options.page_only:
         check_matplotlib("report without --page-only")
     places = options.folders or own_folders(DEFAULT)

@@ -11,13 +11,14 @@ from torch import nn
 
 from sparta_bench.checks.relations import is_folder
 from sparta_bench.checks.rules import is_hub_name
+from sparta_bench.compose import choices, compose
 from sparta_bench.config import ModelConfig
 from sparta_bench.data.encode import tokenizer_fingerprint
 from sparta_bench.errors import InputError
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.load import fit_embeddings, load_backbone
 from sparta_bench.models.precision import DTYPES
-from sparta_bench.models.source import EMBEDDED, load_tokenizer
+from sparta_bench.models.source import EMBEDDED, load_tokenizer, source_of
 from sparta_bench.saved.description import Description
 from sparta_bench.sparta import store
 
@@ -43,8 +44,9 @@ def base_of(
     elif model.embedded and model.name not in [path.name for path in EMBEDDED.iterdir()]:
         raise InputError(f"{folder}: this version has no embedded model {model.name}")
     if tokenizer is not None:
-        named_by(tokenizer, "--tokenizer", model)
-        return replace(model, tokenizer=tokenizer)
+        named = named_by(tokenizer, "--tokenizer", model)
+        where = source_of(named) if named.embedded else tokenizer
+        return replace(model, tokenizer=where)
     if about.model.tokenizer is not None:
         raise InputError(
             f"{folder}: was trained with a tokenizer in a folder of its own, called "
@@ -54,16 +56,20 @@ def base_of(
 
 
 def named_by(name: str, option: str, model: ModelConfig) -> ModelConfig:
-    """The model under another name: a folder, or a repository of the hub (at `main`, unless it is
-    the model's own).
+    """The model under another name: a folder, a model of `conf/model`, or a repository of the hub
+    (at `main`, unless it is the model's own).
 
     Raises
     ------
     InputError
-        If it is neither; `option` is what the user gave it with.
+        If it is none of them; `option` is what the user gave it with.
     """
     if is_folder(name):
         return replace(model, path=name, embedded=False)
+    if name in choices("model") and name != "local":
+        known = compose([f"model={name}"]).model
+        where = {key: getattr(known, key) for key in ("name", "hub_id", "revision", "embedded")}
+        return replace(model, path=None, **where)
     if not is_hub_name(name):
         raise InputError(f"{option} {name}: there is no such folder")
     revision = model.revision if name == model.hub_id else "main"
