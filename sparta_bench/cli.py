@@ -3,6 +3,7 @@ shell completion answer at once."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -37,6 +38,8 @@ from sparta_bench.outcome import Outcome, show
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 # what reads its own command line, by the module that has it
+NO_SUCH_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # that no file can have: the command line's fault
+ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # options of Hydra's, at a time
 COMMANDS = {
     "bench": ("sparta_bench.bench.command", "main"),
     "evaluate": ("sparta_bench.subcommands", "evaluate"),
@@ -68,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         _discard_what_is_left_to_print()
         if not isinstance(error, BrokenPipeError):  # of which the reader of our output knows
             tell(refusal_of(error))
-        return FAILED
+        return WRONG_INPUT if error.errno in NO_SUCH_NAMES else FAILED
 
 
 def _discard_what_is_left_to_print() -> None:
@@ -80,11 +83,11 @@ def _discard_what_is_left_to_print() -> None:
 
 
 def _command(arguments: list[str]) -> int:
-    if arguments[:1] == ["--version"]:
-        print(f"sparta-bench {__version__}")
-        return DONE
     if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
         return _subcommand(arguments[0], arguments[1:])
+    if "--version" in arguments:
+        print(f"sparta-bench {__version__}")
+        return DONE
     return _experiments(arguments)
 
 
@@ -194,6 +197,9 @@ def _options(arguments: list[str]) -> tuple[Namespace, list[str]]:
         r"(install|uninstall|query)=(bash|zsh|fish)", " ".join(overrides)
     ):
         lines.append("--shell-completion: needs install=, uninstall= or query= and a shell's name")
+    asked = [f"--{name.replace('_', '-')}" for name in ONE_OF if getattr(options, name)]
+    if len(asked) > 1:
+        lines.append(f"{' and '.join(asked)}: only one of them at a time")
     if lines:
         raise InputError(*lines)
     return options, overrides

@@ -72,7 +72,7 @@ def fill(
     data = shared.data(config)
     record["data"] = data.summary
     if accelerator.is_main_process:
-        _tell_of_unknown(data.summary["unknown_train_tokens"], config)
+        _tell_of_unknown(data.summary["unknown_train_share"], config)
 
     classifier = shared.take_classifier(config, precision, device)
     if config.save == "full":

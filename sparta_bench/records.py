@@ -261,8 +261,10 @@ def record_of(path: Path, raw: Any) -> Record | str:
     """
     if not isinstance(raw, dict):
         return "is no JSON object"
-    if raw.get("schema") != SCHEMA:
-        return f"schema {str(raw.get('schema'))[:20]}; this version reads schema {SCHEMA}"
+    if not isinstance(raw["schema"], int):
+        return INCOMPLETE
+    if raw["schema"] != SCHEMA:
+        return f"schema {str(raw['schema'])[:20]}; this version reads schema {SCHEMA}"
     if raw["status"] not in STATUSES:
         return f"status {str(raw['status'])[:20]}"
     if not isinstance(raw["seed"], int) or not isinstance(raw["run_id"], str):

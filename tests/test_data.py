@@ -353,10 +353,10 @@ def test_tokens_that_the_tokenizer_does_not_know_are_counted(
 ) -> None:
     # of what is kept, BOS included: 3 and 2 tokens, 2 of them unknown
     splits = splits_of(["a xyzzy", "plugh", "a b c d e"], ["a"], ["a b"])
-    assert encode_splits(limited(4), splits, word_tokenizer).summary["unknown_train_tokens"] == 0.4
+    assert encode_splits(limited(4), splits, word_tokenizer).summary["unknown_train_share"] == 0.4
     word_tokenizer = copy.deepcopy(word_tokenizer)
     word_tokenizer.unk_token = None
-    found = encode_splits(limited(4), splits, word_tokenizer).summary["unknown_train_tokens"]
+    found = encode_splits(limited(4), splits, word_tokenizer).summary["unknown_train_share"]
     assert found is None
 
 

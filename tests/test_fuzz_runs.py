@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from fuzzing import assert_told_well, command, examples
+from fuzzing import Told, assert_told_well, command, examples
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import changed_file
@@ -83,6 +83,11 @@ def test_what_is_kept_is_read_as_it_was_written_or_not_at_all(data: st.DataObjec
             assert found[0][name].dtype == tensor.dtype and torch.equal(found[0][name], tensor)
 
 
+def is_left_alone(told: Told) -> bool:
+    """Whether the record that was changed says that it is of another schema."""
+    return told.code == 2 and "; this version reads schema 1; move it away, " in told.err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "method", "few"),
@@ -111,8 +116,9 @@ def test_nothing_that_was_kept_changes_a_number(
         shutil.copytree(root / "cut", root / "now")
         (root / "now" / path).write_bytes(content)
         told = command(words(root / "now", method))
-        assert_told_well(told, 0)
-        assert outcome(root / "now") == expected
+        if not is_left_alone(told):
+            assert_told_well(told, 0)
+            assert outcome(root / "now") == expected
 
     fuzz()
 
@@ -129,7 +135,8 @@ def test_a_completed_record_stands_or_is_made_again(tmp_path: Path) -> None:
         record.write_bytes(content)
         told = command([*before, *words(tmp_path / "cut", "head")])
         record.write_bytes(valid)
-        assert_told_well(told, 0)
+        if not is_left_alone(told):
+            assert_told_well(told, 0)
 
     fuzz()
     assert outcome(tmp_path / "cut") == expected

@@ -141,14 +141,14 @@ def test_texts_that_the_model_was_not_made_for_are_told(
     own = ["task=sst2", f"task.data_dir={folder}", "task.dev.examples=20"]
     steps = ["train.max_steps=1", "train.epochs=1", "method=head", f"results_dir={tmp_path}"]
     record, _, _ = run(compose([*own, *steps, f"cache_dir={tmp_path / 'cache'}"]))
-    share = record["data"]["unknown_train_tokens"]
+    share = record["data"]["unknown_train_share"]
     assert share > 0.5
     assert (
         f"sparta-bench: {share:.0%} of the training tokens of sst2 are unknown to the tokenizer of "
         "tiny-gemma, which was made for other texts"
     ) in capsys.readouterr().err.splitlines()
     record, _, _ = run(quick(tmp_path))
-    assert record["data"]["unknown_train_tokens"] == 0
+    assert record["data"]["unknown_train_share"] == 0
     assert "unknown" not in capsys.readouterr().err
 
 

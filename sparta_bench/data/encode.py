@@ -115,7 +115,7 @@ def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSpli
         "longest_train_tokens": max(lengths),
         "longest_eval_tokens": max(dev.lengths() + test.lengths()),
         "mean_train_tokens": round(float(np.mean(lengths)), 2),
-        "unknown_train_tokens": _unknown_share(train, tokenizer),
+        "unknown_train_share": _unknown_share(train, tokenizer),
         "empty_texts": {
             "train": splits.train.empty_texts(),
             "dev": splits.dev.empty_texts(),
