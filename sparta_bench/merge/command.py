@@ -20,104 +20,127 @@ LAYOUTS = ("peft-sparta",)
 HOWS = ("sum", "ties")
 
 
+VERBS: dict[str, dict[str, Any]] = {
+    "bake": {
+        "help": "a plain transformers folder, which needs none of this project",
+        "description": "Write a plain transformers folder: AutoModelForSequenceClassification and\n"
+        "AutoTokenizer load it. The texts of an instruction model need its prompt,\n"
+        "which is in classifier_config.json.",
+    },
+    "export": {
+        "help": "a SpaRTA adapter in another program's layout",
+        "description": "Write a SpaRTA adapter for another program.",
+    },
+    "multi-head": {
+        "help": "several adapters in one backbone, each with its own head (section 8)",
+        "description": "Add the changes of several models of one base up in one backbone, and "
+        "keep\neach head on top: one forward pass, a prediction for each task. predict and\n"
+        "evaluate take the folder.",
+    },
+    "combine": {
+        "help": "the same, weighted, with TIES' sign election, or DARE's drop and rescale",
+        "description": "As multi-head, by another rule than the plain sum.",
+    },
+    "overlap": {
+        "help": "how many entries several models changed alike, and what chance would give",
+        "description": "Where several models of one base changed the same entries, with which "
+        "signs.",
+    },
+    "pairs": {
+        "help": "what merging costs: every two tasks' runs below a folder, alone and merged "
+        "(Table 6)",
+        "description": "Merge the best runs of every two tasks, model by model and method by "
+        "method,\nand score them alone and merged. A record for each goes to FOLDER/merges;\n"
+        "`tables` makes Table 6 and a table of losses from these. What is done is skipped.",
+        "epilog": "Settings: task.*, device, cache_dir and train.eval_batch_size, for all tasks.",
+    },
+}
+
+
 def _merge_parser() -> tuple[Parser, dict[str, Parser]]:
     """The parser, and that of each verb."""
     parser = Parser(
         prog="sparta-bench merge", description="Make something else of what a run has trained."
     )
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
-    bake = verbs.add_parser(
-        "bake",
-        help="a plain transformers folder, which needs none of this project",
-        description="Write a plain transformers folder: AutoModelForSequenceClassification and\n"
-        "AutoTokenizer load it. The texts of an instruction model need its prompt,\n"
-        "which is in classifier_config.json.",
+    made = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
+    verbs: dict[str, Parser] = {name: made.add_parser(name, **how) for name, how in VERBS.items()}
+    for name in ("bake", "export"):
+        add_sources(verbs[name])
+    for name in ("multi-head", "combine", "overlap"):
+        _add_adapters(verbs[name])
+    _add_runs(verbs["pairs"])
+    for name in ("multi-head", "combine"):
+        verbs[name].add_argument(
+            "--names", metavar="A,B", help="what the heads are called (their tasks' names)"
+        )
+    for name in ("bake", "export", "multi-head", "combine"):
+        _add_out(verbs[name])
+    for name in ("combine", "pairs"):
+        _add_rule(verbs[name])
+    _add_combine(verbs["combine"])
+    verbs["overlap"].add_argument(
+        "--json", action="store_true", help="print a JSON list, a pair each"
     )
-    export = verbs.add_parser(
-        "export",
-        help="a SpaRTA adapter in another program's layout",
-        description="Write a SpaRTA adapter for another program.",
+    _add_export(verbs["export"])
+    return parser, verbs
+
+
+def _add_adapters(parser: Parser) -> None:
+    parser.add_argument(
+        "adapters",
+        metavar="ADAPTER",
+        nargs="+",
+        type=Path,
+        help="folders of adapters or whole classifiers (save=full) of one base model",
     )
-    several = verbs.add_parser(
-        "multi-head",
-        help="several adapters in one backbone, each with its own head (section 8)",
-        description="Add the changes of several models of one base up in one backbone, and keep\n"
-        "each head on top: one forward pass, a prediction for each task. predict and\n"
-        "evaluate take the folder.",
-    )
-    combine = verbs.add_parser(
-        "combine",
-        help="the same, weighted, with TIES' sign election, or DARE's drop and rescale",
-        description="As multi-head, by another rule than the plain sum.",
-    )
-    overlap = verbs.add_parser(
-        "overlap",
-        help="how many entries several models changed alike, and what chance would give",
-        description="Where several models of one base changed the same entries, with which signs.",
-    )
-    pairs = verbs.add_parser(
-        "pairs",
-        help="what merging costs: every two tasks' runs below a folder, alone and merged (Table 6)",
-        description="Merge the best runs of every two tasks, model by model and method by method,\n"
-        "and score them alone and merged. A record for each goes to FOLDER/merges;\n"
-        "`tables` makes Table 6 and a table of losses from these. What is done is skipped.",
-        epilog="Settings: task.*, device, cache_dir and train.eval_batch_size, for all tasks.",
-    )
-    pairs.add_argument("folder", metavar="FOLDER", type=Path, help="where the runs' records are")
-    pairs.add_argument("settings", metavar="key=value", nargs="*", help="see below")
-    pairs.add_argument(
+    add_base(parser)
+
+
+def _add_runs(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where the runs' records are")
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="see below")
+    parser.add_argument(
         "--seeds",
         choices=("different", "same"),
         default="different",
         help="same: pairs of one seed, where SpaRTA's places coincide (different)",
     )
-    pairs.add_argument("--model", metavar="NAME", help="only runs of this one (all)")
-    pairs.add_argument("--method", choices=METHODS, help="only runs of this one (all)")
-    pairs.add_argument("--json", action="store_true", help="print the records as a JSON list")
-    add_base(pairs)
-    for verb in (bake, export):
-        add_sources(verb)
-    for verb in (several, combine, overlap):
-        verb.add_argument(
-            "adapters",
-            metavar="ADAPTER",
-            nargs="+",
-            type=Path,
-            help="folders of adapters or whole classifiers (save=full) of one base model",
-        )
-        add_base(verb)
-    for verb in (several, combine):
-        verb.add_argument(
-            "--names", metavar="A,B", help="what the heads are called (their tasks' names)"
-        )
-    for verb in (bake, export, several, combine):
-        verb.add_argument("--out", metavar="DIR", type=Path, required=True, help="where to")
-        verb.add_argument(
-            "--force", action="store_true", help="replace the folder DIR, whatever is in it"
-        )
-    for verb in (combine, pairs):
-        _add_rule(verb)
-    combine.add_argument(
+    parser.add_argument("--model", metavar="NAME", help="only runs of this one (all)")
+    parser.add_argument("--method", choices=METHODS, help="only runs of this one (all)")
+    parser.add_argument("--json", action="store_true", help="print the records as a JSON list")
+    add_base(parser)
+
+
+def _add_out(parser: Parser) -> None:
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where to")
+    parser.add_argument(
+        "--force", action="store_true", help="replace the folder DIR, whatever is in it"
+    )
+
+
+def _add_combine(parser: Parser) -> None:
+    parser.add_argument(
         "--weights", metavar="W,W", type=_numbers, help="one for each model (1 each)"
     )
-    combine.add_argument(
+    parser.add_argument(
         "--heads",
         choices=("separate", "average"),
         default="separate",
         help="separate is the only way there is",
     )
-    overlap.add_argument("--json", action="store_true", help="print a JSON list, a pair each")
-    export.add_argument("--layout", choices=LAYOUTS, required=True)
-    export.add_argument(
+
+
+def _add_export(parser: Parser) -> None:
+    parser.add_argument("--layout", choices=LAYOUTS, required=True)
+    parser.add_argument(
         "--base-name",
         metavar="NAME_OR_PATH",
         required=True,
         help="what that program is to load the base model from: a hub name or a folder",
     )
-    return parser, verbs.choices
 
 
-def _add_rule(parser: Any) -> None:
+def _add_rule(parser: Parser) -> None:
     parser.add_argument(
         "--how",
         choices=HOWS,
