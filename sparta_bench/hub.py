@@ -169,7 +169,10 @@ def ways_out(cause: Cause, page: str, without: str) -> str:
         first = [f"accept its terms at {page}", "log in with `hf auth login`"]
     if cause == "connection":
         switch = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-        first = ["give the same command with a connection" + ", without HF_HUB_OFFLINE" * switch]
+        first = [
+            "give the same command with a connection" + ", without HF_HUB_OFFLINE" * switch,
+            f"where it is gated, accept its terms at {page} first and log in with `hf auth login`",
+        ]
     return "Ways out: " + "".join(f"{way}; " for way in first) + "or " * bool(first) + without
 
 

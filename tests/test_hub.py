@@ -290,7 +290,9 @@ def test_a_hub_that_never_answers(hub: Hub, command: Command) -> None:
         "sparta-bench: 127.0.0.1 does not answer (ReadTimeout); only the cache is used",
         "sparta-bench: model=gemma-2b-it: google/gemma-2b-it cannot be loaded from the "
         "hub: 127.0.0.1 cannot be reached, and the cache does not have it. Ways out: give the same "
-        "command with a connection; or give a folder with model.path=DIR",
+        "command with a connection; where it is gated, accept its terms at "
+        "https://huggingface.co/google/gemma-2b-it first and log in with `hf auth login`; or give "
+        "a folder with model.path=DIR",
     ]
 
 
@@ -421,8 +423,8 @@ def test_data_that_cannot_be_had(
 @pytest.mark.parametrize(
     ("switch", "way"),
     [
-        ("0", "give the same command with a connection; or "),
-        ("1", "give the same command with a connection, without HF_HUB_OFFLINE; or "),
+        ("0", "give the same command with a connection; "),
+        ("1", "give the same command with a connection, without HF_HUB_OFFLINE; "),
     ],
 )
 def test_ways_out_of_a_missing_connection(
@@ -431,7 +433,10 @@ def test_ways_out_of_a_missing_connection(
     reason, cause = why(OfflineModeIsEnabled("no"))
     assert reason.endswith(" cannot be reached, and the cache does not have it")
     monkeypatch.setenv("HF_HUB_OFFLINE", switch)
-    assert ways_out(cause, "https://page", "give a folder") == f"Ways out: {way}give a folder"
+    assert ways_out(cause, "https://page", "give a folder") == (
+        f"Ways out: {way}where it is gated, accept its terms at https://page first and log in "
+        "with `hf auth login`; or give a folder"
+    )
     assert ways_out("other", "https://page", "give a folder") == "Ways out: give a folder"
 
 

@@ -399,10 +399,14 @@ def test_help_names_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
         (["{base}", "x.safetensors"], "x.safetensors: there is no such file or folder"),
         (["{base}", "some/model"], "some/model: cannot be had: "
          "huggingface.co cannot be reached, and the cache does not have it. Ways out: give the "
-         "same command with a connection, without HF_HUB_OFFLINE; or give a folder"),
+         "same command with a connection, without HF_HUB_OFFLINE; where it is gated, accept its "
+         "terms at https://huggingface.co/some/model first and log in with `hf auth login`; or "
+         "give a folder"),
         (["{base}", "gemma-2b"], "gemma-2b: google/gemma-2b cannot be had: "
          "huggingface.co cannot be reached, and the cache does not have it. Ways out: give the "
-         "same command with a connection, without HF_HUB_OFFLINE; or give a folder"),
+         "same command with a connection, without HF_HUB_OFFLINE; where it is gated, accept its "
+         "terms at https://huggingface.co/google/gemma-2b first and log in with `hf auth login`; "
+         "or give a folder"),
         (["{base}", "{tmp}/empty"], "{tmp}/empty: neither model.safetensors nor "
          "model.safetensors.index.json is there"),
         (["{base}", "{tmp}/pickle"], "{tmp}/pickle: holds pickles alone (pytorch_model.bin), which "
