@@ -37,9 +37,9 @@ from sparta_bench.job import (
 from sparta_bench.outcome import Outcome, show
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
-# what reads its own command line, by the module that has it
 NO_SUCH_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # that no file can have: the command line's fault
 ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # options of Hydra's, at a time
+# what reads its own command line, by the module that has it
 COMMANDS = {
     "bench": ("sparta_bench.bench.command", "main"),
     "evaluate": ("sparta_bench.subcommands", "evaluate"),

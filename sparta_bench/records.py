@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparta_bench.errors import InputError
 from sparta_bench.files import json_of
 
 DEFAULT = Path("results")  # where commands look that no folder is given to
@@ -178,6 +179,22 @@ def only_own(places: Sequence[Path]) -> str:
     """Says that a command which was given no folder has looked at `own_folders` alone."""
     names = " and ".join(map(str, places))
     return f"of {names} alone; given a folder, such as {DEFAULT}, all records below it count"
+
+
+def folders_of(command: str, given: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The folders that a command is about, and those in which its records are: those given, or
+    `DEFAULT` and its `own_folders`.
+
+    Raises
+    ------
+    InputError
+        With a line for each that is not there.
+    """
+    folders = list(given) or [DEFAULT]
+    missing = [folder for folder in folders if not folder.is_dir()]
+    if missing:
+        raise InputError(*(f"{command}: {folder}: there is no such folder" for folder in missing))
+    return folders, folders if given else own_folders(DEFAULT)
 
 
 def own_folders(results: Path) -> list[Path]:

@@ -105,10 +105,11 @@ def _make(
             pass  # a full disk is no reason to go on
         raise
     except Exception as error:
-        processes = accelerator.num_processes
-        explained = _explained(error, config, record, processes)
-        record |= {"status": "failed", "error": error_of(explained)}
-        return explained if processes > 1 and not isinstance(error, TrainingError) else None
+        alone = accelerator.num_processes > 1 and not isinstance(error, TrainingError)
+        # under the same name, which Python forgets at the end: its traceback holds the model
+        error = _explained(error, config, record, accelerator.num_processes)
+        record |= {"status": "failed", "error": error_of(error)}
+        return error if alone else None
     record["status"] = "completed"
     return None
 

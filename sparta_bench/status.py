@@ -13,18 +13,16 @@ from typing import Any, NamedTuple
 
 from sparta_bench.claim import is_held
 from sparta_bench.durations import as_duration
-from sparta_bench.errors import InputError
 from sparta_bench.options import Parser
 from sparta_bench.records import (
-    DEFAULT,
     LOCK,
     PROTOCOL,
     RUNNING,
     Cell,
     Record,
     files_below,
+    folders_of,
     only_own,
-    own_folders,
     read_record,
     read_records,
     seconds_of,
@@ -82,11 +80,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args(arguments)
-    folders = options.folders or [DEFAULT]
-    wrong = [folder for folder in folders if not folder.is_dir()]
-    if wrong:
-        raise InputError(*(f"status: {folder}: there is no such folder" for folder in wrong))
-    places = options.folders or own_folders(DEFAULT)
+    folders, places = folders_of("status", options.folders)
     tables = progress(places)
     if options.json:
         print(json.dumps({"tables": [asdict(table) for table in tables]}, indent=2))

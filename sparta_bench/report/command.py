@@ -9,7 +9,7 @@ from sparta_bench.charts.text import counted
 from sparta_bench.errors import InputError
 from sparta_bench.files import whole_file
 from sparta_bench.options import Parser
-from sparta_bench.records import DEFAULT, own_folders, read_records
+from sparta_bench.records import folders_of, read_records
 from sparta_bench.report.content import report
 
 
@@ -43,13 +43,9 @@ def _parser() -> Parser:
 def main(arguments: list[str]) -> None:
     """`sparta-bench report`: write the page and the figures, and say where they are."""
     options = _parser().parse_args(arguments)
-    folders: list[Path] = options.folders or [DEFAULT]
-    missing = [folder for folder in folders if not folder.is_dir()]
-    if missing:
-        raise InputError(*(f"report: {folder}: there is no such folder" for folder in missing))
+    folders, places = folders_of("report", options.folders)
     if not options.page_only:
         check_matplotlib("report without --page-only")
-    places = options.folders or own_folders(DEFAULT)
     records, unread = read_records(places)
     if not records and not unread:
         names = ", ".join(map(str, places))

@@ -11,7 +11,7 @@ from pathlib import Path
 from sparta_bench.errors import InputError
 from sparta_bench.files import clear_leftovers, whole_file
 from sparta_bench.options import Parser
-from sparta_bench.records import DEFAULT, LeftOut, only_own, own_folders, read_records
+from sparta_bench.records import LeftOut, folders_of, only_own, read_records
 from sparta_bench.tables.build import build_tables
 from sparta_bench.tables.counts import MODELS, count_tables, read_plans
 from sparta_bench.tables.layout import LAYOUTS
@@ -73,11 +73,7 @@ def main(arguments: list[str]) -> None:
         If a folder is not there, or the tables cannot be written.
     """
     options = _parser().parse_intermixed_args(arguments)
-    folders = options.folders or [DEFAULT]
-    missing = [folder for folder in folders if not folder.is_dir()]
-    if missing:
-        raise InputError(*(f"tables: {folder}: there is no such folder" for folder in missing))
-    places = options.folders or own_folders(DEFAULT)
+    folders, places = folders_of("tables", options.folders)
     records, unread = read_records(places)
     selection = select(records)
     sizes, faults = read_plans(folders)
