@@ -11,7 +11,7 @@ JOBS ?= 2
 EXAMPLES ?= 500
 PAPER := table3 table4 table5 table10 table11
 
-.PHONY: demo test test-slow test-faults fuzz lint types check bench pretrain-tiny clean
+.PHONY: demo test test-slow test-faults fuzz lint types check bench gpu pretrain-tiny clean
 .PHONY: tables report status paper table6 $(PAPER) tables-tiny
 
 demo: .venv/ready  ## the embedded default: offline, on a CPU, in about a minute
@@ -66,6 +66,9 @@ report: .venv/ready  ## tables and pictures as one HTML file
 
 status: .venv/ready  ## how far each table's runs are
 	$(BIN)/sparta-bench status
+
+gpu: .venv/ready  ## ten minutes on a CUDA GPU: results/cuda/NAME; ARGS="--model DIR --data DIR" for a real run
+	$(BIN)/python scripts/gpu_session.py $(NAME) $(ARGS)
 
 pretrain-tiny: .venv/ready  ## make the embedded models anew
 	$(BIN)/python scripts/pretrain_tiny.py

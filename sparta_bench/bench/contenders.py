@@ -23,17 +23,19 @@ from sparta_bench.models.precision import Precision
 from sparta_bench.models.source import load_architecture
 from sparta_bench.sparta import SpartaAdapter
 from sparta_bench.sparta.sample import sample_all, sampled_tensors
+from sparta_bench.training.optim import build_optimizer
 
 DENSITIES = (0.05, 0.005, 0.0005)
-KINDS = ("full_ft", "head", "lora", "sparta", "peft-sparta", "shira")
+SPARSE = ("sparta", "peft-sparta", "shira")
+# Full fine-tuning as mistral-7b's preset has it: bfloat16 values and moments, stochastic rounding.
+FULL_FT_BFLOAT16 = "full_ft-bfloat16"
 RATE = 1e-5  # the learning rate of all: no step is to lead anywhere
 
 
 def names() -> list[str]:
     """All contenders: kind, and density where there is one."""
-    plain = [kind for kind in KINDS if kind in ("full_ft", "head", "lora")]
-    sparse = [kind for kind in KINDS if kind not in plain]
-    return plain + [f"{kind}-{density}" for density in DENSITIES for kind in sparse]
+    plain = ["full_ft", FULL_FT_BFLOAT16, "head", "lora"]
+    return plain + [f"{kind}-{density}" for density in DENSITIES for kind in SPARSE]
 
 
 @dataclass
@@ -75,6 +77,9 @@ class Ready:
 
 def build(name: str, setting: Setting) -> Ready:
     """The contender of this name, on a classifier of its own."""
+    if name == FULL_FT_BFLOAT16:
+        own = setting.changed("method=full_ft", "train.trained_dtype=bfloat16")
+        return with_own_optimizer(own.classifier(), own)
     kind, _, density = name.rpartition("-") if name[-1].isdigit() else (name, "", "")
     if kind == "peft-sparta":
         return _peft_sparta(setting, float(density))
@@ -92,6 +97,15 @@ def ours(classifier: Classifier, config: Config, precision: Precision) -> Ready:
     adapter = getattr(trained, "sparta", None)
     values = list(trained.values.values())
     return Ready(classifier, values, trained.write, trained.sampled, adapter=adapter)
+
+
+def with_own_optimizer(classifier: Classifier, setting: Setting) -> Ready:
+    """The setting's own method and dtypes, with the runner's optimizer, which knows bfloat16."""
+    ready = ours(classifier, setting.config, setting.precision)
+    ready.optimizer = build_optimizer([{"params": ready.values}], setting.config.train)
+    for group in ready.optimizer.param_groups:
+        group["lr"] = RATE
+    return ready
 
 
 def _places(setting: Setting, density: float) -> dict[str, Tensor]:
@@ -159,8 +173,10 @@ def linear_layers(backbone: nn.Module) -> dict[str, nn.Linear]:
     return {name: m for name, m in backbone.named_modules() if isinstance(m, nn.Linear)}
 
 
-def missing(name: str) -> str | None:
+def missing(name: str, device: torch.device) -> str | None:
     """Why a contender cannot take part, if it cannot."""
+    if name == FULL_FT_BFLOAT16 and device.type == "cpu":
+        return "on CUDA only: a CPU computes slowly in bfloat16"
     if name.startswith("peft-sparta") and importlib.util.find_spec("peft_sparta") is None:
         return "peft-sparta is not installed"
     return None

@@ -30,7 +30,7 @@ def shares_of(
     """
     gradient = gather = 0.0
     for (outs, ins), count in _layer_shapes(setting).items():
-        times = _gradient_seconds(setting, outs, ins, density, repeats)
+        times = gradient_seconds(setting, outs, ins, density, repeats)
         shape = torch.Size((outs, ins))
         chosen = round(density * shape.numel())
         way = "sampled" if is_sampled("auto", shape, chosen, setting.device) else "dense"
@@ -56,7 +56,7 @@ def _layer_shapes(setting: Setting) -> dict[tuple[int, int], int]:
     return shapes
 
 
-def _gradient_seconds(
+def gradient_seconds(
     setting: Setting, outs: int, ins: int, density: float, repeats: int
 ) -> dict[str, float]:
     """Median seconds, on random operands: the product alone, the dense and the sampled way."""
@@ -86,7 +86,7 @@ def crossover(setting: Setting, repeats: int) -> dict[str, Any]:
     layers = []
     for outs, ins in _layer_shapes(setting):
         times = {
-            str(density): _gradient_seconds(setting, outs, ins, density, repeats)
+            str(density): gradient_seconds(setting, outs, ins, density, repeats)
             for density in CROSSOVER_DENSITIES
         }
         faster = [d for d in CROSSOVER_DENSITIES if _sampled_wins(times[str(d)])]

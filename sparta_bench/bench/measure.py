@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparta_bench.bench.clock import seconds_of
+from sparta_bench.bench.clock import kernel_launches, product_flops_per_second, seconds_of
 from sparta_bench.bench.contenders import DENSITIES, Ready, build, missing
 from sparta_bench.bench.flops import flops_of
 from sparta_bench.bench.gradient import shares_of
@@ -29,12 +29,18 @@ def measure(setting: Setting, contenders: Iterable[str], rounds: int, steps: int
     seconds: dict[str, list[list[float]]] = {}  # per turn and step
     merges: dict[str, list[float]] = {}
     for name in contenders:
-        rows[name] = {"name": name, "status": missing(name) or "measured"}
-        if missing(name) is None:
+        why_not = missing(name, setting.device)
+        rows[name] = {"name": name, "status": why_not or "measured"}
+        if why_not is None:
             seconds[name], merges[name] = [], []
     _take_turns(setting, rounds, steps, rows, seconds, merges)
+    peak = product_flops_per_second(setting.precision.model_dtype, setting.device)
+    tokens = setting.rows * setting.tokens
     for name, turns in seconds.items():
         rows[name] |= _summary([second for turn in turns for second in turn])
+        rate = rows[name]["total_flops"] / rows[name]["step_seconds"]
+        rows[name]["tokens_per_second"] = tokens / rows[name]["step_seconds"]
+        rows[name]["share_of_peak"] = rate / peak
         if merges[name]:
             merge = statistics.median(merges[name])
             density = float(name.rpartition("-")[2])
@@ -48,6 +54,7 @@ def measure(setting: Setting, contenders: Iterable[str], rounds: int, steps: int
         "weights_bytes": weights_bytes,
         "rows": setting.rows,
         "tokens": setting.tokens,
+        "product_flops_per_second": peak,
         "contenders": list(rows.values()),
         "ratios": _ratios(rows, seconds, weights_bytes),
     }
@@ -64,20 +71,35 @@ def _take_turns(
     """Count each contender in a first round and time it in the others; who lacks memory is out."""
     batch = setting.batch()
     alive: dict[str, Ready] = {}
-    for turn in range(-1, rounds):
-        for name in list(seconds):
-            try:
-                if turn < 0:
-                    rows[name] |= _counted(name, setting, batch)
-                else:
-                    timed = _timed(name, setting, batch, steps, alive)
-                    seconds[name].append(timed[0])
-                    merges[name].extend(timed[1])
-            except (torch.OutOfMemoryError, MemoryError):
-                rows[name]["status"] = "out of memory"
-                del seconds[name]
-            if name not in alive:
-                _forget(setting.device)
+    for name, turn in _order(list(seconds), rounds, setting.device):
+        if name not in seconds:
+            continue
+        try:
+            if turn < 0:
+                rows[name] |= _counted(name, setting, batch, alive)
+            else:
+                timed = _timed(name, setting, batch, steps, alive)
+                seconds[name].append(timed[0])
+                merges[name].extend(timed[1])
+        except (torch.OutOfMemoryError, MemoryError):
+            rows[name]["status"] = "out of memory"
+            del seconds[name]
+            alive.pop(name, None)
+        if name not in alive or (setting.device.type == "cuda" and turn == rounds - 1):
+            alive.pop(name, None)
+            _forget(setting.device)
+
+
+def _order(names: list[str], rounds: int, device: torch.device) -> list[tuple[str, int]]:
+    """Whose turn it is, round by round; round -1 counts.
+
+    On a CPU all take turns, because its speed drifts. A GPU's memory holds one contender, and
+    building it takes longer than its steps: each has all its rounds at once there.
+    """
+    turns = range(-1, rounds)
+    if device.type == "cuda":
+        return [(name, turn) for name in names for turn in turns]
+    return [(name, turn) for turn in turns for name in names]
 
 
 def _parameters(setting: Setting) -> int:
@@ -104,14 +126,20 @@ def _warm(name: str, setting: Setting, batch: dict[str, Tensor]) -> Ready:
     return ready
 
 
-def _counted(name: str, setting: Setting, batch: dict[str, Tensor]) -> dict[str, Any]:
-    """Scalars, FLOPs and peak memory of a contender that is alone in memory."""
+def _counted(
+    name: str, setting: Setting, batch: dict[str, Tensor], alive: dict[str, Ready]
+) -> dict[str, Any]:
+    """Scalars, FLOPs, kernel launches and peak memory of a contender that is alone in memory. On
+    CUDA it stays there for its rounds."""
     ready = _warm(name, setting, batch)
+    if setting.device.type == "cuda":
+        alive[name] = ready
     counts = {
         "trainable": sum(value.numel() for value in ready.values),
         "chosen": ready.chosen,
         "note": ready.note,
         **flops_of(ready, batch),
+        "kernel_launches": kernel_launches(lambda: ready.step(batch), setting.device),
     }
     return counts | {"peak_memory_bytes": peak_of(lambda: ready.step(batch), setting.device)}
 
@@ -119,10 +147,10 @@ def _counted(name: str, setting: Setting, batch: dict[str, Tensor]) -> dict[str,
 def _timed(
     name: str, setting: Setting, batch: dict[str, Tensor], steps: int, alive: dict[str, Ready]
 ) -> tuple[list[float], list[float]]:
-    """Seconds of a contender's steps, and of its merging alone. On a CPU it stays alive."""
-    ready = alive[name] if name in alive else _warm(name, setting, batch)
-    if setting.device.type == "cpu":
-        alive[name] = ready
+    """Seconds of a contender's steps, and of its merging alone. It stays in memory."""
+    if name not in alive:
+        alive[name] = _warm(name, setting, batch)
+    ready = alive[name]
     seconds = [seconds_of(lambda: ready.step(batch), setting.device) for _ in range(steps)]
     merge = None if ready.adapter is None else ready.adapter.merge
     merges = [seconds_of(merge, setting.device) for _ in range(steps)] if merge is not None else []

@@ -28,13 +28,15 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 def _setting_lines(setting: dict[str, Any]) -> list[str]:
     contenders = (
-        "contender", "trained", "step, ms", "quartiles", "fastest", "TFLOP", "backward/forward",
-        "peak, MB", "merge", "gather", "gradient", "",
+        "contender", "trained", "step, ms", "quartiles", "fastest", "tokens/s", "TFLOP",
+        "of product's speed", "backward/forward", "launches", "peak, MB", "merge",
+        "gather", "gradient", "",
     )  # fmt: skip
     ratios = ("ratio", "value", "rounds", "of fastest", "target", "reached")
     return [
         f"{setting['model']}: {setting['parameters']:,} parameters, {setting['rows']} rows of "
-        f"{setting['tokens']} tokens",
+        f"{setting['tokens']} tokens; a plain matrix product reaches "
+        f"{setting['product_flops_per_second'] / 1e12:,.2f} TFLOP/s",
         "",
         *_table(contenders, [_contender(row, len(contenders)) for row in setting["contenders"]]),
         "",
@@ -53,8 +55,11 @@ def _contender(row: dict[str, Any], width: int) -> list[str]:
         f"{row['step_seconds'] * 1e3:.1f}",
         f"{low * 1e3:.1f} – {high * 1e3:.1f}",
         f"{row['fastest_step_seconds'] * 1e3:.1f}",
+        f"{row['tokens_per_second']:,.0f}",
         f"{row['total_flops'] / 1e12:.3f}",
+        f"{row['share_of_peak']:.0%}",
         f"{row['backward_to_forward']:.3f}",
+        "" if row["kernel_launches"] is None else f"{row['kernel_launches']:,}",
         f"{row['peak_memory_bytes'] / 1e6:,.1f}",
         *("" if share is None else f"{share:.1%}" for share in shares),
         row["note"] or "",

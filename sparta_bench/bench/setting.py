@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
+from sparta_bench.compose import compose
 from sparta_bench.config import Config
 from sparta_bench.models.classifier import Classifier, checkpoint_gradients, random_head
 from sparta_bench.models.precision import Precision, precision_of
@@ -29,6 +30,11 @@ class Setting:
     def precision(self) -> Precision:
         """The dtypes of the method's presets on this device."""
         return precision_of(self.config, self.device)
+
+    def changed(self, *overrides: str) -> Setting:
+        """The same with other values of some keys."""
+        words = (*self.overrides, *overrides)
+        return replace(self, overrides=words, config=compose(list(words)))
 
     def with_checkpointing(self, on: bool) -> Setting:
         """The same with or without gradient checkpointing."""

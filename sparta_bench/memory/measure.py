@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparta_bench.bench.contenders import Ready, ours
+from sparta_bench.bench.contenders import Ready, with_own_optimizer
 from sparta_bench.bench.setting import Setting
 from sparta_bench.memory.parts import Parts
 from sparta_bench.memory_use import live_bytes, peak_of
-from sparta_bench.training.optim import build_optimizer
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,7 @@ def _measure(setting: Setting) -> Measured:
     before += _bytes([*smallest.values(), *batch.values()])
     classifier = setting.classifier()
     weights = list(classifier.backbone.parameters())
-    ready = ours(classifier, setting.config, setting.precision)
-    # the runner's own, which knows bfloat16 values too
-    ready.optimizer = build_optimizer([{"params": ready.values}], setting.config.train)
+    ready = with_own_optimizer(classifier, setting)
     ready.step(smallest)  # makes the optimizer's state
     held = live_bytes(setting.device)
     smallest_peak = peak_of(lambda: ready.step(smallest), setting.device)

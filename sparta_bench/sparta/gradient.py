@@ -29,7 +29,7 @@ class _Cost(NamedTuple):
 
 
 # What `auto` goes by. CPU: measured, docs/benchmark.md. CUDA: an estimate, never measured.
-_COSTS = {"cpu": _Cost(4.0, 40.0), "cuda": _Cost(150.0, 600.0)}
+COSTS = {"cpu": _Cost(4.0, 40.0), "cuda": _Cost(150.0, 600.0)}
 # On a CPU, with fewer entries than this per row and column, gathering columns beats laying the
 # operands out anew for a sparse product.
 _FEW_ENTRIES = 0.75
@@ -102,7 +102,7 @@ def is_sampled(way: str, shape: torch.Size, chosen: int, device: torch.device) -
 def sampling_pays(shape: torch.Size, chosen: int, device: torch.device) -> bool:
     """Whether the sampled way is the cheaper one for a weight of this shape (out x in) with so many
     entries chosen, on such a device, which need not be there."""
-    cost = _COSTS.get(device.type)
+    cost = COSTS.get(device.type)
     if cost is None:
         return False
     return chosen * cost.entry + sum(shape) * cost.line < shape.numel()
