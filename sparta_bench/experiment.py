@@ -79,6 +79,7 @@ def fill(
         _check_savable(config, classifier, shared)
     counts = count_parameters(classifier.backbone, len(config.task.labels), config.method)
     trained = prepare(classifier, config, precision)
+    record["environment"]["kernels"] = trained.kernels
     record["parameters"] = {
         **counts.as_dict(),
         "trainable": trained.trainable,

@@ -77,13 +77,13 @@ def test_the_choice_is_by_density_and_shape(
     sampled: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("sparta_bench.sparta.gradient._TRITON", True)
     weight = torch.Size(shape)
     chosen = round(weight.numel() * density)
     assert is_sampled("auto", weight, chosen, device) is sampled
     assert is_sampled("dense", weight, chosen, device) is False
     assert is_sampled("sampled", weight, chosen, device) is True
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sparta_bench.sparta.gradient._TRITON", False)
     assert is_sampled("auto", weight, chosen, CUDA) is False  # no Triton, no kernel
 
 

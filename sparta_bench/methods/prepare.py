@@ -186,6 +186,7 @@ class SpartaTrained(Trained):
         values = {**adapter.deltas, HEAD: head_weight}
         super().__init__(values, adapter.chosen, adapter.base_fingerprint)
         self.sparta = adapter
+        self.kernels = adapter.kernels
 
     def write(self) -> None:
         self.sparta.merge()

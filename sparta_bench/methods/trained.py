@@ -16,8 +16,10 @@ class Trained:
 
     This class serves methods whose values are the model's own parameters. A method that keeps
     them beside the model overrides `write`. `base_fingerprint` tells on which backbone they belong
-    (`sparta.store.fingerprint_of`).
+    (`sparta.store.fingerprint_of`); `kernels`, which code computes (`SpartaAdapter.kernels`).
     """
+
+    kernels: dict[str, str] | None = None
 
     def __init__(
         self,

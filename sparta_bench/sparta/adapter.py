@@ -26,7 +26,8 @@ from torch.optim.optimizer import (
 
 from sparta_bench.sparta import store
 from sparta_bench.sparta.base import Head, backbone_of, head_of
-from sparta_bench.sparta.gradient import WAYS
+from sparta_bench.sparta.gradient import WAYS, takes_kernel
+from sparta_bench.sparta.kernel_check import usable
 from sparta_bench.sparta.layer import DELTAS, Places, is_touched, touch, untouch
 from sparta_bench.sparta.merge import write_at, write_merged
 from sparta_bench.sparta.sample import sample_all, sampled_tensors
@@ -75,6 +76,10 @@ class SpartaAdapter:
         What tells the base from others (see `store.fingerprint_of`).
     draw
         How the places were chosen; null for an adapter of peft-sparta.
+    kernels
+        On CUDA, what writes the weights (`merge`) and what computes sampled gradients
+        (`gradient`): `triton`, or `torch` where the kernel does not work here or no layer takes
+        it. None on other devices.
 
     Raises
     ------
@@ -131,6 +136,7 @@ class SpartaAdapter:
             for module, own_name in sites:
                 deltas.setdefault(module, {})[own_name] = zeros
                 kept.setdefault(module, {})[own_name] = here
+        self.kernels = _kernels(self._where, places, dtype, gradient)
         # nothing of the model is changed before here
         self._touched = list(deltas)
         self._were_trainable = [(p, p.requires_grad) for p in model.parameters()]
@@ -392,6 +398,30 @@ def _drawn(backbone: nn.Module, draw: store.Draw) -> dict[str, Tensor]:
         total = sum(sizes[name] for name in chances)
         raise ValueError(f"density={draw.density}: chose none of {total:,} scalars")
     return {name: indices for name, indices in places.items() if len(indices)}
+
+
+def _kernels(
+    where: Mapping[str, list[Where]],
+    places: Mapping[str, Tensor],
+    deltas_dtype: torch.dtype,
+    way: str,
+) -> dict[str, str] | None:
+    """What does the work on CUDA (see `SpartaAdapter.kernels`). The kernels are tried here, since
+    a backward pass, a compiled one above all, is no place for it."""
+    merges, gradients = [], []
+    for name, sites in where.items():
+        tensor = _tensor(sites[0])
+        device, dtype = tensor.device, tensor.dtype
+        if device.type != "cuda":
+            continue
+        merges.append(tensor.is_contiguous() and usable("merge", device, dtype, deltas_dtype))
+        linear = any(type(module) is nn.Linear and own == "weight" for module, own in sites)
+        if linear and takes_kernel(way, tensor.shape, len(places[name]), device):
+            gradients.append(usable("gradient", device, dtype))
+    if not merges:
+        return None
+    used = {"merge": merges, "gradient": gradients}
+    return {kernel: "triton" if works and all(works) else "torch" for kernel, works in used.items()}
 
 
 def _at(tensor: Tensor, indices: Tensor) -> Tensor:

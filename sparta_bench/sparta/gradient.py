@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from sparta_bench.sparta.kernel_check import usable
+
 WAYS = ("auto", "dense", "sampled")
+_TRITON = importlib.util.find_spec("triton") is not None
 
 
 class _Cost(NamedTuple):
@@ -94,9 +97,18 @@ def is_sampled(way: str, shape: torch.Size, chosen: int, device: torch.device) -
     the sampled way."""
     if way != "auto":
         return way == "sampled"
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+    if device.type == "cuda" and not _TRITON:
         return False
     return sampling_pays(shape, chosen, device)
+
+
+def takes_kernel(way: str, shape: torch.Size, chosen: int, device: torch.device) -> bool:
+    """Whether such a layer's gradient is the Triton kernel's work, where that is usable."""
+    return (
+        device.type == "cuda"
+        and is_sampled(way, shape, chosen, device)
+        and not keeps_columns(shape, chosen)
+    )
 
 
 def sampling_pays(shape: torch.Size, chosen: int, device: torch.device) -> bool:
@@ -157,11 +169,13 @@ def _column_products(
 
 
 def _on_cuda(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
-    from sparta_bench.sparta.kernels import sampled_gradient
+    if usable("gradient", grad.device, grad.dtype):
+        from sparta_bench.sparta.kernels import sampled_gradient
 
-    if grad.dtype == torch.float64:  # the kernel sums in float32
-        return weight_gradient_at(grad, x, indices, sampled=False)
-    return sampled_gradient(grad, x, indices)
+        return sampled_gradient(grad, x, indices)
+    # and not `_column_products`, whose traffic grows with tokens times entries
+    dense = weight_gradient_at(grad, x, indices, sampled=False)
+    return dense.to(_accumulator(grad.dtype))
 
 
 def _shape_only(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:

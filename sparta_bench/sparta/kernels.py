@@ -7,6 +7,7 @@ where there is no GPU.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,8 +16,16 @@ _ENTRIES_PER_PROGRAM = 16
 _TOKENS_PER_STEP = 128
 _MERGED_PER_PROGRAM = 1024
 
+# Said outright, since Triton's default changed in 3.10. A fused a * b + c is quicker and rounds
+# once less, which a sum of products gains from. The merge finds what an addition lost by adding
+# and subtracting in a fixed order; it multiplies nothing, and nothing in it may be contracted.
+GRADIENT_OPTIONS = {"enable_fp_fusion": True}
+MERGE_OPTIONS = {"enable_fp_fusion": False}
 
-@triton.jit  # type: ignore[untyped-decorator]
+
+# What is compiled for a first call must serve all others: no variant for numbers of entries or
+# features that 16 divides, and `tokens` always is such a number.
+@triton.jit(do_not_specialize=["entries", "in_features"])  # type: ignore[untyped-decorator]
 def _sampled_gradient_kernel(  # type: ignore[no-untyped-def]
     grad_t,  # out_features x tokens
     x_t,  # in_features x tokens
@@ -50,26 +59,46 @@ def sampled_gradient(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
     returns float32, one value per index.
     """
     # one transposed copy each, so that the sum over tokens reads memory in its order
-    grad_t, x_t = grad.t().contiguous(), x.t().contiguous()
-    result = torch.empty(len(indices), dtype=torch.float32, device=grad.device)
+    return _launch_sampled_gradient(_transposed(grad), _transposed(x), indices)
+
+
+def _transposed(rows: Tensor) -> Tensor:
+    """features x tokens, with zeros up to a multiple of 16 tokens, so that the kernel may read 8
+    or 16 bytes at once."""
+    missing = -len(rows) % 16
+    return (F.pad(rows.t(), (0, missing)) if missing else rows.t()).contiguous()
+
+
+def _launch_sampled_gradient(grad_t: Tensor, x_t: Tensor, indices: Tensor) -> Tensor:
+    result = torch.empty(len(indices), dtype=torch.float32, device=grad_t.device)
     if len(indices) == 0:
         return result
-    with torch.cuda.device_of(grad):  # type: ignore[no-untyped-call]  # Triton starts kernels on the current device
+    with torch.cuda.device_of(grad_t):  # type: ignore[no-untyped-call]  # Triton starts kernels on the current device
         _sampled_gradient_kernel[(triton.cdiv(len(indices), _ENTRIES_PER_PROGRAM),)](
             grad_t,
             x_t,
             indices,
             result,
             len(indices),
-            grad.shape[0],
-            x.shape[1],
+            grad_t.shape[1],
+            len(x_t),
             ENTRIES=_ENTRIES_PER_PROGRAM,
             TOKENS=_TOKENS_PER_STEP,
+            **GRADIENT_OPTIONS,
         )
     return result
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _to_float32(value):  # type: ignore[no-untyped-def]
+    # bfloat16 by its bits, here and where it is stored: Triton's interpreter cuts off what it
+    # should round, and gets numbers below the smallest normal one wrong
+    if value.dtype == tl.bfloat16:
+        return (value.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    return value.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["entries"])  # type: ignore[untyped-decorator]
 def _merge_kernel(  # type: ignore[no-untyped-def]
     weight,
     indices,
@@ -82,8 +111,8 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
     entry = tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)
     inside = entry < entries
     place = tl.load(indices + entry, mask=inside, other=0)
-    a = tl.load(originals + entry, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(deltas + entry, mask=inside, other=0.0).to(tl.float32)
+    a = _to_float32(tl.load(originals + entry, mask=inside, other=0.0))
+    b = _to_float32(tl.load(deltas + entry, mask=inside, other=0.0))
     total = a + b
     if ROUNDS:
         # as in merge.rounded_sum: to odd first, so that the rounding that follows is the only one
@@ -94,20 +123,18 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
         step = tl.where(((bits & 1) == 0) & (tl.abs(lost) > 0), towards_lost, 0)
         bits += step
         if weight.dtype.element_ty == tl.bfloat16:
-            # to nearest, ties to even, here: Triton's interpreter would cut the bits off
-            nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
-            bits = tl.where(total == total, nearest, bits)
+            # to nearest, ties to even; not a number stays one
+            nearest = bits + 0x7FFF + ((bits >> 16) & 1)
+            bits = tl.where(total == total, nearest, bits | 0x400000) >> 16
+            tl.store(weight + place, bits.to(tl.int16).to(tl.bfloat16, bitcast=True), mask=inside)
+            return
         total = bits.to(tl.float32, bitcast=True)
     tl.store(weight + place, total.to(weight.dtype.element_ty), mask=inside)
 
 
-def can_merge(weight: Tensor, deltas: Tensor) -> bool:
-    """Whether `merge` knows these dtypes: all but float64."""
-    return torch.float64 not in (weight.dtype, deltas.dtype)
-
-
 def merge(weight: Tensor, indices: Tensor, originals: Tensor, deltas: Tensor) -> None:
-    """`merge.write_merged` in one pass: reads index, original and delta, writes the weight."""
+    """`merge.write_merged` in one pass: reads index, original and delta, writes the weight, which
+    must be contiguous. No dtype may be float64."""
     if len(indices) == 0:
         return
     with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]  # Triton starts kernels on the current device
@@ -123,4 +150,5 @@ def _launch_merge(weight: Tensor, indices: Tensor, originals: Tensor, deltas: Te
         len(indices),
         ROUNDS=weight.dtype != torch.float32,
         ENTRIES=_MERGED_PER_PROGRAM,
+        **MERGE_OPTIONS,
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
@@ -52,14 +50,27 @@ def _to_odd_float32(value: Tensor) -> Tensor:
 
 def write_merged(weight: Tensor, indices: Tensor, originals: Tensor, deltas: Tensor) -> None:
     """Set the entries of `weight` at flat `indices` (int32) to originals + deltas, rounded once
-    to the weight's dtype. On CUDA in one pass over memory, where Triton is installed."""
-    if weight.is_cuda and weight.is_contiguous() and importlib.util.find_spec("triton") is not None:
-        from sparta_bench.sparta.kernels import can_merge, merge
+    to the weight's dtype. On CUDA in one pass over memory, where the kernel for it works."""
+    if weight.is_cuda:
+        write_merged_on_cuda(weight, indices, originals, deltas)
+    else:
+        write_at(weight, indices, rounded_sum(originals, deltas))
 
-        if can_merge(weight, deltas):
-            merge(weight, indices, originals, deltas)
-            return
-    write_at(weight, indices, rounded_sum(originals, deltas))
+
+def write_merged_on_cuda(
+    weight: Tensor, indices: Tensor, originals: Tensor, deltas: Tensor
+) -> None:
+    """`write_merged` with the kernel, where that is usable."""
+    from sparta_bench.sparta import kernel_check  # which needs this module
+
+    if weight.is_contiguous() and kernel_check.usable(
+        "merge", weight.device, weight.dtype, deltas.dtype
+    ):
+        from sparta_bench.sparta.kernels import merge
+
+        merge(weight, indices, originals, deltas)
+    else:
+        write_at(weight, indices, rounded_sum(originals, deltas))
 
 
 def write_at(weight: Tensor, indices: Tensor, values: Tensor) -> None:
