@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 
 from sparta_bench.config import Config
 from sparta_bench.errors import InputError
@@ -30,4 +31,9 @@ def device_for(config: Config) -> torch.device:
 
 def accelerator_of(config: Config) -> Accelerator:
     """The device and the processes of a run. Raises InputError if the device is not there."""
-    return Accelerator(cpu=device_for(config).type == "cpu")
+    device = device_for(config)
+    known = PartialState._shared_state.get("device")
+    if known is not None and known.type != device.type:
+        # accelerate keeps the device of a process's first run for all; runs of a grid may differ
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=device.type == "cpu")

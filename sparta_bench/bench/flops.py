@@ -22,18 +22,25 @@ def _attention_backward_flops(grad: Any, query: Any, key: Any, *_: Any, **__: An
     return 5 * _attention_flops(query, key) // 2
 
 
-# torch has formulas for its attention on CUDA only
-CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+# torch has no formulas for its attention on a CPU, and those for CUDA refuse models that have
+# fewer heads of keys than of queries
+ATTENTION = {
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kind}{suffix}"): formula
+    for kind in (
+        "flash_attention_for_cpu",
+        "flash_attention",
+        "efficient_attention",
+        "cudnn_attention",
+    )
+    for suffix, formula in (("", _attention_flops), ("_backward", _attention_backward_flops))
 }
 
 
 def flops_of(ready: Ready, batch: dict[str, Tensor]) -> dict[str, Any]:
     """Products and sums of matrix products and attention in a step, forward and backward."""
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as forward:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as forward:
         loss = ready.forward(batch)
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as backward:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as backward:
         loss.backward()  # type: ignore[no-untyped-call]
     ready.update()
     ahead, back = forward.get_total_flops(), backward.get_total_flops()
