@@ -150,7 +150,9 @@ def in_tf32(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
 
 
 def summed_in_bfloat16(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
-    halves = [right_gradient(g, v, indices) for g, v in zip(grad.split(150), x.split(150), strict=True)]
+    halves = [
+        right_gradient(g, v, indices) for g, v in zip(grad.split(150), x.split(150), strict=True)
+    ]
     return (halves[0].bfloat16() + halves[1].bfloat16()).float()
 
 

@@ -123,9 +123,9 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
         step = tl.where(((bits & 1) == 0) & (tl.abs(lost) > 0), towards_lost, 0)
         bits += step
         if weight.dtype.element_ty == tl.bfloat16:
-            # to nearest, ties to even; not a number stays one
+            # to nearest, ties to even; an addition's NaN is a quiet one: its upper bits keep it
             nearest = bits + 0x7FFF + ((bits >> 16) & 1)
-            bits = tl.where(total == total, nearest, bits | 0x400000) >> 16
+            bits = tl.where(total == total, nearest, bits) >> 16
             tl.store(weight + place, bits.to(tl.int16).to(tl.bfloat16, bitcast=True), mask=inside)
             return
         total = bits.to(tl.float32, bitcast=True)
