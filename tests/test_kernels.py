@@ -85,6 +85,8 @@ def test_kernels_in_the_interpreter() -> None:
         text=True,
         check=False,
     )
+    if "only 0-dimensional arrays can be converted to Python scalars" in done.stderr:
+        pytest.skip(f"the interpreter of Triton {triton.__version__} needs numpy before 2.4")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr == ""  # no kernel was found wanting
 

@@ -51,6 +51,7 @@ def test_a_run_leaves_the_record_of_the_contract(tmp_path: Path, method: str) ->
     assert training["steps"] == 4 and training["best_step"] in (2, 4)
     assert training["peak_memory_bytes"] > 10**6
     assert training["deltas_lost_to_rounding"] == (0.0 if method == "sparta" else None)
+    assert on_disk["environment"]["kernels"] is None  # on a CPU
     parameters = on_disk["parameters"]
     assert (parameters["total"], parameters["head"]) == (208_512, 128)
     assert (parameters["sampled"] is not None) == (method == "sparta")
