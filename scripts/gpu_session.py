@@ -232,7 +232,9 @@ def crossover(task: Task) -> None:
     terms = np.stack([count / numel, lines / numel], axis=1)
     fitted, _ = nnls(terms / ratio[:, None], np.ones(len(ratio)))
     used = COSTS[task.device.type]
-    for name, costs in (("fitted", fitted), ("in use", np.array(used))):
+    candidates = {"least squares of the ratios": fitted, "in use": np.array(used)}
+    candidates["least time"] = _least_time(terms, sampled, dense)
+    for name, costs in candidates.items():
         predicted = terms @ costs
         off = np.maximum(predicted / ratio, ratio / np.maximum(predicted, 1e-12))
         taken = np.where(predicted < 1, sampled, dense).sum()
@@ -251,6 +253,14 @@ def crossover(task: Task) -> None:
         )
 
 
+def _least_time(terms: Any, sampled: Any, dense: Any) -> Any:
+    """The constants, of round ones, whose choices take the least time of all cases."""
+    import numpy as np
+
+    grid = [np.array([e, n], float) for e in range(20, 401, 10) for n in range(50, 2001, 50)]
+    return min(grid, key=lambda costs: np.where(terms @ costs < 1, sampled, dense).sum())
+
+
 # ------------------------------------------------------------------------------------- steps
 def steps(task: Task) -> None:
     """Every contender at gemma-2b with the lengths of SST-2 and IMDB, then three at mistral-7b."""
@@ -261,7 +271,7 @@ def steps(task: Task) -> None:
     others = [name for name in names() if name not in first and name != FULL_FT_BFLOAT16]
     mistral = ["sparta-0.05", "lora", FULL_FT_BFLOAT16]
     plan = [
-        ("gemma-2b", "sst2", first), ("gemma-2b", "imdb", first), ("mistral-7b", "imdb", mistral),
+        ("gemma-2b", "imdb", first), ("gemma-2b", "sst2", first), ("mistral-7b", "imdb", mistral),
         ("gemma-2b", "imdb", others), ("gemma-2b", "sst2", others),
     ]  # fmt: skip
     for model, data, contenders in plan:
@@ -274,9 +284,11 @@ def steps(task: Task) -> None:
 def _step_row(setting: Any, name: str, toy: bool) -> dict[str, Any]:
     from sparta_bench.bench.measure import measure
 
+    started = time.monotonic()
     found = measure(setting, [name], 1, 1 if toy else 10)
     row = found["contenders"][0]
     where = {"rows": setting.rows, "tokens": setting.tokens, "contender": name}
+    where["seconds_to_measure"] = round(time.monotonic() - started, 1)
     if "step_seconds" not in row:
         return where | {"status": row["status"]}
     keys = ("trainable", "tokens_per_second", "share_of_peak", "kernel_launches")
@@ -374,7 +386,7 @@ def real(task: Task) -> None:
         return
     else:
         where = ["model=local", f"model.path='{task.model}'", "task=sst2", "device=cuda"]
-        where += [f"task.data_dir='{task.data}'", "train.max_steps=300", "train.eval_every=100"]
+        where += [f"task.data_dir='{task.data}'", "train.max_steps=200", "train.eval_every=50"]
         where += ["train.batch_size=32", "train.dropout=0", "train.epochs=1", "train.patience=0"]
     shared = Shared()
     with tempfile.TemporaryDirectory() as cache:
@@ -438,6 +450,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--toy", action="store_true", help="at toy size, on a CPU")
     parser.add_argument("--only", choices=PARTS, action="append", help="this part alone")
+    parser.add_argument("--limit", type=int, metavar="SECONDS", help="of each part, for its own")
     parser.add_argument("--model", type=Path, help="a model folder for `real`")
     parser.add_argument("--data", type=Path, help="GLUE's folder, for `real`")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "cuda")
@@ -447,15 +460,18 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if options.child:
         return child(options.child, folder, options)
-    ended = [(part, parent(part, folder, options.toy)) for part in options.only or PARTS]
+    limits = {part: TOY_LIMIT_SECONDS if options.toy else PARTS[part][1] for part in PARTS}
+    ended = [
+        (part, parent(part, folder, options.toy, options.limit or limits[part]))
+        for part in options.only or PARTS
+    ]
     for part, status in ended:
         print(f"{part}: {status}", flush=True)
     return int(any(status not in ("completed", "skipped") for _, status in ended))
 
 
-def parent(part: str, folder: Path, toy: bool) -> str:
-    """Run a part in a process of its own, end it at its limit; returns how it ended."""
-    limit = TOY_LIMIT_SECONDS if toy else PARTS[part][1]
+def parent(part: str, folder: Path, toy: bool, limit: int) -> str:
+    """Run a part in a process of its own, end it after `limit` seconds; returns how it ended."""
     (folder / f"{part}.json").unlink(missing_ok=True)
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
     if toy:

