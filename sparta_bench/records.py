@@ -16,7 +16,7 @@ from sparta_bench.files import json_of
 
 DEFAULT = Path("results")  # where commands look that no folder is given to
 SCHEMA = 1
-PROTOCOL = 2  # counted up when the code changes in a way that changes outcomes
+PROTOCOL = 3  # counted up when the code changes in a way that changes outcomes
 MERGE, MERGE_SCHEMA = "merge.json", 1  # of two merged runs (merge/measure.py)
 STATUSES = ("completed", "failed", "interrupted")
 RESULT = "result.json"  # in a run's folder
