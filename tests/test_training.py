@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from sparta_bench.memory_use import TensorMemory
 from sparta_bench.methods import prepare
 from sparta_bench.models.load import load_classifier
 from sparta_bench.models.precision import DTYPES, Precision
-from sparta_bench.training import optim
+from sparta_bench.training import loop, optim
 from sparta_bench.training.checkpoint import Checkpoint
 from sparta_bench.training.loop import Training, plan_steps
 from sparta_bench.training.metrics import score
@@ -208,6 +209,38 @@ def test_a_broken_base_model_is_named(tmp_path: Path, word_tokenizer: Any) -> No
         run.classifier.backbone.layers[1].mlp.up_proj.weight[0, 0] = math.nan
     with pytest.raises(TrainingError, match=r"dev loss is nan after step 0: .*layers\.1\.mlp\.up"):
         run.train(Silent())
+
+
+@pytest.mark.parametrize("every", [None, 7, 1])
+def test_checkpoints_do_not_change_what_a_step_is_said_to_take(
+    tmp_path: Path, word_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, every: int | None
+) -> None:
+    """A clock that a step moves by 1 s, an evaluation by 100 and a checkpoint by 10,000."""
+    clock = [0.0]
+
+    def takes(seconds: float, work: Any) -> Any:
+        def timed(*arguments: Any) -> Any:
+            clock[0] += seconds
+            return work(*arguments)
+
+        return timed
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(Training, "_step", takes(1, Training._step))
+    monkeypatch.setattr(loop, "evaluate", takes(100, loop.evaluate))
+    monkeypatch.setattr(Checkpoint, "save", takes(10_000, Checkpoint.save))
+    settings = ["train.eval_every=12", f"train.checkpoint_every={every or 'null'}"]
+    path = tmp_path / "checkpoint.safetensors"
+    run = training(tmp_path, word_tokenizer, *settings, checkpoint=path)
+    progress = run.train(Silent())
+    assert (progress.step, progress.examples) == (15, 120)
+    assert progress.train_seconds == 15
+    assert progress.evaluation_seconds == 300  # before, after step 12 and at the end
+    assert clock[0] == 315 + 10_000 * (0 if every is None else 15 // every)
+    if every == 7:  # what a resumed run goes on from
+        found = Checkpoint(path, {"run_id": "", "versions": {}}).load()
+        assert isinstance(found, tuple)
+        assert (found[0]["step"], found[0]["train_seconds"]) == (14, 14)
 
 
 class CutError(Exception):

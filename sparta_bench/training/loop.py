@@ -127,17 +127,17 @@ class Training:
             pending.append((progress.step + 1, self._step(rows, rate), len(rows)))
             progress.step += 1
             evaluate = progress.step % self.plan.eval_every == 0 or progress.step == self.plan.steps
-            if evaluate or len(pending) == STEPS_BETWEEN_LOOKS:
+            save = self._checkpoint_is_due()
+            if evaluate or save or len(pending) == STEPS_BETWEEN_LOOKS:
                 loss = self._look_at(pending, rate)
                 reporter.step(progress.step, loss, rate)
                 progress.train_seconds += time.perf_counter() - looked_at
                 looked_at = time.perf_counter()
             if evaluate:
                 self._evaluate_dev(reporter)
-                looked_at = time.perf_counter()
-            if self._checkpoint_is_due():
-                self._look_at(pending, rate)
+            if save:
                 self._save_checkpoint(reporter)
+            if evaluate or save:  # neither is time of training
                 looked_at = time.perf_counter()
             if after_step is not None:
                 after_step(progress.step)
