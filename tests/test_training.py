@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import os
+import socket
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -299,6 +303,56 @@ def test_a_checkpoint_cut_short_is_no_checkpoint(tmp_path: Path, word_tokenizer:
     assert reporter.evaluations[0] == 0
     (line,) = reporter.warnings
     assert line == f"{path}: cannot be read, or is not as it was written; the run begins anew"
+
+
+def _two_train(rank: int, port: int, folder: str, tokenizer: Any) -> None:
+    """One of two processes that train by every method: writes the hash of all trained values after
+    each step, and the seed of the random numbers that each forward pass of a training draws."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    found = {}
+    overrides = ["train.learning_rate=1e-3", "train.max_steps=3", "train.dropout=0.2"]
+    for method in METHODS:
+        run = training(
+            Path(folder), tokenizer, *overrides, "train.trained_dtype=bfloat16", method=method
+        )
+        hashes: list[str] = []
+        seeds: list[int] = []
+
+        def keep_hash(step: int, run: Training = run, hashes: list[str] = hashes) -> None:
+            state = sha256()
+            for value in run.trained.values.values():
+                state.update(value.detach().view(torch.int16).numpy().tobytes())
+            hashes.append(state.hexdigest())
+
+        def keep_seed(model: torch.nn.Module, *_: Any, seeds: list[int] = seeds) -> None:
+            if model.training:
+                seeds.append(torch.initial_seed())
+
+        run.classifier.register_forward_hook(keep_seed)
+        run.train(Silent(), after_step=keep_hash)
+        found[method] = {"hashes": hashes, "seeds": seeds}
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_that_round_stochastically_train_the_same_values(
+    tmp_path: Path, word_tokenizer: Any
+) -> None:
+    save_model(tmp_path / "model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = (port, str(tmp_path), word_tokenizer)
+    torch.multiprocessing.spawn(_two_train, arguments, nprocs=2)
+    one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert one.keys() == METHODS.keys()
+    for method in METHODS:
+        assert one[method]["hashes"] == two[method]["hashes"], method
+        assert len(set(one[method]["hashes"])) == 3
+        # dropout is drawn by process: their examples are not the same
+        assert len({*one[method]["seeds"], *two[method]["seeds"]}) == 6
 
 
 def test_golden_losses(tmp_path: Path, word_tokenizer: Any) -> None:

@@ -171,7 +171,8 @@ class Training:
     def _step(self, rows: list[int], rate: float) -> Tensor:
         """One optimizer step; returns the batch's mean loss, still on the device."""
         self.classifier.train()
-        self._seed_step()
+        # dropout is drawn by process, since each has other examples
+        self._seed_step(self.accelerator.process_index)
         total = torch.zeros((), device=self.device)
         size = math.ceil(len(rows) / self.settings.accumulation_steps)
         for start in range(0, len(rows), size):
@@ -186,6 +187,8 @@ class Training:
             clip_grads_with_norm_(values, self.settings.max_grad_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # stochastic rounding is not: all processes must go on with the same values
+        self._seed_step("update")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.trained.write()
@@ -193,11 +196,11 @@ class Training:
         self.progress.tokens += sum(self.train_lengths[row] for row in rows)
         return total
 
-    def _seed_step(self) -> None:
-        # Dropout and stochastic rounding draw from the step's own stream, so that a resumed run
-        # draws the same, and evaluation in between changes nothing.
-        place = (self.progress.step, self.accelerator.process_index)
-        torch.manual_seed(int.from_bytes(sha256(f"{self.seed}:{place}".encode()).digest()[:7]))
+    def _seed_step(self, stream: int | str) -> None:
+        """Seed torch's generators for one stream of this step. Nothing that ran before changes what
+        is drawn, so a resumed run draws the same."""
+        text = f"{self.seed}:{(self.progress.step, stream)}"
+        torch.manual_seed(int.from_bytes(sha256(text.encode()).digest()[:7]))
 
     def _backward(self, rows: list[int], batch_examples: int) -> Tensor:
         """Gradient of this process's share of `rows`, weighed so that all shares of a batch add
