@@ -86,6 +86,8 @@ class Grid:
         self.pending: dict[str, Config] = {}  # by run_id: two jobs may be one run
         self.failed_before = 0
         accelerator = None if elsewhere else accelerator_of(configs[0])
+        # a launcher's worker is one process
+        processes = 1 if accelerator is None else accelerator.num_processes
         self._devices = [accelerator.device] if accelerator else _devices(asked)
         self._folders: dict[str, list[Path]] = {}  # by run_id: where the run's record may be
         self._before: dict[Path, tuple[int, ...]] = {}  # by folder: its record at the start
@@ -93,7 +95,7 @@ class Grid:
         identified: dict[str, Config] = {}
         for config in configs:
             try:
-                ids = [identify(config, shared, device) for device in self._devices]
+                ids = [identify(config, shared, device, processes) for device in self._devices]
             except InputError as error:
                 self.outcomes.append(Outcome("refused", "\n".join(error.lines)))
                 continue

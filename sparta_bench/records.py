@@ -16,7 +16,7 @@ from sparta_bench.files import json_of
 
 DEFAULT = Path("results")  # where commands look that no folder is given to
 SCHEMA = 1
-PROTOCOL = 2  # counted up when the code changes in a way that changes outcomes
+PROTOCOL = 3  # counted up when the code changes in a way that changes outcomes
 MERGE, MERGE_SCHEMA = "merge.json", 1  # of two merged runs (merge/measure.py)
 STATUSES = ("completed", "failed", "interrupted")
 RESULT = "result.json"  # in a run's folder
@@ -40,15 +40,24 @@ NOT_IN_RUN_ID = {
 }
 
 
-def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without the keys that cannot change an outcome."""
+def identity_of(config: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    """A configuration without the keys that cannot change an outcome; with the number of processes
+    that share a run, if they are several and dropout, which each draws for itself, makes it count.
+    """
     kept = {key: value for key, value in config.items() if key not in NOT_IN_RUN_ID[""]}
     for group in ("model", "task", "train"):
         drop = NOT_IN_RUN_ID[group]
         kept[group] = {key: value for key, value in kept[group].items() if key not in drop}
     if kept["model"]["kind"] == "base":
         kept["task"].pop("prompt", None)  # not read
+    if processes > 1 and _has_dropout(config):
+        kept["processes"] = processes
     return kept
+
+
+def _has_dropout(config: Mapping[str, Any]) -> bool:
+    train, method = config["train"], config["method"]
+    return bool(train["dropout"] > 0 or (method["name"] == "lora" and method["lora_dropout"] > 0))
 
 
 class Cell(NamedTuple):
@@ -299,7 +308,9 @@ def record_of(path: Path, raw: Any) -> Record | str:
         _text(raw["model"]), _text(raw["task"]), _method(raw["method"], config["method"]),
         _density(raw["density"]),
     )  # fmt: skip
-    identity = identity_of(config)
+    environment = raw["environment"] or {}
+    processes = environment.get("processes")
+    identity = identity_of(config, processes if isinstance(processes, int) else 1)
     data = raw["data"] or {}
     compared = {
         "base": raw["base_model"]["fingerprint"],
@@ -311,8 +322,9 @@ def record_of(path: Path, raw: Any) -> Record | str:
     protocol = _dumps(compared)
     setting = {
         "train": identity["train"],
-        "dtypes": (raw["environment"] or {}).get("dtypes"),
+        "dtypes": environment.get("dtypes"),
         "protocol": raw.get("protocol"),
+        "processes": identity.get("processes", 1),
     }
     return Record(path, raw, cell, protocol, protocol + _dumps(setting))
 

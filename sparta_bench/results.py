@@ -28,10 +28,19 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetens
 
 
 def run_id_of(
-    config: Config, precision: Precision, base_fingerprint: str, data_fingerprint: str
+    config: Config,
+    precision: Precision,
+    base_fingerprint: str,
+    data_fingerprint: str,
+    processes: int,
 ) -> str:
-    """A hash of everything that can change the outcome, and of nothing else (12 hex digits)."""
-    settings = identity_of(config.as_dict())
+    """A hash of everything that can change the outcome, and of nothing else (12 hex digits).
+
+    The number of processes that share the run counts where there is dropout: each draws its own.
+    Elsewhere it only changes the order in which gradients are summed, so the last digits, as
+    another device does.
+    """
+    settings = identity_of(config.as_dict(), processes)
     settings["model"]["dtype"] = precision.as_dict()
     settings |= {"base": base_fingerprint, "data": data_fingerprint, "protocol": PROTOCOL}
     text = json.dumps(settings, sort_keys=True)

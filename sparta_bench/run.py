@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sparta_bench.claim import agreed, claimed
+from sparta_bench.claim import CHECKPOINT, agreed, claimed
 from sparta_bench.config import Config
 from sparta_bench.device import accelerator_of
 from sparta_bench.errors import InputError, TrainingError, reason_of, tell
@@ -21,6 +21,8 @@ from sparta_bench.models.precision import precision_of
 from sparta_bench.records import NOT_TO_REPLACE, RESULT, RUNNING, SAVED, look_into, read_json
 from sparta_bench.results import error_of, new_record, now, run_folder, run_id_of, write_record
 from sparta_bench.shared import Shared
+
+MOST_PROCESSES = 64  # of one run, whose checkpoints are looked for
 
 
 def run(
@@ -59,7 +61,7 @@ def run(
     """
     shared = Shared() if shared is None else shared
     accelerator = accelerator_of(config)
-    run_id = identify(config, shared, accelerator.device)
+    run_id = identify(config, shared, accelerator.device, accelerator.num_processes)
     if agreed(accelerator, run_id) != run_id:
         raise RuntimeError("the processes of one run do not see the same data or base model")
     folder = run_folder(config, run_id)
@@ -70,6 +72,7 @@ def run(
         if found is not None and agreed(accelerator, settled):
             return found, folder / RESULT, True
         _look_at_what_is_replaced(folder, config)
+        _look_for_other_checkpoints(config, shared, accelerator)
         record = new_record(config, run_id, shared.base_fingerprint(config.model))
         if accelerator.is_main_process:  # for `status`
             write_json(folder / RUNNING, record)
@@ -114,8 +117,9 @@ def _make(
     return None
 
 
-def identify(config: Config, shared: Shared, device: torch.device) -> str:
-    """The `run_id` that `run` would give. Reads data and the base model's files, no weights.
+def identify(config: Config, shared: Shared, device: torch.device, processes: int) -> str:
+    """The `run_id` that `run` would give in so many processes. Reads data and the base model's
+    files, no weights.
 
     Raises
     ------
@@ -128,6 +132,7 @@ def identify(config: Config, shared: Shared, device: torch.device) -> str:
         precision_of(config, device),
         shared.base_fingerprint(config.model),
         shared.data_fingerprint(config.task),
+        processes,
     )
 
 
@@ -158,6 +163,27 @@ def _look_at_what_is_replaced(folder: Path, config: Config) -> None:
     if fault.startswith(NOT_TO_REPLACE) and not config.force:
         raise InputError(f"{line}; move it away, or replace it with force=true")
     tell(f"{line}; the run is made again")
+
+
+def _look_for_other_checkpoints(config: Config, shared: Shared, accelerator: Accelerator) -> None:
+    """Say where a checkpoint lies that another number of processes has left, whose run is another
+    one because of dropout: nobody is to wonder why this one begins anew."""
+    here = accelerator.num_processes
+
+    def checkpoint_of(processes: int) -> Path:
+        run_id = identify(config, shared, accelerator.device, processes)
+        return run_folder(config, run_id) / CHECKPOINT
+
+    own = checkpoint_of(here)
+    if own.exists() or config.force:
+        return
+    for processes in range(1, MOST_PROCESSES + 1):
+        other = checkpoint_of(processes)
+        if other != own and other.exists():
+            tell(
+                f"start {processes} process{'es' * (processes > 1)} to go on from {other}; dropout "
+                f"is drawn by process, so that with {here} this is another run, which begins anew"
+            )
 
 
 def _make_folder(folder: Path) -> None:

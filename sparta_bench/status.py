@@ -55,6 +55,7 @@ class Progress:
     running: int
     failed: int
     missing: int
+    outdated: int  # of those not done: completed under another protocol
     seconds_left: float | None  # for one process; null before the first run of some kind
 
 
@@ -100,12 +101,15 @@ def progress(folders: list[Path]) -> list[Progress]:
 
 def _of_table(key: str, records: list[Record], running: list[Record]) -> Progress:
     wanted = dict(pair for sweep in sweeps_of(key) for pair in _runs(sweep))
+    current = [record for record in records if record.raw.get("protocol") == PROTOCOL]
+    others = [record for record in records if record.raw.get("protocol") != PROTOCOL]
     states = {
         state: {run for record in found if (run := _run_of(record, wanted)) is not None}
         for state, found in (
-            ("done", [record for record in records if record.status == "completed"]),
-            ("failed", [record for record in records if record.status == "failed"]),
+            ("done", [record for record in current if record.status == "completed"]),
+            ("failed", [record for record in current if record.status == "failed"]),
             ("running", running),
+            ("outdated", [record for record in others if record.status == "completed"]),
         )
     }
     at_work = states["running"] - states["done"]
@@ -123,6 +127,7 @@ def _of_table(key: str, records: list[Record], running: list[Record]) -> Progres
         len(at_work),
         len(failed),
         len(left - at_work - failed),
+        len(left & states["outdated"]),
         _seconds_left(left, records),
     )
 
@@ -149,7 +154,7 @@ def _run_of(record: Record, wanted: dict[Run, dict[str, Any]]) -> Run | None:
         not record.cell.task.startswith("tiny-")
         or record.raw["config"]["task"].get("max_train_examples") is None
     )
-    if run not in wanted or record.raw.get("protocol") != PROTOCOL or not whole:
+    if run not in wanted or not whole:
         return None
     fixed = wanted[run].keys() - NOT_FIXED
     return run if all(train.get(key) == wanted[run][key] for key in fixed) else None
@@ -202,9 +207,15 @@ def _as_text(tables: list[Progress]) -> str:
         ).rstrip()
         for row in (heads, *rows)
     ]
-    return "\n".join(
-        [*lines, "", "A cell is done when all runs of its grid are; time is for one process."]
-    )
+    lines += ["", "A cell is done when all runs of its grid are; time is for one process."]
+    outdated = [f"{table.table} {table.outdated:,}" for table in tables if table.outdated]
+    if outdated:
+        lines.append(
+            "Not done are also runs of an earlier protocol, whose numbers this version does not "
+            f"give ({', '.join(outdated)}): their records stay in the tables, and a sweep makes "
+            "them again."
+        )
+    return "\n".join(lines)
 
 
 def _time(seconds: float | None) -> str:

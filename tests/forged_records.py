@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sparta_bench.records import PROTOCOL
 from sparta_bench.tables.protocol import BACKBONE
 
 DEV_AND_TEST = {
@@ -69,7 +70,7 @@ def forge(
         "force": False, "save": "none",
     }  # fmt: skip
     record: dict[str, Any] = {
-        "schema": 1, "protocol": 2, "status": status,
+        "schema": 1, "protocol": PROTOCOL, "status": status,
         "error": None if done else {"type": "OutOfMemoryError", "message": "", "traceback": ""},
         "model": model, "task": task, "method": method, "density": density, "seed": seed,
         "config": config, "base_model": {"name": model, "fingerprint": "0123456789abcdef"},

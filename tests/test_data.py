@@ -518,6 +518,22 @@ def test_the_seed_decides_the_order(buckets: int) -> None:
         assert {frozenset(batch) for batch in changed} != {frozenset(batch) for batch in one}
 
 
+@pytest.mark.parametrize("count", [37, 203])  # fewer than a bucket of 160, and more
+def test_the_smaller_batch_holds_examples_of_any_length(count: int) -> None:
+    """Each example is as likely in it as any other, so that its mean length is that of all."""
+    lengths = LENGTHS[:count]
+    shares = np.zeros(count)
+    for epoch in range(2000):
+        batches = training_batches(lengths, 16, 10, f"0:{epoch}")
+        (smaller,) = (rows for rows in batches if len(rows) < 16)
+        shares[smaller] += 1 / 2000
+    expected = count % 16 / count
+    deviation = np.sqrt(expected * (1 - expected) / 2000)
+    assert shares.max() < expected + 5 * deviation and shares.min() > expected - 5 * deviation
+    mean_length = shares @ lengths / shares.sum()
+    assert mean_length == pytest.approx(np.mean(lengths), rel=0.02)
+
+
 def padding(batches: list[list[int]]) -> int:
     return sum(
         max(LENGTHS[row] for row in batch) * len(batch) - sum(LENGTHS[row] for row in batch)

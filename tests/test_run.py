@@ -13,11 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sparta_bench.claim import CHECKPOINT
 from sparta_bench.compose import compose
 from sparta_bench.errors import InputError
-from sparta_bench.records import read_json
-from sparta_bench.results import write_record
-from sparta_bench.run import run, summary_line
+from sparta_bench.records import identity_of, read_json
+from sparta_bench.results import run_folder, write_record
+from sparta_bench.run import identify, run, summary_line
+from sparta_bench.shared import Shared
 
 QUICK = ["train.max_steps=4", "train.eval_every=2", "task.max_train_examples=200"]
 RECORD_KEYS = {
@@ -111,6 +113,53 @@ def test_a_record_that_is_not_completed_does_not_count(tmp_path: Path) -> None:
     assert not run(quick(tmp_path))[2]
 
 
+DRAWS = ["method=full_ft", "train.dropout=0.1"]
+DRAWS_NOT = ["method=full_ft", "train.dropout=0"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "ids"),
+    [
+        (DRAWS, 3),
+        (DRAWS_NOT, 1),
+        (["method=lora", "train.dropout=0"], 3),  # its own dropout is 0.1
+        (["method=lora", "train.dropout=0", "method.lora_dropout=0"], 1),
+    ],
+)
+def test_the_run_id_is_of_the_number_of_processes_where_dropout_is_drawn(
+    tmp_path: Path, settings: list[str], ids: int
+) -> None:
+    config, shared = quick(tmp_path, *settings), Shared()
+    found = [identify(config, shared, torch.device("cpu"), processes) for processes in (1, 2, 3)]
+    assert len(set(found)) == ids
+    # what stands in no run_id of one process changes none
+    assert "processes" not in identity_of(config.as_dict(), 1)
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_told_and_not_gone_on_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*settings: str) -> list[str]:
+        config = quick(tmp_path, *settings, "device=cpu", "save=none")
+        folder = run_folder(config, identify(config, Shared(), torch.device("cpu"), 2))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CHECKPOINT).write_text("of two processes")
+        record, path, _ = run(config)
+        assert record["environment"]["processes"] == 1
+        assert [entry["step"] for entry in record["history"]] == [0, 2, 4]
+        lines = capsys.readouterr().err.splitlines()
+        assert (folder / CHECKPOINT).exists() == (path.parent != folder)
+        return [line.replace(str(folder), "DIR") for line in lines if CHECKPOINT in line]
+
+    assert told(*DRAWS) == [
+        "sparta-bench: start 2 processes to go on from DIR/checkpoint.safetensors; dropout is "
+        "drawn by process, so that with 1 this is another run, which begins anew"
+    ]
+    # without dropout it is the same run, and this file is no checkpoint
+    (line,) = told(*DRAWS_NOT)
+    assert line.endswith("cannot be read, or is not as it was written; the run begins anew")
+
+
 def test_the_run_id_is_of_what_changes_the_outcome(tmp_path: Path) -> None:
     run_id = run(quick(tmp_path))[0]["run_id"]
     for harmless in ("train.checkpoint_every=100", "save=none", "device=cpu"):
@@ -186,7 +235,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, method: str) -> No
         settings.append("method.lora_dropout=0")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29513"]
-    histories = []
+    histories, ids = [], set()
     for name, start in (("one", []), ("two", launch)):
         command = [sys.executable, *start, "-m", "sparta_bench.cli", *settings, "device=cpu"]
         command += [f"results_dir={tmp_path / name}", f"cache_dir={tmp_path / 'cache'}"]
@@ -196,7 +245,9 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, method: str) -> No
         record = json.loads(path.read_text())
         assert record["environment"]["processes"] == (1 if name == "one" else 2)
         histories.append([entry["dev_loss"] for entry in record["history"]])
+        ids.add(record["run_id"])
     assert histories[1] == pytest.approx(histories[0], rel=1e-5)
+    assert len(ids) == 1  # nothing random is drawn
 
 
 @pytest.mark.slow

@@ -223,6 +223,28 @@ def test_a_results_folder_has_its_own_runs_and_those_of_others(tmp_path: Path) -
     assert own_folders(tmp_path) == [tmp_path / "runs", tmp_path / "merges"]
 
 
+@pytest.mark.parametrize(
+    ("method", "changes", "settings"),
+    [
+        ("full_ft", {"config__train__dropout": 0.0}, 1),
+        ("full_ft", {"config__train__dropout": 0.1}, 2),
+        ("lora", {"config__train__dropout": 0.0, "config__method__lora_dropout": 0.1}, 2),
+        ("lora", {"config__train__dropout": 0.0, "config__method__lora_dropout": 0.0}, 1),
+    ],
+)
+def test_with_dropout_the_number_of_processes_is_a_setting(
+    tmp_path: Path, method: str, changes: dict[str, Any], settings: int
+) -> None:
+    runs = [
+        forge(method=method, seed=number, environment__processes=number, **changes)
+        for number in (1, 2)
+    ]
+    write(tmp_path, *runs)
+    found, left_out = read_records([tmp_path])
+    assert (len(found), left_out) == (2, [])
+    assert len({record.setting for record in found}) == settings
+
+
 # ------------------------------------------------------------------- who may bear which names
 def test_names_of_the_paper() -> None:
     assert is_of_paper("gemma-2b", "rte") and not is_of_paper("gemma-2b", "tiny-rte")

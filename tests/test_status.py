@@ -14,7 +14,7 @@ from filelock import FileLock
 from forged_records import forge, write
 
 from sparta_bench.cli import main
-from sparta_bench.records import LOCK, RUNNING
+from sparta_bench.records import LOCK, PROTOCOL, RUNNING
 from sparta_bench.sweeps import Sweep, sweeps_of
 from sparta_bench.tables.layout import LAYOUTS
 
@@ -106,6 +106,22 @@ def test_a_table_that_is_done(capsys: pytest.CaptureFixture[str], tmp_path: Path
         "table", "cells", "runs", "done", "running", "failed", "missing", "time", "left"
     ]  # fmt: skip
     assert lines[6].split() == ["table3-twins", "24/24", "24", "24", "0", "0", "0", "–"]
+
+
+def test_runs_of_an_earlier_protocol_are_told_as_such(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep makes them again; without a word their records would seem to be lost."""
+    monkeypatch.setattr("sparta_bench.status.LAYOUTS", LAYOUTS[1:2])  # table4
+    old = [gemma(seed, protocol=PROTOCOL - 1) for seed in (0, 1, 2)]
+    write(tmp_path, *old, gemma(0), gemma(7, protocol=PROTOCOL - 1))
+    table = status(capsys, tmp_path)["table4"]
+    assert (table["done"], table["outdated"], table["missing"]) == (1, 2, 2645)
+    assert main(["status", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "Not done are also runs of an earlier protocol, whose numbers this version does not give "
+        "(table4 2): their records stay in the tables, and a sweep makes them again."
+    )
 
 
 def test_without_a_folder_the_runs_of_results_count_and_no_others_beside_them(

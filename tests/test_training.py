@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import os
+import socket
+from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +28,7 @@ from sparta_bench.memory_use import TensorMemory
 from sparta_bench.methods import prepare
 from sparta_bench.models.load import load_classifier
 from sparta_bench.models.precision import DTYPES, Precision
-from sparta_bench.training import optim
+from sparta_bench.training import loop, optim
 from sparta_bench.training.checkpoint import Checkpoint
 from sparta_bench.training.loop import Training, plan_steps
 from sparta_bench.training.metrics import score
@@ -210,6 +215,38 @@ def test_a_broken_base_model_is_named(tmp_path: Path, word_tokenizer: Any) -> No
         run.train(Silent())
 
 
+@pytest.mark.parametrize("every", [None, 7, 1])
+def test_checkpoints_do_not_change_what_a_step_is_said_to_take(
+    tmp_path: Path, word_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, every: int | None
+) -> None:
+    """A clock that a step moves by 1 s, an evaluation by 100 and a checkpoint by 10,000."""
+    clock = [0.0]
+
+    def takes(seconds: float, work: Any) -> Any:
+        def timed(*arguments: Any) -> Any:
+            clock[0] += seconds
+            return work(*arguments)
+
+        return timed
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(Training, "_step", takes(1, Training._step))
+    monkeypatch.setattr(loop, "evaluate", takes(100, loop.evaluate))
+    monkeypatch.setattr(Checkpoint, "save", takes(10_000, Checkpoint.save))
+    settings = ["train.eval_every=12", f"train.checkpoint_every={every or 'null'}"]
+    path = tmp_path / "checkpoint.safetensors"
+    run = training(tmp_path, word_tokenizer, *settings, checkpoint=path)
+    progress = run.train(Silent())
+    assert (progress.step, progress.examples) == (15, 120)
+    assert progress.train_seconds == 15
+    assert progress.evaluation_seconds == 300  # before, after step 12 and at the end
+    assert clock[0] == 315 + 10_000 * (0 if every is None else 15 // every)
+    if every == 7:  # what a resumed run goes on from
+        found = Checkpoint(path, {"run_id": "", "versions": {}}).load()
+        assert isinstance(found, tuple)
+        assert (found[0]["step"], found[0]["train_seconds"]) == (14, 14)
+
+
 class CutError(Exception):
     """Stands for a power cut."""
 
@@ -266,6 +303,56 @@ def test_a_checkpoint_cut_short_is_no_checkpoint(tmp_path: Path, word_tokenizer:
     assert reporter.evaluations[0] == 0
     (line,) = reporter.warnings
     assert line == f"{path}: cannot be read, or is not as it was written; the run begins anew"
+
+
+def _two_train(rank: int, port: int, folder: str, tokenizer: Any) -> None:
+    """One of two processes that train by every method: writes the hash of all trained values after
+    each step, and the seed of the random numbers that each forward pass of a training draws."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    found = {}
+    overrides = ["train.learning_rate=1e-3", "train.max_steps=3", "train.dropout=0.2"]
+    for method in METHODS:
+        run = training(
+            Path(folder), tokenizer, *overrides, "train.trained_dtype=bfloat16", method=method
+        )
+        hashes: list[str] = []
+        seeds: list[int] = []
+
+        def keep_hash(step: int, run: Training = run, hashes: list[str] = hashes) -> None:
+            state = sha256()
+            for value in run.trained.values.values():
+                state.update(value.detach().view(torch.int16).numpy().tobytes())
+            hashes.append(state.hexdigest())
+
+        def keep_seed(model: torch.nn.Module, *_: Any, seeds: list[int] = seeds) -> None:
+            if model.training:
+                seeds.append(torch.initial_seed())
+
+        run.classifier.register_forward_hook(keep_seed)
+        run.train(Silent(), after_step=keep_hash)
+        found[method] = {"hashes": hashes, "seeds": seeds}
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_that_round_stochastically_train_the_same_values(
+    tmp_path: Path, word_tokenizer: Any
+) -> None:
+    save_model(tmp_path / "model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = (port, str(tmp_path), word_tokenizer)
+    torch.multiprocessing.spawn(_two_train, arguments, nprocs=2)
+    one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert one.keys() == METHODS.keys()
+    for method in METHODS:
+        assert one[method]["hashes"] == two[method]["hashes"], method
+        assert len(set(one[method]["hashes"])) == 3
+        # dropout is drawn by process: their examples are not the same
+        assert len({*one[method]["seeds"], *two[method]["seeds"]}) == 6
 
 
 def test_golden_losses(tmp_path: Path, word_tokenizer: Any) -> None:

@@ -28,18 +28,25 @@ def training_batches(
 ) -> list[list[int]]:
     """One epoch: every example exactly once, shuffled, examples of similar length together.
 
-    The shuffled examples are cut into buckets of `bucket_batches` batches; each bucket is sorted
-    by length and cut into batches, and the batches are shuffled. With 0 the batches are simply
-    cut from the shuffled examples. Only the last batch of the order as cut may be smaller.
+    Where `batch_size` does not divide the examples, one batch is smaller. Its examples are drawn
+    before anything is sorted, each with the same probability: an example of the smaller batch
+    weighs more in the batch's mean loss, and that must not depend on its length. The others are
+    cut into buckets of `bucket_batches` batches; each bucket is sorted by length and cut into
+    batches, and all batches are shuffled. With 0 the batches are simply cut from the shuffled
+    examples, the smaller one last.
     """
     shuffler = random.Random(seed)
     order = list(range(len(lengths)))
     shuffler.shuffle(order)
+    full = len(order) - len(order) % batch_size
+    order, rest = order[:full], order[full:]
     if bucket_batches:
         size = bucket_batches * batch_size
-        buckets = [order[start : start + size] for start in range(0, len(order), size)]
+        buckets = [order[start : start + size] for start in range(0, full, size)]
         order = [row for bucket in buckets for row in sorted(bucket, key=lambda r: lengths[r])]
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = [order[start : start + batch_size] for start in range(0, full, batch_size)]
+    if rest:
+        batches.append(rest)
     if bucket_batches:
         shuffler.shuffle(batches)
     return batches

@@ -127,17 +127,17 @@ class Training:
             pending.append((progress.step + 1, self._step(rows, rate), len(rows)))
             progress.step += 1
             evaluate = progress.step % self.plan.eval_every == 0 or progress.step == self.plan.steps
-            if evaluate or len(pending) == STEPS_BETWEEN_LOOKS:
+            save = self._checkpoint_is_due()
+            if evaluate or save or len(pending) == STEPS_BETWEEN_LOOKS:
                 loss = self._look_at(pending, rate)
                 reporter.step(progress.step, loss, rate)
                 progress.train_seconds += time.perf_counter() - looked_at
                 looked_at = time.perf_counter()
             if evaluate:
                 self._evaluate_dev(reporter)
-                looked_at = time.perf_counter()
-            if self._checkpoint_is_due():
-                self._look_at(pending, rate)
+            if save:
                 self._save_checkpoint(reporter)
+            if evaluate or save:  # neither is time of training
                 looked_at = time.perf_counter()
             if after_step is not None:
                 after_step(progress.step)
@@ -171,7 +171,8 @@ class Training:
     def _step(self, rows: list[int], rate: float) -> Tensor:
         """One optimizer step; returns the batch's mean loss, still on the device."""
         self.classifier.train()
-        self._seed_step()
+        # dropout is drawn by process, since each has other examples
+        self._seed_step(self.accelerator.process_index)
         total = torch.zeros((), device=self.device)
         size = math.ceil(len(rows) / self.settings.accumulation_steps)
         for start in range(0, len(rows), size):
@@ -186,6 +187,8 @@ class Training:
             clip_grads_with_norm_(values, self.settings.max_grad_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # stochastic rounding is not: all processes must go on with the same values
+        self._seed_step("update")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.trained.write()
@@ -193,11 +196,11 @@ class Training:
         self.progress.tokens += sum(self.train_lengths[row] for row in rows)
         return total
 
-    def _seed_step(self) -> None:
-        # Dropout and stochastic rounding draw from the step's own stream, so that a resumed run
-        # draws the same, and evaluation in between changes nothing.
-        place = (self.progress.step, self.accelerator.process_index)
-        torch.manual_seed(int.from_bytes(sha256(f"{self.seed}:{place}".encode()).digest()[:7]))
+    def _seed_step(self, stream: int | str) -> None:
+        """Seed torch's generators for one stream of this step. Nothing that ran before changes what
+        is drawn, so a resumed run draws the same."""
+        text = f"{self.seed}:{(self.progress.step, stream)}"
+        torch.manual_seed(int.from_bytes(sha256(text.encode()).digest()[:7]))
 
     def _backward(self, rows: list[int], batch_examples: int) -> Tensor:
         """Gradient of this process's share of `rows`, weighed so that all shares of a batch add
