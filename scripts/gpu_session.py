@@ -13,6 +13,7 @@ runs (model.kind=instruct, for one).
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import signal
 import statistics
@@ -202,15 +203,12 @@ def _cuda_tests(task: Task) -> int:
 
 # --------------------------------------------------------------------------------- crossover
 def crossover(task: Task) -> None:
-    """Dense against sampled gradient, and the cost model's two constants that fit best."""
-    import numpy as np
-    from scipy.optimize import nnls
-
+    """Dense against sampled gradient, and the cost model's constants that fit best."""
     from sparta_bench.bench.gradient import gradient_seconds
     from sparta_bench.sparta.gradient import COSTS
 
     base = _setting(task.settings("mistral-7b", "imdb"), 1, 1)
-    cases: list[tuple[int, int, int, float, float]] = []
+    cases: list[tuple[int, int, int, int, float, float]] = []
     shares = (0.0005, 0.05) if task.toy else (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
     for tokens in (16,) if task.toy else (800, 4320, 10800):
         for outs, ins in TOY_SHAPES if task.toy else SHAPES:
@@ -221,44 +219,48 @@ def crossover(task: Task) -> None:
                 row["dense_ms"] = 1e3 * seconds["dense"]
                 row[f"{density:.2%}"] = seconds["sampled"] / seconds["dense"]
                 count = round(density * outs * ins)
-                cases.append((outs, ins, count, seconds["dense"], seconds["sampled"]))
+                cases.append((outs, ins, count, tokens, seconds["dense"], seconds["sampled"]))
             task.findings.add("sampled over dense", row)
-    numel, lines, count, dense, sampled = (
-        np.array(column, dtype=float)
-        for column in zip(*((o * i, o + i, c, d, s) for o, i, c, d, s in cases), strict=True)
-    )
+    for row in constants_of(cases, tuple(COSTS[task.device.type])):
+        task.findings.add("constants of the cost model", row)
+
+
+def constants_of(
+    cases: list[tuple[int, int, int, int, float, float]], used: tuple[float, ...]
+) -> list[dict[str, Any]]:
+    """The three constants of `sparta.gradient` that fit the cases best, and what each choice of
+    them costs. A case is out_features, in_features, entries, tokens, dense and sampled seconds."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    outs, ins, entries, tokens, dense, sampled = np.array(cases, dtype=float).T
+    terms = np.stack([entries, outs + ins, 1 / tokens], axis=1) / (outs * ins)[:, None]
     ratio = sampled / dense
     # relative least squares: each case weighs the same, however long it takes
-    terms = np.stack([count / numel, lines / numel], axis=1)
-    fitted, _ = nnls(terms / ratio[:, None], np.ones(len(ratio)))
-    used = COSTS[task.device.type]
-    candidates = {"least squares of the ratios": fitted, "in use": np.array(used)}
-    candidates["least time"] = _least_time(terms, sampled, dense)
-    for name, costs in candidates.items():
-        predicted = terms @ costs
-        off = np.maximum(predicted / ratio, ratio / np.maximum(predicted, 1e-12))
-        taken = np.where(predicted < 1, sampled, dense).sum()
-        task.findings.add(
-            "constants of the cost model",
-            {
-                "constants": name,
-                "entry": float(costs[0]),
-                "line": float(costs[1]),
-                "median_factor_off": float(np.median(off)),
-                "largest_factor_off": float(off.max()),
-                "wrong_choices": int(((predicted < 1) != (ratio < 1)).sum()),
-                "cases": len(ratio),
-                "time_over_best_choices": float(taken / np.minimum(dense, sampled).sum()),
-            },
-        )
+    scale = np.array([1, 1, 1e10])  # of one size, for the solver
+    fitted, _ = nnls(terms * scale / ratio[:, None], np.ones(len(ratio)))
+    grid = (range(20, 201, 10), range(0, 1501, 50), (0, 1e10, 2e10, 4e10, 6e10, 8e10, 1e11, 2e11))
+    round_ones = [np.array(one, dtype=float) for one in itertools.product(*grid)]
 
+    def seconds(constants: Any) -> Any:
+        return np.where(terms @ constants < 1, sampled, dense).sum()
 
-def _least_time(terms: Any, sampled: Any, dense: Any) -> Any:
-    """The constants, of round ones, whose choices take the least time of all cases."""
-    import numpy as np
-
-    grid = [np.array([e, n], float) for e in range(20, 401, 10) for n in range(50, 2001, 50)]
-    return min(grid, key=lambda costs: np.where(terms @ costs < 1, sampled, dense).sum())
+    chosen = {
+        "in use": np.array(used),
+        "least squares of the ratios": fitted * scale,
+        "least time, of round numbers": min(round_ones, key=seconds),
+        "always dense": np.array([0, 0, np.inf]),
+    }
+    rows = []
+    for name, constants in chosen.items():
+        wrong = (terms @ constants < 1) != (ratio < 1)
+        row = dict(zip(("entry", "line", "call"), constants.tolist(), strict=True))
+        if name == "always dense":
+            row = dict.fromkeys(row)
+        row |= {"cases": len(cases), "wrong_choices": int(wrong.sum())}
+        row["time_over_best_choices"] = float(seconds(constants) / np.minimum(dense, sampled).sum())
+        rows.append({"constants": name, **row})
+    return rows
 
 
 # ------------------------------------------------------------------------------------- steps

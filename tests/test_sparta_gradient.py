@@ -59,20 +59,23 @@ def test_flops_are_two_per_token_and_chosen_entry() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "density", "device", "sampled"),
+    ("shape", "density", "tokens", "device", "sampled"),
     [
-        ((16384, 2048), 0.05, CPU, True),
-        ((16384, 2048), 0.3, CPU, False),
-        ((64, 384), 0.05, CPU, True),  # few outputs: laying the operands out anew weighs more
-        ((64, 384), 0.1, CPU, False),
-        ((16, 16), 0.05, CPU, False),
-        ((16384, 2048), 0.05, CUDA, False),
-        ((16384, 2048), 0.0005, CUDA, True),
+        ((16384, 2048), 0.05, 1000, CPU, True),
+        ((16384, 2048), 0.3, 1000, CPU, False),
+        ((64, 384), 0.05, 1000, CPU, True),  # few outputs: laying the operands out anew weighs more
+        ((64, 384), 0.1, 1000, CPU, False),
+        ((16, 16), 0.05, 1000, CPU, False),
+        ((16384, 2048), 0.05, 10_800, CUDA, False),
+        ((16384, 2048), 0.0005, 10_800, CUDA, True),
+        ((16384, 2048), 0.0005, 800, CUDA, False),  # starting more kernels takes longer
+        ((256, 2048), 0.0005, 10_800, CUDA, False),
     ],
 )
-def test_the_choice_is_by_density_and_shape(
+def test_the_choice_is_by_density_shape_and_tokens(
     shape: tuple[int, int],
     density: float,
+    tokens: int,
     device: torch.device,
     sampled: bool,
     monkeypatch: pytest.MonkeyPatch,
@@ -80,11 +83,11 @@ def test_the_choice_is_by_density_and_shape(
     monkeypatch.setattr("sparta_bench.sparta.gradient._TRITON", True)
     weight = torch.Size(shape)
     chosen = round(weight.numel() * density)
-    assert is_sampled("auto", weight, chosen, device) is sampled
-    assert is_sampled("dense", weight, chosen, device) is False
-    assert is_sampled("sampled", weight, chosen, device) is True
+    assert is_sampled("auto", weight, chosen, tokens, device) is sampled
+    assert is_sampled("dense", weight, chosen, tokens, device) is False
+    assert is_sampled("sampled", weight, chosen, tokens, device) is True
     monkeypatch.setattr("sparta_bench.sparta.gradient._TRITON", False)
-    assert is_sampled("auto", weight, chosen, CUDA) is False  # no Triton, no kernel
+    assert is_sampled("auto", weight, chosen, tokens, CUDA) is False  # no Triton, no kernel
 
 
 def test_columns_are_kept_where_they_are_fewer_than_half() -> None:

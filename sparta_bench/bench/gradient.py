@@ -33,7 +33,9 @@ def shares_of(
         times = gradient_seconds(setting, outs, ins, density, repeats)
         shape = torch.Size((outs, ins))
         chosen = round(density * shape.numel())
-        way = "sampled" if is_sampled("auto", shape, chosen, setting.device) else "dense"
+        tokens = setting.rows * setting.tokens
+        sampled = is_sampled("auto", shape, chosen, tokens, setting.device)
+        way = "sampled" if sampled else "dense"
         gradient += count * times[way]
         gather += count * max(times[way] - times["product"], 0.0)
     return {

@@ -85,7 +85,7 @@ def _peak_of_a_row(setting: Setting) -> float:
         _make_fake(classifier)
         there = [*classifier.parameters(), *classifier.buffers()]
         if isinstance(method, SpartaConfig):
-            there += _touch(classifier.backbone, method, precision.trained_dtype, setting.device)
+            there += _touch(classifier.backbone, method, setting)
         elif method.name == "full_ft":
             there += train_all(classifier, precision, base=None).values.values()
         batch = replace(setting, device=torch.device("cpu")).batch()
@@ -110,10 +110,9 @@ def _without_mask(module: nn.Module, args: Any, named: dict[str, Any]) -> tuple[
     return args, named | ({"attention_mask": None} if "attention_mask" in named else {})
 
 
-def _touch(
-    backbone: nn.Module, method: SpartaConfig, dtype: torch.dtype, device: torch.device
-) -> list[Tensor]:
-    """Deltas at the expected number of places, each layer as it would be on `device`."""
+def _touch(backbone: nn.Module, method: SpartaConfig, setting: Setting) -> list[Tensor]:
+    """Deltas at the expected number of places, each layer as on its device."""
+    dtype = setting.precision.trained_dtype
     chances = sampled_tensors(backbone, method.density, method.targets, method.density_of)
     made: list[Tensor] = []
     for path, module in list(backbone.named_modules()):
@@ -126,7 +125,7 @@ def _touch(
                 indices = torch.zeros(chosen, dtype=torch.int32)
                 places[name] = Places(indices, torch.zeros(chosen, dtype=tensor.dtype))
                 made += [deltas[name], indices]
-                if is_sampled_at(tensor.shape, chance, device):
+                if is_sampled_at(tensor.shape, chance, setting):
                     way = "sampled"
         if deltas:
             touch(module, deltas, places, way)

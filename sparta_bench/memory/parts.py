@@ -90,7 +90,7 @@ def transient_of(setting: Setting, backbone: nn.Module, counts: ParameterCounts)
     backward = last = 0
     if isinstance(method, SpartaConfig):
         chances = sampled_tensors(backbone, method.density, method.targets, method.density_of)
-        backward = weight * _largest_dense(backbone, chances, setting.device)
+        backward = weight * _largest_dense(backbone, chances, setting)
         largest = round(max(sizes[name] * chance for name, chance in chances.items()))
     elif method.name == "full_ft":
         largest, last = max(sizes.values()), precision.trained_dtype.itemsize * counts.embeddings
@@ -112,22 +112,25 @@ def _trains_itself(setting: Setting) -> bool:
     )
 
 
-def _largest_dense(backbone: nn.Module, chances: dict[str, float], device: torch.device) -> int:
+def _largest_dense(backbone: nn.Module, chances: dict[str, float], setting: Setting) -> int:
     """Scalars of the largest weight whose gradient is computed whole; 0 where all are sampled."""
     tensors = dict(backbone.named_parameters())
     return max(
         (
             tensors[name].numel()
             for name, chance in chances.items()
-            if not is_sampled_at(tensors[name].shape, chance, device)
+            if not is_sampled_at(tensors[name].shape, chance, setting)
         ),
         default=0,
     )
 
 
-def is_sampled_at(shape: torch.Size, chance: float, device: torch.device) -> bool:
+def is_sampled_at(shape: torch.Size, chance: float, setting: Setting) -> bool:
     """Whether the gradient of a tensor with so many chosen entries is computed entry by entry."""
-    return len(shape) == 2 and sampling_pays(shape, round(chance * shape.numel()), device)
+    if len(shape) != 2:
+        return False
+    chosen, tokens = round(chance * shape.numel()), setting.rows * setting.tokens
+    return sampling_pays(shape, chosen, tokens, setting.device)
 
 
 def per_scalar(full_ft: Precision, sparta: Precision) -> PerScalar:

@@ -11,6 +11,7 @@ Which is faster depends on shape and share; docs/benchmark.md has the measuremen
 from __future__ import annotations
 
 import importlib.util
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -29,10 +30,11 @@ class _Cost(NamedTuple):
 
     entry: float  # for each chosen entry
     line: float  # for each row and column: both operands are laid out anew
+    call: float  # once, divided by the tokens: more kernels are started
 
 
-# What `auto` goes by. CPU: measured, docs/benchmark.md. CUDA: an estimate, never measured.
-COSTS = {"cpu": _Cost(4.0, 40.0), "cuda": _Cost(150.0, 600.0)}
+# What `auto` goes by, measured: docs/benchmark.md. CUDA's are of an H200 in bfloat16.
+COSTS = {"cpu": _Cost(4.0, 40.0, 0.0), "cuda": _Cost(120.0, 600.0, 6e10)}
 # On a CPU, with fewer entries than this per row and column, gathering columns beats laying the
 # operands out anew for a sparse product.
 _FEW_ENTRIES = 0.75
@@ -92,32 +94,35 @@ def weight_gradient_of_columns(
     return torch.ops.sparta_bench.column_products(grad, rows, kept)  # type: ignore[no-any-return]
 
 
-def is_sampled(way: str, shape: torch.Size, chosen: int, device: torch.device) -> bool:
+def is_sampled(
+    way: str, shape: torch.Size, chosen: int, tokens: float, device: torch.device
+) -> bool:
     """Whether a layer whose weight has this shape (out x in), with so many entries chosen, takes
-    the sampled way."""
+    the sampled way for a batch of so many tokens."""
     if way != "auto":
         return way == "sampled"
     if device.type == "cuda" and not _TRITON:
         return False
-    return sampling_pays(shape, chosen, device)
+    return sampling_pays(shape, chosen, tokens, device)
 
 
 def takes_kernel(way: str, shape: torch.Size, chosen: int, device: torch.device) -> bool:
-    """Whether such a layer's gradient is the Triton kernel's work, where that is usable."""
+    """Whether such a layer's gradient may be the Triton kernel's work, where that is usable."""
     return (
         device.type == "cuda"
-        and is_sampled(way, shape, chosen, device)
+        and is_sampled(way, shape, chosen, math.inf, device)
         and not keeps_columns(shape, chosen)
     )
 
 
-def sampling_pays(shape: torch.Size, chosen: int, device: torch.device) -> bool:
+def sampling_pays(shape: torch.Size, chosen: int, tokens: float, device: torch.device) -> bool:
     """Whether the sampled way is the cheaper one for a weight of this shape (out x in) with so many
-    entries chosen, on such a device, which need not be there."""
+    entries chosen and a batch of so many tokens, on such a device, which need not be there."""
     cost = COSTS.get(device.type)
     if cost is None:
         return False
-    return chosen * cost.entry + sum(shape) * cost.line < shape.numel()
+    sampled = chosen * cost.entry + sum(shape) * cost.line + cost.call / tokens
+    return sampled < shape.numel()
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

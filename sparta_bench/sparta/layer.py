@@ -77,8 +77,9 @@ class _TouchedLinear(_Touched, nn.Linear):
         if casts:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         indices = self.sparta_places["weight"].indices
+        tokens = x.numel() // x.shape[-1]
         sampled = is_sampled(
-            self.sparta_gradient, self.weight.shape, indices.numel(), self.weight.device
+            self.sparta_gradient, self.weight.shape, indices.numel(), tokens, self.weight.device
         )
         return _SparseLinear.apply(x, self.weight, self.bias, deltas, indices, casts, sampled)  # type: ignore[no-untyped-call, no-any-return]
 
