@@ -483,6 +483,26 @@ def test_glue_keeps_to_the_ranges_of_table_13(model: str, task: str) -> None:
         assert train.batch_size in (32, 24, 8)
         assert train.weight_decay == decay[method]
         assert train.dropout == dropout.get(method, train.dropout)
+        assert (train.epochs, train.patience) == (2, 0)  # "over 2 epochs of training"
+
+
+def test_glue_is_clipped_as_imdb_is() -> None:
+    """Table 13 says nothing of clipping; Table 12's values for the model stand in for it."""
+    for model in MODELS:
+        for method in ("full_ft", "sparta", "lora", "head"):
+            glue, imdb = (
+                checked(f"task={task}", f"model={model}", f"method={method}").train.max_grad_norm
+                for task in ("rte", "imdb")
+            )
+            assert glue == imdb
+
+
+@pytest.mark.parametrize("method", ["full_ft", "sparta", "lora", "head"])
+def test_the_tiny_models_keep_their_epochs_and_do_not_stop_early(method: str) -> None:
+    for model in ("tiny-gemma", "tiny-gemma-it", "tiny-mistral", "tiny-mistral-it"):
+        for task, epochs in (("tiny-sst2", 4), ("tiny-mnli", 2)):
+            train = checked(f"task={task}", f"model={model}", f"method={method}").train
+            assert (train.epochs, train.patience) == (epochs, 0)
 
 
 def test_only_full_fine_tuning_of_mistral_trains_in_bfloat16() -> None:

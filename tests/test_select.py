@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from forged_records import METHODS, forge, scores, write
 
+from sparta_bench.compose import compose
 from sparta_bench.records import (
     Cell,
     Record,
@@ -17,7 +18,7 @@ from sparta_bench.records import (
     record_of,
     saved_by,
 )
-from sparta_bench.tables.protocol import is_of_paper
+from sparta_bench.tables.protocol import MODELS, is_of_paper
 from sparta_bench.tables.select import Selection, select
 
 
@@ -308,7 +309,40 @@ TWIN = {"model": "tiny-gemma", "task": "tiny-rte"}
             "trained on the first 16,000 examples only",
         ),
         (PAPER, {"config__task__max_train_examples": 100_000}, None),
+        (
+            {"model": "gemma-2b", "task": "mnli"},
+            {"config__task__max_train_examples": 100_020, "data__train": 100_000},
+            None,
+        ),
         (PAPER, {"config__train__max_steps": 4}, "training was limited to 4 steps"),
+        (PAPER, {"config__train__epochs": 5.0}, "5 epochs of training, in the paper 2"),
+        (PAPER, {"config__train__epochs": 0.5}, "0.5 epochs of training, in the paper 2"),
+        (
+            PAPER,
+            {"config__train__patience": 4},
+            "early stopping (train.patience is 4), in the paper 2 epochs in full",
+        ),
+        (
+            {"model": "gemma-2b", "task": "imdb", "method": "head"},
+            {"config__train__epochs": 2.0},
+            "2 epochs of training, in the paper 4",
+        ),
+        (
+            {"model": "mistral-7b-it", "task": "imdb"},
+            {"config__train__patience": 0},
+            "no early stopping (train.patience is 0), in the paper there is",
+        ),
+        (
+            {"model": "mistral-7b", "task": "imdb", "method": "full_ft"},
+            {"config__train__epochs": 2.0},
+            "limited to 2 epochs, with early stopping at least 10 (docs/fidelity.md)",
+        ),
+        (
+            {"model": "mistral-7b", "task": "imdb"},
+            {"config__train__epochs": 20.0, "config__train__patience": 2},
+            None,
+        ),
+        ({"model": "tiny-gemma", "task": "tiny-rte"}, {"config__train__epochs": 4.0}, None),
         (PAPER, {"data__dev": 299}, "dev and test are 299 and 277, in the paper 300 and 277"),
         (
             {"model": "gemma-2b", "task": "qqp"},
@@ -356,3 +390,12 @@ def test_forged_records_are_as_the_runner_writes_them() -> None:
     for part in ("data", "parameters", "dev", "test"):
         assert forged[part].keys() <= real[part].keys()
     assert METHODS.keys() == {"full_ft", "sparta", "lora", "head"}
+
+
+@pytest.mark.parametrize("method", ["full_ft", "sparta", "lora", "head"])
+@pytest.mark.parametrize("model", MODELS)
+def test_runs_with_the_presets_enter_the_papers_tables(model: str, method: str) -> None:
+    for task in ("imdb", "rte"):
+        config = compose([f"model={model}", f"task={task}", f"method={method}"])
+        record = forge(model, task, method, config__train=config.as_dict()["train"])
+        assert reasons(selected(record)) == []

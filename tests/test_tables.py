@@ -446,6 +446,7 @@ def test_tables_12_and_13_say_that_the_configuration_is_the_papers() -> None:
         "1.5e-5", "1.5e-5", "8e-6", "8e-6"
     )  # fmt: skip
     assert row_of(table12, "Full FT", "num epochs") == ("2", "2", "2", "2", "*", "*", "*", "*")
+    assert table13.notes[-1] == "Epochs: 2, in full; in the paper 2."
     rates = "[1e-3, 5e-4, 2e-4, 1e-4, 5e-5, 1e-5, 5e-6]"
     assert row_of(table13, "LoRA", "learning rate") == (rates,) * 5
 

@@ -26,6 +26,9 @@ TASKS = (*GLUE, "imdb")
 TWIN_MODELS = ("tiny-gemma", "tiny-gemma-it", "tiny-mistral", "tiny-mistral-it")
 TWIN_TASKS = tuple(f"tiny-{task}" for task in TASKS)
 MOST_TRAINED_ON = 100_000  # examples: "training sets limited to 100K samples" (Table 2)
+GLUE_EPOCHS = "2"  # "over 2 epochs of training" (Table 13)
+# Fewer would end a training before early stopping does; the paper gives no number for its "*".
+LEAST_EPOCHS_TO_STOP_IN = 10
 
 
 def is_of_paper(model: str, task: str) -> bool:
@@ -34,7 +37,7 @@ def is_of_paper(model: str, task: str) -> bool:
 
 
 def reason_against(record: Record) -> str | None:
-    """Why the record may stand in no table; null if it may."""
+    """Why the record may stand in no table; None if it may."""
     try:
         return _reason_against(record)
     except (KeyError, TypeError, ValueError):
@@ -67,6 +70,9 @@ def _against_the_paper(record: Record, task: dict[str, Any]) -> str | None:
         return f"trained on the first {cap:,} examples only"
     if record.train["max_steps"] is not None:
         return f"training was limited to {record.train['max_steps']:,} steps"
+    reason = _against_the_epochs(record)
+    if reason is not None:
+        return reason
     data, parameters = record.raw["data"], record.raw["parameters"]  # null if it failed early
     if data is not None:
         found, printed = (data["dev"], data["test"]), _dev_and_test(name)
@@ -82,6 +88,38 @@ def _against_the_paper(record: Record, task: dict[str, Any]) -> str | None:
         if backbone != BACKBONE[record.cell.model]:
             return f"another model under the name of one of the paper's ({backbone:,} parameters)"
     return None
+
+
+def _against_the_epochs(record: Record) -> str | None:
+    """What its epochs and stopping have against Tables 12 and 13."""
+    cell, epochs, patience = record.cell, record.train["epochs"], record.train["patience"]
+    printed = GLUE_EPOCHS if cell.task in GLUE else _imdb_epochs(record.raw["method"], cell.model)
+    if printed == "*":
+        if not patience:
+            return "no early stopping (train.patience is 0), in the paper there is"
+        if epochs < LEAST_EPOCHS_TO_STOP_IN:
+            least = LEAST_EPOCHS_TO_STOP_IN
+            return (
+                f"limited to {epochs:g} epochs, with early stopping at least {least} "
+                "(docs/fidelity.md)"
+            )
+        return None
+    if epochs != number_of(printed):
+        return f"{epochs:g} epochs of training, in the paper {printed}"
+    if patience:
+        return (
+            f"early stopping (train.patience is {patience}), in the paper {printed} epochs in full"
+        )
+    return None
+
+
+@cache
+def _imdb_epochs(method: str, model: str) -> str:
+    """Epochs in Table 12, as printed; "*" stands for early stopping."""
+    rows = rows_of("table12")
+    return next(
+        row[model] for row in rows if (row["row"], row["parameter"]) == (method, "num epochs")
+    )
 
 
 @cache

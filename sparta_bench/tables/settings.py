@@ -114,9 +114,11 @@ def _table13() -> Table:
         rows.append(tuple(cells))
     headings = ("", "Parameter", "paper", *(f"Table {number}" for number in GLUE_TABLES))
     epochs = sorted({config.train.epochs for config, _ in found.values()})
+    stops = any(config.train.patience for config, _ in found.values())
     notes = (
         f"From conf/sweep, table by table. {DIFFERS}: not the paper's range.",
-        f"Epochs: {' or '.join(f'{value:g}' for value in epochs)}; in the paper 2.",
+        f"Epochs: {' or '.join(f'{value:g}' for value in epochs)}, "
+        f"{'or fewer by early stopping' if stops else 'in full'}; in the paper 2.",
     )
     return Table(
         "table13",
