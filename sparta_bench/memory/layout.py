@@ -248,7 +248,7 @@ def _measured_table1(setting: dict[str, Any]) -> Table:
     note = (
         "The paper's SpaRTA has no originals. The peak holds the largest weight's gradient, or "
         "what stochastic rounding of the largest tensor works with, 27 bytes a scalar in pieces of "
-        "4,194,304 scalars."
+        "16,777,216 scalars."
     )
     return _table(f"{setting['model']}-table1", title, ["", *names], rows, note)
 
