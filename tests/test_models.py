@@ -16,6 +16,7 @@ from sparta_bench.errors import InputError
 from sparta_bench.models.answers import answer_tokens, vocabulary_rows
 from sparta_bench.models.classifier import last_token, random_head
 from sparta_bench.models.load import load_classifier, set_attention_dropout
+from sparta_bench.models.features import FeatureClassifier
 from sparta_bench.models.precision import Precision, precision_of
 from sparta_bench.models.source import load_tokenizer, source_fingerprint
 
@@ -175,6 +176,25 @@ def test_the_fingerprint_is_of_the_files_not_of_the_place(tmp_path: Path, word_t
 
 def test_an_unreachable_model_is_told_with_three_ways_out() -> None:
     config = compose(["model=gemma-2b", "task=sst2"])
+def test_the_heads_product_is_in_float32_whatever_trains(tmp_path: Path, word_tokenizer) -> None:
+    folder = save_model(tmp_path / "model")
+    precision = Precision(torch.bfloat16, torch.bfloat16)
+    classifier = load_classifier(config_for(folder), word_tokenizer, precision, CPU)
+    classifier.head_weight.requires_grad_(True)
+    ids = torch.tensor([[1, 7, 9]])
+    mask = torch.ones_like(ids)
+    features = classifier.features(ids, mask)
+    for logits in (classifier(ids, mask), FeatureClassifier(classifier.head)(features)):
+        exact = features.double() @ classifier.head_weight.double().T
+        assert (features.dtype, logits.dtype) == (torch.float32, torch.float32)
+        torch.testing.assert_close(logits.double(), exact, rtol=1e-6, atol=1e-8)
+    logits[0, 1].backward()
+    assert classifier.head_weight.grad is not None
+    assert classifier.head_weight.grad.dtype == torch.bfloat16
+    expected = torch.stack([torch.zeros(16), features[0]]).bfloat16()
+    assert torch.equal(classifier.head_weight.grad, expected)
+
+
     with pytest.raises(InputError) as caught:
         load_tokenizer(config.model, config.task)
     (line,) = caught.value.lines
