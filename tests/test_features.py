@@ -339,7 +339,7 @@ def test_a_random_separator_is_not_shared_between_seeds(
     ("name", "row", "message"),
     [
         ("layers.1.mlp.up_proj.weight", 0, "the dev loss is nan after step 0"),
-        ("embed_tokens.weight", 1, "the features are not finite"),  # of a token that is read
+        ("embed_tokens.weight", 21, "the features are not finite"),  # of a token that is read
     ],
 )
 def test_a_broken_base_model_is_named_and_not_kept(

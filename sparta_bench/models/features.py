@@ -29,6 +29,7 @@ from sparta_bench.models.classifier import (
     logits_of,
     why_not_finite,
 )
+from sparta_bench.models.dropout import random_states, same, states_of_a_few_tokens
 
 
 @dataclass
@@ -71,15 +72,10 @@ def is_deterministic(classifier: Classifier) -> bool:
     Dropout has many names among the architectures, and some of it cannot be set, so it is looked
     for where it shows: in a forward pass of a training that draws random numbers.
     """
-    device = classifier.head.weight.device
-    cuda = device.type == "cuda"
-    ids = torch.zeros(1, 8, dtype=torch.int64, device=device)
-    mask = torch.ones_like(ids)
-    expected = classifier.eval().features(ids, mask)
-    before = torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
-    same = torch.equal(classifier.train().features(ids, mask), expected)
-    after = torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
-    return same and torch.equal(before, after)
+    expected = states_of_a_few_tokens(classifier.eval().backbone)
+    before = random_states(classifier.backbone)
+    found = states_of_a_few_tokens(classifier.train().backbone)
+    return torch.equal(found, expected) and same(before, random_states(classifier.backbone))
 
 
 def features_key(identity: Mapping[str, Any], data: Encoded) -> str:
