@@ -180,7 +180,9 @@ def test_dropout_is_refused_where_the_attention_takes_none(
     tmp_path: Path, word_tokenizer: Any, name: str
 ) -> None:
     folder = save(tmp_path / "model", name)
-    with pytest.raises(InputError, match=r"train\.dropout=0\.25: use 0: \w+Model has no") as caught:
+    with pytest.raises(
+        InputError, match=r"train\.dropout=0\.25: use 0: \w+Model has no attention"
+    ) as caught:
         loaded(folder, word_tokenizer, "train.dropout=0.25")
     assert len(caught.value.lines) == 1
 

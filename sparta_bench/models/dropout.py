@@ -78,7 +78,9 @@ def set_dropout(backbone: nn.Module, rate: float) -> None:
     for setting in attention:
         setting.set(0.5)  # a small rate may drop nothing in a few tokens
     if not _draws(backbone):
-        raise InputError(f"train.dropout={rate}: use 0: {named} has no attention dropout")
+        raise InputError(
+            f"train.dropout={rate}: use 0: {named} has no attention dropout that could be set"
+        )
     for setting in attention:
         setting.set(rate)
 
