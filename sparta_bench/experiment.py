@@ -21,8 +21,10 @@ from sparta_bench.files import whole_folder
 from sparta_bench.memory_use import forget_peak, peak_bytes
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import Trained
+from sparta_bench.models.attention import attention_of
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.counts import count_parameters
+from sparta_bench.models.dropout import dropout_of
 from sparta_bench.models.features import (
     FeatureClassifier,
     FeatureSet,
@@ -75,6 +77,8 @@ def fill(
         _tell_of_unknown(data.summary["unknown_train_share"], config)
 
     classifier = shared.take_classifier(config, precision, device)
+    record["environment"]["dropout"] = dropout_of(classifier.backbone)
+    record["environment"]["attention"] = attention_of(classifier.backbone)
     if config.save == "full":
         _check_savable(config, classifier, shared)
     counts = count_parameters(classifier.backbone, len(config.task.labels), config.method)

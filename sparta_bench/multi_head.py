@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparta_bench.errors import InputError, reason_of, shown
 from sparta_bench.files import sha256_of, write_json, write_tensors
-from sparta_bench.models.classifier import Classifier, pooled
+from sparta_bench.models.classifier import Classifier, logits_of, pooled
 from sparta_bench.saved.base import load_base
 from sparta_bench.saved.description import Description, portable, read_object
 from sparta_bench.saved.load import MULTI_HEAD, Loaded
@@ -61,8 +60,7 @@ class MultiHead(nn.Module):
         """Per head: logits (rows x classes, at least float32) of ids and mask (rows x longest)."""
         states = pooled(self.backbone, input_ids, attention_mask)
         return {
-            name: F.linear(states.to(head.dtype), head).float()
-            for name, head in zip(self.names, self.heads, strict=True)
+            name: logits_of(states, head) for name, head in zip(self.names, self.heads, strict=True)
         }
 
     def classifier(self, name: str) -> Classifier:

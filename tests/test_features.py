@@ -63,7 +63,7 @@ def test_features_are_what_the_head_reads(
     classifier = load_classifier(config, word_tokenizer, precision, CPU)
     data = examples(40)
     found = feature_set(classifier, data, tmp_path / "features.safetensors")
-    assert (found.features.shape, found.features.dtype) == ((40, 16), precision.trained_dtype)
+    assert (found.features.shape, found.features.dtype) == ((40, 16), torch.float32)
     assert (len(found), found.lengths(), found.labels) == (40, data.lengths(), data.labels)
     on_features = FeatureClassifier(classifier.head)
     for rows in evaluation_batches(data.lengths(), 16):
@@ -339,7 +339,7 @@ def test_a_random_separator_is_not_shared_between_seeds(
     ("name", "row", "message"),
     [
         ("layers.1.mlp.up_proj.weight", 0, "the dev loss is nan after step 0"),
-        ("embed_tokens.weight", 1, "the features are not finite"),  # of a token that is read
+        ("embed_tokens.weight", 21, "the features are not finite"),  # of a token that is read
     ],
 )
 def test_a_broken_base_model_is_named_and_not_kept(

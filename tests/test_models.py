@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sparta_bench.compose import compose
 from sparta_bench.errors import InputError
-from sparta_bench.models.answers import answer_tokens, vocabulary_rows
+from sparta_bench.models.answers import answer_tokens, scale_of_logits, vocabulary_rows
 from sparta_bench.models.classifier import last_token, random_head
-from sparta_bench.models.load import load_classifier, set_attention_dropout
+from sparta_bench.models.features import FeatureClassifier
+from sparta_bench.models.load import load_classifier
 from sparta_bench.models.precision import Precision, precision_of
 from sparta_bench.models.source import load_tokenizer, source_fingerprint
 
@@ -23,11 +25,14 @@ CPU = torch.device("cpu")
 FLOAT32 = Precision(torch.float32, torch.float32)
 
 
-def save_model(folder: Path, model_type: str = "mistral", shard: str = "5GB") -> Path:
+def save_model(folder: Path, model_type: str = "mistral", shard: str = "5GB", **extra: Any) -> Path:
     """A random causal language model as a Hugging Face folder."""
     torch.manual_seed(0)
-    tied = model_type == "gemma"
-    shape = AutoConfig.for_model(model_type, **SMALL, tie_word_embeddings=tied)
+    tied = model_type in ("gemma", "cohere")
+    small = SMALL | extra
+    if model_type == "falcon":
+        del small["head_dim"]  # derived there
+    shape = AutoConfig.for_model(model_type, **small, tie_word_embeddings=tied)
     AutoModelForCausalLM.from_config(shape).save_pretrained(folder, max_shard_size=shard)
     return folder
 
@@ -86,6 +91,47 @@ def test_instruct_heads_are_the_answers_rows(
     assert classifier.head.weight.data_ptr() != embedding.data_ptr()
 
 
+@pytest.mark.parametrize(
+    ("model_type", "extra"),
+    [
+        ("mistral", {}),
+        ("granite", {"logits_scaling": 8.0}),
+        ("hyperclovax", {"logits_scaling": 3.0}),  # multiplies, where Granite's divides
+        ("cohere", {"logit_scale": 0.0625, "eos_token_id": 2}),
+    ],
+)
+def test_an_instruct_head_starts_with_the_models_own_logits(
+    tmp_path: Path, word_tokenizer, model_type: str, extra: dict[str, Any]
+) -> None:
+    folder = save_model(tmp_path / "model", model_type, initializer_range=0.5, **extra)
+    config = config_for(folder, "model.kind=instruct")
+    classifier = load_classifier(config, word_tokenizer, FLOAT32, CPU).eval()
+    answers = [word_tokenizer.convert_tokens_to_ids(word) for word in ("No", "Yes")]
+    ids = torch.tensor([[1, 7, 9], [4, 8, 3]])
+    with torch.no_grad():
+        own = AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits[:, -1, answers]
+    assert float(own.abs().min()) > 1e-3
+    torch.testing.assert_close(classifier(ids, torch.ones_like(ids)), own, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "extra", "factor"),
+    [
+        ("gemma2", {}, 1.0),
+        ("granitemoe", {"logits_scaling": None}, 1.0),
+        ("granitemoe", {"logits_scaling": 4.0}, 0.25),
+        ("cohere2", {}, 0.0625),
+        ("falcon_h1", {"lm_head_multiplier": 0.25}, 0.25),
+        ("minicpm3", {"hidden_size": 80, "dim_model_base": 40}, 0.5),
+        ("mpt", {"logit_scale": 0.5}, 1.0),  # transformers does not read it
+    ],
+)
+def test_a_models_own_scale_of_logits(
+    model_type: str, extra: dict[str, Any], factor: float
+) -> None:
+    assert scale_of_logits(AutoConfig.for_model(model_type, **extra)) == factor
+
+
 def test_a_checkpoint_without_vocabulary_head_has_no_answers(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")
@@ -133,6 +179,25 @@ def test_everything_is_frozen_and_in_the_dtypes_asked_for(tmp_path: Path, word_t
     assert classifier(ids, torch.ones_like(ids)).dtype == torch.float32
 
 
+def test_the_heads_product_is_in_float32_whatever_trains(tmp_path: Path, word_tokenizer) -> None:
+    folder = save_model(tmp_path / "model")
+    precision = Precision(torch.bfloat16, torch.bfloat16)
+    classifier = load_classifier(config_for(folder), word_tokenizer, precision, CPU)
+    classifier.head_weight.requires_grad_(True)
+    ids = torch.tensor([[1, 7, 9]])
+    mask = torch.ones_like(ids)
+    features = classifier.features(ids, mask)
+    for logits in (classifier(ids, mask), FeatureClassifier(classifier.head)(features)):
+        exact = features.double() @ classifier.head_weight.double().T
+        assert (features.dtype, logits.dtype) == (torch.float32, torch.float32)
+        torch.testing.assert_close(logits.double(), exact, rtol=1e-6, atol=1e-8)
+    logits[0, 1].backward()
+    assert classifier.head_weight.grad is not None
+    assert classifier.head_weight.grad.dtype == torch.bfloat16
+    expected = torch.stack([torch.zeros(16), features[0]]).bfloat16()
+    assert torch.equal(classifier.head_weight.grad, expected)
+
+
 def test_the_dtype_rule() -> None:
     cuda = torch.device("cuda")
     assert precision_of(compose([]), CPU) == FLOAT32
@@ -145,22 +210,6 @@ def test_the_dtype_rule() -> None:
     for method in ("sparta", "lora", "head"):
         config = compose(["model=mistral-7b", f"method={method}", "task=sst2"])
         assert precision_of(config, cuda) == Precision(torch.bfloat16, torch.float32)
-
-
-def test_dropout_reaches_the_attention_layers(tmp_path: Path, word_tokenizer) -> None:
-    folder = save_model(tmp_path / "model")
-    config = config_for(folder, "train.dropout=0.5")
-    classifier = load_classifier(config, word_tokenizer, FLOAT32, CPU)
-    rates = [m.attention_dropout for m in classifier.modules() if hasattr(m, "attention_dropout")]
-    assert rates == [0.5, 0.5]
-    ids = torch.tensor([[1, 7, 9, 4]])
-    mask = torch.ones_like(ids)
-    classifier.train()
-    assert not torch.equal(classifier(ids, mask), classifier(ids, mask))
-    classifier.eval()
-    assert torch.equal(classifier(ids, mask), classifier(ids, mask))
-    with pytest.raises(InputError, match=r"train\.dropout=0\.1: Linear has no attention dropout"):
-        set_attention_dropout(torch.nn.Linear(2, 2), 0.1)
 
 
 def test_the_fingerprint_is_of_the_files_not_of_the_place(tmp_path: Path, word_tokenizer) -> None:

@@ -209,6 +209,42 @@ def test_a_layer_whose_weight_others_read_trains_as_well() -> None:
     assert all(bool((value.grad != 0).any()) for value in adapter.parameters())
 
 
+class Reads(nn.Module):
+    """A linear layer that is called, one whose weight is read, and one of which both is true."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.called, self.read, self.both = (nn.Linear(8, 8).double() for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.both(self.called(x)) @ self.both.weight + self.both.bias
+        return y @ self.read.weight.t() + self.read.bias
+
+
+@pytest.mark.parametrize("gradient", ["dense", "sampled"])
+@pytest.mark.parametrize("name", ["reads", "mamba"])
+def test_a_linear_layer_whose_weight_is_read_gets_the_plain_gradient(
+    name: str, gradient: str
+) -> None:
+    def run(model: nn.Module) -> None:
+        if name == "mamba":  # reads dt_proj.weight
+            loss_of(model, torch.tensor([[1, 7, 9, 4]])).backward()
+        else:
+            x = torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+            model(x).pow(2).sum().backward()
+
+    plain, ours = (Reads() if name == "reads" else backbone("mamba") for _ in range(2))
+    run(plain)
+    adapter = SpartaAdapter(ours, 0.3, 0, dtype=torch.float64, gradient=gradient)
+    run(ours)
+    tensors = dict(plain.named_parameters())
+    for tensor, delta in adapter.deltas.items():
+        expected = tensors[tensor].grad.view(-1)[adapter.indices[tensor].long()]
+        assert delta.grad is not None, tensor
+        torch.testing.assert_close(delta.grad, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_a_copy_of_the_model_computes_with_its_own_weights() -> None:
     model = classifier().eval()
     adapter = SpartaAdapter(model, 0.3, 0)

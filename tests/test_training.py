@@ -30,6 +30,7 @@ from sparta_bench.models.load import load_classifier
 from sparta_bench.models.precision import DTYPES, Precision
 from sparta_bench.training import loop, optim
 from sparta_bench.training.checkpoint import Checkpoint
+from sparta_bench.training.gradients import never_trained
 from sparta_bench.training.loop import Training, plan_steps
 from sparta_bench.training.metrics import score
 from sparta_bench.training.optim import StochasticAdamW, learning_rate_at, store_rounded
@@ -245,6 +246,29 @@ def test_checkpoints_do_not_change_what_a_step_is_said_to_take(
         found = Checkpoint(path, {"run_id": "", "versions": {}}).load()
         assert isinstance(found, tuple)
         assert (found[0]["step"], found[0]["train_seconds"]) == (14, 14)
+
+
+@pytest.mark.parametrize("method", ["sparta", "full_ft"])
+def test_a_value_without_gradient_is_refused_at_the_first_step(
+    tmp_path: Path, word_tokenizer: Any, method: str
+) -> None:
+    run = training(tmp_path, word_tokenizer, method=method)
+    run.trained.values["layers.1.dt_proj.weight"] = torch.nn.Parameter(torch.zeros(3))
+    with pytest.raises(
+        TrainingError, match=r"layers\.1\.dt_proj\.weight got no gradient"
+    ) as caught:
+        run.train(Silent())
+    assert str(caught.value).count("\n") == 0
+    assert (run.progress.step, run.progress.examples) == (0, 0)
+
+
+def test_an_expert_that_no_token_chose_is_not_refused() -> None:
+    name = "layers.{}.mlp.experts.{}.w1.weight"
+    chosen = {name.format(0, 0): False, name.format(0, 1): True, "layers.0.mlp.gate.weight": True}
+    assert never_trained(chosen) == []
+    # nobody chooses from the experts of this layer, and this layer is no expert
+    idle = {name.format(1, 0): False, name.format(1, 1): False, "layers.2.dt_proj.weight": False}
+    assert never_trained(chosen | idle) == list(idle)
 
 
 class CutError(Exception):

@@ -11,7 +11,9 @@ from transformers import AutoModel
 
 from sparta_bench.compose import compose
 from sparta_bench.config import Config
+from sparta_bench.models.attention import with_attention
 from sparta_bench.models.classifier import Classifier, checkpoint_gradients, random_head
+from sparta_bench.models.dropout import no_dropout
 from sparta_bench.models.precision import Precision, precision_of
 from sparta_bench.models.source import load_architecture
 
@@ -45,11 +47,14 @@ class Setting:
         """The frozen classifier with random weights, always the same ones."""
         torch.manual_seed(self.config.seed)
         with self.device:
-            backbone: Any = AutoModel.from_config(
-                load_architecture(self.config.model),
-                dtype=self.precision.model_dtype,
-                attn_implementation="sdpa",
+            backbone: Any = with_attention(
+                lambda attention: AutoModel.from_config(
+                    load_architecture(self.config.model),
+                    dtype=self.precision.model_dtype,
+                    attn_implementation=attention,
+                )
             )
+        no_dropout(backbone)
         if self.config.train.gradient_checkpointing:
             checkpoint_gradients(backbone)
         head = random_head(len(self.config.task.labels), backbone.config.hidden_size, 0)

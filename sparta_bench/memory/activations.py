@@ -1,7 +1,8 @@
 """Activations of a step, estimated by a dry run: the real code on tensors without values.
 
 Two decoder layers and three tell what a further layer keeps and what is there once; the batch is so
-large that all else vanishes beside it. Attention is torch's fused one, which keeps no scores.
+large that all else vanishes beside it. Attention is that of training (`models/attention.py`);
+torch's fused one keeps no scores.
 """
 
 from __future__ import annotations

@@ -13,6 +13,17 @@ from sparta_bench.models.checkpoint import file_with
 
 CONTEXT = "Response:"  # how every prompt ends
 
+# What transformers' language models do to their logits, by the key of the configuration: multiply
+# (1) or divide (-1). A model_type that does otherwise is named with the key; 0 is not at all.
+SCALES = {
+    "logit_scale": 1,  # Cohere
+    "lm_head_multiplier": 1,  # Falcon-H1
+    "output_multiplier": 1,  # Muse
+    "logits_scaling": -1,  # Granite, MiniCPM
+    "logits_mup_width_multiplier": -1,  # Inkling
+}
+OTHERWISE = {("hyperclovax", "logits_scaling"): 1, ("mpt", "logit_scale"): 0}
+
 
 def answer_tokens(tokenizer: Any, answers: list[str]) -> list[int]:
     """The token with which each answer begins after the prompt, leading space included.
@@ -49,7 +60,9 @@ def answer_tokens(tokenizer: Any, answers: list[str]) -> list[int]:
 def vocabulary_rows(
     backbone: nn.Module, source: str, revision: str | None, ids: list[int]
 ) -> Tensor:
-    """Rows of the vocabulary head (len(ids) x hidden, float32), copied.
+    """Rows of the vocabulary head (len(ids) x hidden, float32), copied, times the model's own
+    scale of logits: so the head starts with the logits that the model itself has for the answers.
+    (Where the model caps its logits, or its head has a bias, before that.)
 
     A tied head is the embedding. An untied one is read from the checkpoint row by row, so that
     the whole of it is never in memory.
@@ -60,8 +73,9 @@ def vocabulary_rows(
         If the checkpoint has no vocabulary head.
     """
     embedding: Tensor = backbone.get_input_embeddings().weight  # type: ignore[operator, union-attr, assignment]
+    scale = scale_of_logits(backbone.config)
     if backbone.config.tie_word_embeddings:  # type: ignore[union-attr]
-        return embedding.detach()[ids].float().clone()
+        return embedding.detach()[ids].float() * scale
     with safe_open(file_with("lm_head.weight", source, revision), framework="pt") as file:
         if "lm_head.weight" not in file.keys():
             raise InputError(
@@ -69,4 +83,15 @@ def vocabulary_rows(
                 "model needs its answers' rows (model.kind=base starts from a random head)"
             )
         rows = file.get_slice("lm_head.weight")
-        return torch.cat([rows[i : i + 1] for i in ids]).float()
+        return torch.cat([rows[i : i + 1] for i in ids]).float() * scale
+
+
+def scale_of_logits(config: Any) -> float:
+    """By what a language model of this transformers configuration multiplies its logits."""
+    shape, scale = config.get_text_config(), 1.0
+    for key, power in SCALES.items():
+        power = OTHERWISE.get((shape.model_type, key), power)
+        value = getattr(shape, key, None)
+        if value is not None and power:
+            scale *= value**power
+    return scale

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -39,13 +40,24 @@ class Classifier(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits (rows x classes, at least float32) of token ids and mask (rows x longest)."""
-        logits: Tensor = self.head(self.features(input_ids, attention_mask))
-        return logits.float()
+        return logits_of(self.features(input_ids, attention_mask), self.head.weight)
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """What the head reads: the last real token's final hidden state (rows x hidden, in the
-        head's dtype)."""
-        return pooled(self.backbone, input_ids, attention_mask).to(self.head.weight.dtype)
+        dtype of the logits)."""
+        return pooled(self.backbone, input_ids, attention_mask).to(logits_dtype(self.head.weight))
+
+
+def logits_of(features: Tensor, head_weight: Tensor) -> Tensor:
+    """Logits (rows x classes, at least float32) of features (rows x hidden) under a head (classes x
+    hidden). A head of bfloat16 is widened for the product: logits of 8 bits score too coarsely."""
+    wide = logits_dtype(head_weight)
+    return F.linear(features.to(wide), head_weight.to(wide))
+
+
+def logits_dtype(head_weight: Tensor) -> torch.dtype:
+    """The head's dtype, but at least float32."""
+    return torch.promote_types(head_weight.dtype, torch.float32)
 
 
 def pooled(backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

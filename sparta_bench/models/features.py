@@ -23,12 +23,18 @@ from torch import Tensor, nn
 from sparta_bench.data.encode import Encoded
 from sparta_bench.errors import TrainingError
 from sparta_bench.kept import read_kept, write_kept
-from sparta_bench.models.classifier import Classifier, why_not_finite
+from sparta_bench.models.classifier import (
+    Classifier,
+    logits_dtype,
+    logits_of,
+    why_not_finite,
+)
+from sparta_bench.models.dropout import random_states, same, states_of_a_few_tokens
 
 
 @dataclass
 class FeatureSet:
-    """Features (rows x hidden, in the head's dtype, on the CPU) of encoded examples."""
+    """Features (rows x hidden, in the dtype of the logits, on the CPU) of encoded examples."""
 
     features: Tensor
     labels: list[int]
@@ -56,8 +62,7 @@ class FeatureClassifier(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (rows x classes, at least float32) of features (rows x hidden)."""
-        logits: Tensor = self.head(features)
-        return logits.float()
+        return logits_of(features, self.head.weight)
 
 
 @torch.no_grad()
@@ -67,15 +72,10 @@ def is_deterministic(classifier: Classifier) -> bool:
     Dropout has many names among the architectures, and some of it cannot be set, so it is looked
     for where it shows: in a forward pass of a training that draws random numbers.
     """
-    device = classifier.head.weight.device
-    cuda = device.type == "cuda"
-    ids = torch.zeros(1, 8, dtype=torch.int64, device=device)
-    mask = torch.ones_like(ids)
-    expected = classifier.eval().features(ids, mask)
-    before = torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
-    same = torch.equal(classifier.train().features(ids, mask), expected)
-    after = torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
-    return same and torch.equal(before, after)
+    expected = states_of_a_few_tokens(classifier.eval().backbone)
+    before = random_states(classifier.backbone)
+    found = states_of_a_few_tokens(classifier.train().backbone)
+    return torch.equal(found, expected) and same(before, random_states(classifier.backbone))
 
 
 def features_key(identity: Mapping[str, Any], data: Encoded) -> str:
@@ -115,7 +115,7 @@ def cached_features(
     TrainingError
         If a feature is not a finite number.
     """
-    hidden, dtype = classifier.head.in_features, classifier.head.weight.dtype
+    hidden, dtype = classifier.head.in_features, logits_dtype(classifier.head.weight)
     features = _read(path, len(data), hidden, dtype)
     # all processes read or all compute, since they compute together
     found = torch.tensor(float(features is not None), device=accelerator.device)
@@ -137,7 +137,7 @@ def _compute(
     classifier.eval()
     device, world = accelerator.device, accelerator.num_processes
     head = classifier.head
-    features = torch.zeros(len(data), head.in_features, dtype=head.weight.dtype)
+    features = torch.zeros(len(data), head.in_features, dtype=logits_dtype(head.weight))
     for place, rows in enumerate(batches):
         if place % world == accelerator.process_index:
             batch = data.collate(rows)

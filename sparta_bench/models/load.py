@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from sparta_bench.config import Config, ModelConfig
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, tell
 from sparta_bench.files import json_of
 from sparta_bench.models.answers import answer_tokens, vocabulary_rows
+from sparta_bench.models.attention import attention_of, with_attention
 from sparta_bench.models.checkpoint import checkpoint_files, file_of_model, open_file
 from sparta_bench.models.classifier import Classifier, checkpoint_gradients, random_head
+from sparta_bench.models.dropout import set_dropout
 from sparta_bench.models.precision import Precision
 from sparta_bench.models.source import revision_of, source_of, unreachable
 
@@ -37,14 +38,12 @@ def load_classifier(
     Raises
     ------
     InputError
-        If the model cannot be had, lacks weights, or has no attention dropout to set.
+        If the model cannot be had, lacks weights, or its dropout cannot be set as asked for.
     """
     if backbone is None:
-        backbone = load_backbone(config.model, precision.model_dtype, config.train.dropout)
+        backbone = load_backbone(config.model, precision.model_dtype)
         added = 1 if config.task.separator == "sep_token" else 0
         fit_embeddings(backbone, tokenizer, added, config.seed)
-    else:
-        set_attention_dropout(backbone, config.train.dropout)
     classes = len(config.task.labels)
     if config.model.kind == "instruct":
         ids = answer_tokens(tokenizer, config.task.prompt.answers)
@@ -52,19 +51,20 @@ def load_classifier(
     else:
         head = random_head(classes, backbone.config.hidden_size, config.seed)
     classifier = Classifier(backbone, head.to(precision.trained_dtype))
-    classifier.requires_grad_(False)
+    classifier.requires_grad_(False).to(device)
+    set_dropout(backbone, config.train.dropout)
     if config.train.gradient_checkpointing:
         checkpoint_gradients(backbone)
-    return classifier.to(device)
+    return classifier
 
 
-def load_backbone(model: ModelConfig, dtype: torch.dtype, dropout: float) -> Any:
-    """The pretrained decoder without its head, on the CPU, in `dtype`, with this attention dropout.
+def load_backbone(model: ModelConfig, dtype: torch.dtype) -> Any:
+    """The pretrained decoder without its head, on the CPU, in `dtype`.
 
     Raises
     ------
     InputError
-        If the model cannot be had, lacks weights, or has no attention dropout to set.
+        If the model cannot be had, or lacks weights.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -75,20 +75,23 @@ def load_backbone(model: ModelConfig, dtype: torch.dtype, dropout: float) -> Any
     for path in checkpoint_files(label, source, commit):
         _refuse_quantised(label, path)
     try:
-        backbone, report = AutoModel.from_pretrained(
-            source,
-            revision=commit or "main",
-            dtype=dtype,
-            attn_implementation="sdpa",
-            use_safetensors=True,  # never a pickle
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # refused below, by name
-            output_loading_info=True,
+        backbone, report = with_attention(
+            lambda attention: AutoModel.from_pretrained(
+                source,
+                revision=commit or "main",
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,  # never a pickle
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                output_loading_info=True,
+            )
         )
     except Exception as error:  # the libraries raise many kinds for broken or missing files
         raise unreachable(model, error) from None
     _check_report(label, report)
-    set_attention_dropout(backbone, dropout)
+    if attention_of(backbone) != "sdpa":
+        tell(f"{label}: its attention is not fused; transformers has only {attention_of(backbone)}")
     return backbone
 
 
@@ -146,25 +149,6 @@ def _refuse_other_weights(label: str, source: str, commit: str | None) -> None:
         return  # told by transformers
     if isinstance(found, dict) and OTHER_WEIGHTS in found:
         raise InputError(f"{label}: config.json names the file of the weights ({OTHER_WEIGHTS})")
-
-
-def set_attention_dropout(backbone: nn.Module, dropout: float) -> None:
-    """Set the attention layers' dropout, which transformers reads when it builds them.
-
-    Raises
-    ------
-    InputError
-        If a dropout is asked for that the architecture does not have.
-    """
-    found = False
-    for module in backbone.modules():
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = dropout  # type: ignore[assignment]
-            found = True
-    if dropout > 0 and not found:
-        raise InputError(
-            f"train.dropout={dropout}: {type(backbone).__name__} has no attention dropout; use 0"
-        )
 
 
 def fit_embeddings(backbone: Any, tokenizer: Any, added: int, seed: int) -> None:

@@ -6,7 +6,9 @@ The model holds its weights, and computes, in `model_dtype`. What trains is held
 - full_ft: copies of all weights; each step ends with weight = round(copy). Where both dtypes are
   the same the weights themselves train.
 - sparta: the deltas; each step ends with weight = round(original + delta).
-- lora: the two low-rank matrices. In every method: the head, which also computes in it.
+- lora: the two low-rank matrices. In every method: the head.
+
+The head's product and the logits are float32 in every case: bfloat16 logits would have 8 bits.
 
 So all methods run the same forward computation, and with the default `trained_dtype` of float32
 no update is lost to rounding: a bfloat16 weight of size 0.02 would swallow an Adam step of 1e-5

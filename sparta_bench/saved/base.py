@@ -83,7 +83,7 @@ def load_base(
     user gave it: with an option, or as the folder of a whole model."""
     try:
         tokenizer = load_tokenizer(model, about)
-        backbone = load_backbone(model, DTYPES[about.dtypes["model"]], dropout=0.0)
+        backbone = load_backbone(model, DTYPES[about.dtypes["model"]])
         added = 1 if about.separator == "sep_token" else 0
         fit_embeddings(backbone, tokenizer, added, about.seed or 0)
     except InputError as error:  # told of in the words of a run's settings

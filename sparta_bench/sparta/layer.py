@@ -70,18 +70,20 @@ class _Touched:
 
 class _TouchedLinear(_Touched, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        deltas = self._parameters["weight_deltas"]
+        # the tensor itself: `self.weight` is for those who read it without this pass
+        weight, deltas = self._parameters["weight"], self._parameters["weight_deltas"]
+        assert weight is not None
         if not torch.is_grad_enabled():
-            return F.linear(x, self.weight, self.bias)
+            return F.linear(x, weight, self.bias)
         casts = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
         if casts:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         indices = self.sparta_places["weight"].indices
         tokens = x.numel() // x.shape[-1]
         sampled = is_sampled(
-            self.sparta_gradient, self.weight.shape, indices.numel(), tokens, self.weight.device
+            self.sparta_gradient, weight.shape, indices.numel(), tokens, weight.device
         )
-        return _SparseLinear.apply(x, self.weight, self.bias, deltas, indices, casts, sampled)  # type: ignore[no-untyped-call, no-any-return]
+        return _SparseLinear.apply(x, weight, self.bias, deltas, indices, casts, sampled)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _SparseLinear(torch.autograd.Function):
@@ -168,13 +170,12 @@ def _gathering(name: str) -> property:
 def _touched_class(plain: type, names: tuple[str, ...], own_forward: bool) -> type:
     """`plain` with the tensors `names` trained at places.
 
-    The weight of a linear layer has a forward pass of its own. Any other tensor, such as a norm's
-    vector, is a property: whoever reads it, the layer's own code for one, gets it with its
-    gradient going to the deltas.
+    Each is a property: whoever reads it, such as a norm's own code, gets it with its gradient going
+    to the deltas. A linear layer's forward pass takes its weight otherwise; others may read it too
+    (Mamba never calls the layer), so it is a property there as well.
     """
     bases = (_TouchedLinear,) if own_forward else (_Touched, plain)
-    read = [name for name in names if not (own_forward and name == "weight")]
-    members: dict[str, Any] = {name: _gathering(name) for name in read}
+    members: dict[str, Any] = {name: _gathering(name) for name in names}
     members |= {"sparta_plain": plain, "sparta_names": names}
     return type(f"Sparta{plain.__name__}", bases, members)
 

@@ -31,6 +31,7 @@ from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.features import FeatureClassifier
 from sparta_bench.training import checkpoint as ckpt
 from sparta_bench.training.evaluation import evaluate, evaluation_batch_size
+from sparta_bench.training.gradients import refuse_untrained
 from sparta_bench.training.optim import build_optimizer, learning_rate_at
 from sparta_bench.training.progress import Reporter
 
@@ -114,7 +115,7 @@ class Training:
         Raises
         ------
         TrainingError
-            If a loss is not a number or infinite.
+            If a loss is not a number or infinite, or a value has no gradient in the first step.
         """
         resumed = self._resume(reporter)
         if not resumed:
@@ -177,6 +178,8 @@ class Training:
         size = math.ceil(len(rows) / self.settings.accumulation_steps)
         for start in range(0, len(rows), size):
             total += self._backward(rows[start : start + size], len(rows))
+        if self.progress.step == 0:
+            refuse_untrained(self.accelerator, self.trained.values)
         values = [value for group in self.optimizer.param_groups for value in group["params"]]
         if self.accelerator.num_processes > 1:
             self._sum_over_processes(values)
