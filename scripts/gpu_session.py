@@ -204,7 +204,7 @@ def _cuda_tests(task: Task) -> int:
 # --------------------------------------------------------------------------------- crossover
 def crossover(task: Task) -> None:
     """Dense against sampled gradient, and the cost model's constants that fit best."""
-    from sparta_bench.bench.gradient import gradient_seconds
+    from sparta_bench.analysis.bench.sampled_gradient import gradient_seconds
     from sparta_bench.sparta.gradient import COSTS
 
     base = _setting(task.settings("mistral-7b", "imdb"), 1, 1)
@@ -266,8 +266,8 @@ def constants_of(
 # ------------------------------------------------------------------------------------- steps
 def steps(task: Task) -> None:
     """Every contender at gemma-2b with the lengths of SST-2 and IMDB, then three at mistral-7b."""
-    from sparta_bench.bench.command import MEAN_TOKENS
-    from sparta_bench.bench.contenders import FULL_FT_BFLOAT16, names
+    from sparta_bench.analysis.bench.contenders import FULL_FT_BFLOAT16, names
+    from sparta_bench.cli.bench_command import MEAN_TOKENS
 
     first = ["full_ft", "lora", *(f"sparta-{d}" for d in DENSITIES), "head"]
     others = [name for name in names() if name not in first and name != FULL_FT_BFLOAT16]
@@ -284,7 +284,7 @@ def steps(task: Task) -> None:
 
 
 def _step_row(setting: Any, name: str, toy: bool) -> dict[str, Any]:
-    from sparta_bench.bench.measure import measure
+    from sparta_bench.analysis.bench.timing import measure
 
     started = time.monotonic()
     found = measure(setting, [name], 1, 1 if toy else 10)
@@ -309,8 +309,8 @@ def _step_row(setting: Any, name: str, toy: bool) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------ memory
 def memory(task: Task) -> None:
     """Measured beside the estimate, method by method."""
-    from sparta_bench.memory.command import settings_of
-    from sparta_bench.memory.report import estimates_of, measured_methods
+    from sparta_bench.analysis.memory.findings import estimates_of, measured_methods
+    from sparta_bench.cli.memory_command import settings_of
 
     for model in ("gemma-2b", "mistral-7b"):
         rows, tokens = (2, 8) if task.toy else (None, None)
@@ -334,8 +334,8 @@ def compile_layers(task: Task) -> None:
     """The decoder layers compiled one by one: seconds to the first step of a length, step after."""
     import torch
 
-    from sparta_bench.bench.clock import seconds_of
-    from sparta_bench.bench.contenders import build
+    from sparta_bench.analysis.bench.clock import seconds_of
+    from sparta_bench.analysis.bench.contenders import build
 
     # layers differ in how many scalars were chosen; with fixed sizes each is a graph of its own
     torch._dynamo.config.force_parameter_static_shapes = False
@@ -366,7 +366,7 @@ def compile_layers(task: Task) -> None:
 
 
 def _median_step(ready: Any, batch: Any, task: Task) -> float:
-    from sparta_bench.bench.clock import seconds_of
+    from sparta_bench.analysis.bench.clock import seconds_of
 
     ready.step(batch)
     seconds = (
@@ -378,9 +378,9 @@ def _median_step(ready: Any, batch: Any, task: Task) -> float:
 # -------------------------------------------------------------------------------------- real
 def real(task: Task) -> None:
     """Every method for a few hundred steps on a real model; the records stay in `real/`."""
-    from sparta_bench.compose import compose
-    from sparta_bench.run import run
-    from sparta_bench.shared import Shared
+    from sparta_bench.config.compose import compose
+    from sparta_bench.runs.assets import Shared
+    from sparta_bench.runs.run import run
 
     if task.toy:
         where = ["task.max_train_examples=200", "device=cpu", "train.max_steps=4"]
@@ -421,7 +421,7 @@ def _run_row(record: dict[str, Any]) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------- settings
 def _setting(overrides: list[str], rows: int | None, tokens: int) -> Any:
-    from sparta_bench.bench.command import read_options, settings_of
+    from sparta_bench.cli.bench_command import read_options, settings_of
 
     words = [*overrides, f"--tokens={tokens}", *([f"--rows={rows}"] if rows else [])]
     (setting,) = settings_of(read_options(words))
@@ -521,8 +521,9 @@ def child(part: str, folder: Path, options: argparse.Namespace) -> int:
 
 
 def _where(task: Task) -> dict[str, Any]:
-    from sparta_bench.bench.setting import Setting
-    from sparta_bench.results import environment, now
+    from sparta_bench.analysis.bench.setting import Setting
+    from sparta_bench.records.environment import environment
+    from sparta_bench.records.write import now
 
     setting: Setting = _setting(task.settings("gemma-2b", "imdb"), 1, 1)
     known = environment(setting.device, setting.precision, 1)

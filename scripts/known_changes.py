@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparta_bench.compose import compose
+from sparta_bench.config.compose import compose
 from sparta_bench.files import write_tensors
 
 RANK, DIRECTIONS = 8, 97

@@ -58,7 +58,8 @@ def main() -> None:
 
 
 def _where() -> dict[str, Any]:
-    from sparta_bench.results import now, processor_name
+    from sparta_bench.records.environment import processor_name
+    from sparta_bench.records.write import now
 
     return {"date": now(), "device": processor_name(), "processors": os.cpu_count()}
 
@@ -128,9 +129,9 @@ def _settings(work: Path) -> list[str]:
 
 def sweep(work: Path, runs: int) -> dict[str, Any]:
     """Memory after each of many runs of one process, of all four methods in turn."""
-    from sparta_bench.compose import compose_all, sweep_jobs
-    from sparta_bench.grid import Grid
-    from sparta_bench.shared import Shared
+    from sparta_bench.config.compose import compose_all, sweep_jobs
+    from sparta_bench.runs.assets import Shared
+    from sparta_bench.runs.grid import Grid
 
     seeds = ",".join(map(str, range(-(-runs // 4))))
     methods = "method=sparta,lora,head,full_ft"

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sparta_bench.data import tiny_grammar as grammar
+from sparta_bench.data.generated import grammar
 
 FORMATS = ("tsv", "jsonl", "parquet")
 COLUMNS = (
@@ -71,9 +71,9 @@ def measure(folder: Path, cap: int | None) -> dict[str, float]:
     """CPU seconds, and megabytes above the start, of this process."""
     import pyarrow.parquet  # noqa: F401  # what is imported is not counted
 
-    from sparta_bench.compose import compose
-    from sparta_bench.job import quiet_libraries
-    from sparta_bench.shared import Shared
+    from sparta_bench.config.compose import compose
+    from sparta_bench.runs.assets import Shared
+    from sparta_bench.runs.job import quiet_libraries
 
     quiet_libraries()
     limit = f"task.max_train_examples={'null' if cap is None else cap}"

@@ -33,8 +33,8 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from sparta_bench.config import TINY_TASKS
-from sparta_bench.data import tiny, tiny_corpus
+from sparta_bench.config.schema import TINY_TASKS
+from sparta_bench.data.generated import corpus, data_sets
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("tiny-gemma", "tiny-gemma-it", "tiny-mistral", "tiny-mistral-it")
@@ -77,7 +77,7 @@ def read_prompts(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def render_prompt(prompt: dict[str, Any], row: tiny.Row) -> str:
+def render_prompt(prompt: dict[str, Any], row: data_sets.Row) -> str:
     """The instruction input of a row, up to and including ``Response:``."""
     texts = [str(value).strip() for column, value in row.items() if column != "label"]
     lines = [f"{field}: {text}" for field, text in zip(prompt["fields"], texts, strict=True)]
@@ -85,7 +85,7 @@ def render_prompt(prompt: dict[str, Any], row: tiny.Row) -> str:
     return "\n".join([head, *lines, "Response:"])
 
 
-def answer(prompt: dict[str, Any], row: tiny.Row) -> str:
+def answer(prompt: dict[str, Any], row: data_sets.Row) -> str:
     """The right answer's word."""
     return str(prompt["answers"][int(str(row["label"]))])
 
@@ -124,11 +124,11 @@ def build_tokenizer(family: str, prompts: dict[str, dict[str, Any]]) -> PreTrain
 
 def _sample_texts(prompts: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Enough text to meet every word of the grammar and of the prompts."""
-    yield from itertools.islice(tiny_corpus.documents(seed=0, easy_first=0), 20_000)
+    yield from itertools.islice(corpus.documents(seed=0, easy_first=0), 20_000)
     rng = Random("vocabulary")
     for task, prompt in prompts.items():
         for _ in range(500):
-            yield render_prompt(prompt, tiny.make_row(task, rng))
+            yield render_prompt(prompt, data_sets.make_row(task, rng))
         yield " ".join(prompt["answers"])
 
 
@@ -166,10 +166,10 @@ def build(name: str, folder: Path, prompts: dict[str, dict[str, Any]], plan: Pla
     model = build_model(family, tokenizer)
     print(f"{name}: {model.num_parameters():,} parameters, {len(tokenizer)} words", flush=True)
 
-    def render(task: str, row: tiny.Row) -> str:
+    def render(task: str, row: data_sets.Row) -> str:
         return f"{render_prompt(prompts[task], row)} {answer(prompts[task], row)}"
 
-    texts = tiny_corpus.documents(
+    texts = corpus.documents(
         seed=plan.seed,
         easy_first=plan.steps * plan.batch_size // 4,
         render=render if instruct else None,
@@ -272,7 +272,7 @@ def zero_shot(
     ]
     hits = 0
     for _ in range(count // 50):
-        rows = [tiny.make_row(task, rng) for _ in range(50)]
+        rows = [data_sets.make_row(task, rng) for _ in range(50)]
         encoded = tokenizer([render_prompt(prompt, row) for row in rows])["input_ids"]
         ends = torch.tensor([len(ids) - 1 for ids in encoded])
         tokens = torch.nn.utils.rnn.pad_sequence(

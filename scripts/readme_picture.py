@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sparta_bench.charts.chart import Figure
-from sparta_bench.charts.plots import write_figures
 from sparta_bench.files import whole_file
-from sparta_bench.records import read_records
+from sparta_bench.records.read import read_records
+from sparta_bench.report.chart import Figure
 from sparta_bench.report.figures import accuracy_figure
 from sparta_bench.report.groups import groups_of
+from sparta_bench.report.plots import write_figures
 from sparta_bench.tables.select import select
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -53,7 +53,7 @@ def word_tokenizer() -> Any:
 @pytest.fixture
 def tiny_config(tmp_path: Path) -> Callable[..., Any]:
     """`tiny_config("task=tiny-rte", …)`: a configuration that writes below `tmp_path` only."""
-    from sparta_bench.compose import compose
+    from sparta_bench.config.compose import compose
 
     def make(*overrides: str) -> Any:
         folders = [f"results_dir='{tmp_path}/results'", f"cache_dir='{tmp_path}/cache'"]
@@ -66,7 +66,7 @@ def tiny_config(tmp_path: Path) -> Callable[..., Any]:
 def composed_once() -> Callable[[list[str]], Any]:
     """`compose` that asks Hydra once a session for the same overrides: each time takes as long as a
     small model's step. Configurations are frozen; faults are told anew."""
-    from sparta_bench.compose import compose
+    from sparta_bench.config.compose import compose
 
     @cache
     def made(overrides: tuple[str, ...]) -> Any:
@@ -78,8 +78,8 @@ def composed_once() -> Callable[[list[str]], Any]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """`trained("lora", …)`: configuration, record and saved folder of a tiny run, made once."""
-    from sparta_bench.compose import compose
-    from sparta_bench.run import run
+    from sparta_bench.config.compose import compose
+    from sparta_bench.runs.run import run
 
     root = tmp_path_factory.mktemp("runs")
     made: dict[tuple[str, ...], Any] = {}

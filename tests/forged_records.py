@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sparta_bench.records import PROTOCOL
+from sparta_bench.records.record import PROTOCOL
 from sparta_bench.tables.protocol import BACKBONE
 
 DEV_AND_TEST = {

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from hypothesis import HealthCheck, Phase, settings
 
 import sparta_bench
-from sparta_bench.cli import main
+from sparta_bench.cli.main import main
 
 TINY = str(Path(sparta_bench.__file__).parent / "tiny_models" / "tiny-gemma")
 SECONDS = 300  # after which a command counts as hung

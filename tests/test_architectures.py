@@ -10,14 +10,14 @@ import torch
 from small_models import backbone
 from test_models import CPU, FLOAT32, config_for, save_model
 
-from sparta_bench.bench.setting import Setting
+from sparta_bench.analysis.bench.setting import Setting
+from sparta_bench.analysis.memory.activations import activations_of
 from sparta_bench.errors import InputError
-from sparta_bench.memory.activations import activations_of
 from sparta_bench.models.attention import attention_of
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.dropout import dropout_of, set_dropout
 from sparta_bench.models.load import load_classifier
-from sparta_bench.run import run
+from sparta_bench.runs.run import run
 
 HALF = 0.5
 GPT2 = {"attn_pdrop": HALF, "embd_pdrop": HALF, "resid_pdrop": HALF}

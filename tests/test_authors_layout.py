@@ -18,10 +18,11 @@ from test_predict import local_run, predictions, refusal
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
+from sparta_bench.adapters.export import bake, export
+from sparta_bench.adapters.load_adapter import load
 from sparta_bench.errors import InputError
-from sparta_bench.merge.bake import bake, export
-from sparta_bench.saved.load import load
-from sparta_bench.sparta import SpartaAdapter, authors_layout
+from sparta_bench.sparta import SpartaAdapter
+from sparta_bench.sparta import peft_sparta as layout
 
 peft_sparta = pytest.importorskip("peft_sparta")
 TEXTS = ["good film", "bad film the", "Respond or Entail . good", "", "a b c d e"]
@@ -243,7 +244,7 @@ def change(make: Callable[[torch.Tensor], torch.Tensor], *names: str) -> Callabl
 
 def config_without(key: str) -> Callable[[Path], None]:
     def broken(folder: Path) -> None:
-        path = folder / authors_layout.CONFIG
+        path = folder / layout.CONFIG
         config = json.loads(path.read_text())
         del config[key]
         path.write_text(json.dumps(config))
@@ -287,7 +288,7 @@ def test_a_detached_adapter_is_not_written_as_one_that_changed_nothing(tmp_path:
     adapter = SpartaAdapter(model, 0.1, 0)
     adapter.detach()
     with pytest.raises(ValueError, match="the adapter is detached from its model; export it"):
-        authors_layout.write(adapter, torch.zeros(2, 16), tmp_path, "base", ["no", "yes"])
+        layout.write(adapter, torch.zeros(2, 16), tmp_path, "base", ["no", "yes"])
     assert list(tmp_path.iterdir()) == []
 
 

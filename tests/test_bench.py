@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from sparta_bench.bench import command, contenders, measure
-from sparta_bench.bench.contenders import build
-from sparta_bench.bench.flops import flops_of
-from sparta_bench.bench.gradient import CROSSOVER_DENSITIES
-from sparta_bench.bench.setting import Setting
-from sparta_bench.cli import main
+from sparta_bench.analysis.bench import contenders, timing
+from sparta_bench.analysis.bench.contenders import build
+from sparta_bench.analysis.bench.flops import flops_of
+from sparta_bench.analysis.bench.sampled_gradient import CROSSOVER_DENSITIES
+from sparta_bench.analysis.bench.setting import Setting
+from sparta_bench.cli import bench_command
+from sparta_bench.cli.main import main
+from sparta_bench.devices import TensorMemory
 from sparta_bench.errors import InputError
-from sparta_bench.memory_use import TensorMemory
 from sparta_bench.sparta.gradient import weight_gradient_at
 
 HIDDEN, WIDE, LAYERS, HEADS, WORDS, ROWS, TOKENS, CLASSES = 16, 64, 2, 2, 50, 3, 5, 2
@@ -44,7 +45,7 @@ needs_peft_sparta = pytest.mark.skipif(
 
 @pytest.fixture
 def setting() -> Setting:
-    return command.settings_of(command.read_options([*SIZE, *TINY]))[0]
+    return bench_command.settings_of(bench_command.read_options([*SIZE, *TINY]))[0]
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +125,8 @@ def test_out_of_memory_is_noted_and_does_not_end_the_run(
             raise torch.OutOfMemoryError("no memory left")
         return build(name, setting)
 
-    monkeypatch.setattr(measure, "build", scarce)
-    rows = measure.measure(setting, ["full_ft", "head"], 1, 1)["contenders"]
+    monkeypatch.setattr(timing, "build", scarce)
+    rows = timing.measure(setting, ["full_ft", "head"], 1, 1)["contenders"]
     assert [row["status"] for row in rows] == ["out of memory", "measured"]
     assert "step_seconds" not in rows[0]
 
@@ -248,7 +249,7 @@ def test_bad_options_give_one_line(
 def test_out_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"bench: --out .*file: .*file is no folder"):
-        command.main(["--out", str(tmp_path / "file"), *TINY])
+        bench_command.main(["--out", str(tmp_path / "file"), *TINY])
 
 
 def test_help_names_the_contenders(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from sparta_bench.cli import COMMANDS, main
-from sparta_bench.compose import GROUPS, choices
+from sparta_bench.cli.main import COMMANDS, main
+from sparta_bench.config.compose import GROUPS, choices
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "sparta_bench.cli"]
@@ -182,12 +182,12 @@ def test_a_job_with_bad_input_does_not_keep_others_from_running(
 def test_a_fault_of_the_program_does_not_keep_others_from_running(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sparta_bench.grid
+    import sparta_bench.runs.grid
 
     def broken(config: Any, *_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device") if config.seed else LookupError("a fault")
 
-    monkeypatch.setattr(sparta_bench.grid, "run", broken)
+    monkeypatch.setattr(sparta_bench.runs.grid, "run", broken)
     code, out, err = call(capsys, "-m", "seed=0,1", *folders(tmp_path))
     lines = [
         f"failed: {NAME}, seed 0: LookupError: a fault",
@@ -202,12 +202,12 @@ def test_a_fault_of_the_program_does_not_keep_others_from_running(
 def test_a_failed_run_is_code_1(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sparta_bench.experiment
+    import sparta_bench.runs.experiment
 
     def fails(*_: Any) -> None:
         raise RuntimeError("it broke")
 
-    monkeypatch.setattr(sparta_bench.experiment, "prepare", fails)
+    monkeypatch.setattr(sparta_bench.runs.experiment, "prepare", fails)
     code, out, _ = call(capsys, *QUICK, *folders(tmp_path))
     assert code == 1
     assert out.startswith(f"failed: {NAME}, seed 0: it broke → ")
@@ -235,7 +235,7 @@ def test_help_begins_with_the_commands_and_names_what_can_be_chosen(
     assert lines[0].startswith("usage: sparta-bench [key=value ...]")
     start = lines.index("Commands:") + 1
     commands = [line.split()[0] for line in lines[start : lines.index("", start)]]
-    assert sorted(commands) == sorted(["plan", *COMMANDS])
+    assert sorted(commands) == sorted(COMMANDS)
     assert start < 10 and max(map(len, lines)) <= 100
     words = set(out.replace(",", " ").split())
     for group in GROUPS:
@@ -247,7 +247,7 @@ def test_help_begins_with_the_commands_and_names_what_can_be_chosen(
 def test_help_and_the_readme_know_the_same_commands(capsys: pytest.CaptureFixture[str]) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     named = re.findall(r"^sparta-bench ([a-z]+)(?![a-z=])", readme, re.MULTILINE)
-    assert set(named) == {"plan", *COMMANDS}
+    assert set(named) == set(COMMANDS)
 
 
 def test_plan_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,7 +272,7 @@ WITHOUT_TORCH = """
 import sys
 for name in ("torch", "transformers", "datasets", "peft", "accelerate"):
     sys.modules[name] = None  # importing it raises
-from sparta_bench.cli import main
+from sparta_bench.cli.main import main
 sys.argv = ["sparta-bench", *sys.argv[1:]]
 sys.exit(main())
 """
@@ -406,7 +406,7 @@ def test_the_wheel_works_from_any_directory(tmp_path: Path) -> None:
     install = ["install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
     subprocess.run([*pip, *install], check=True, timeout=120, capture_output=True)
 
-    where = "from sparta_bench.compose import config_dir; print(config_dir())"
+    where = "from sparta_bench.config.compose import config_dir; print(config_dir())"
     told = subprocess.run(
         [sys.executable, "-c", where], cwd=elsewhere, env=os.environ | {"PYTHONPATH": str(site)},
         capture_output=True, text=True, check=True,

@@ -15,9 +15,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from sparta_bench.checks.configuration import from_dict
-from sparta_bench.checks.rules import RULES
-from sparta_bench.compose import (
+from sparta_bench.config.check import from_dict
+from sparta_bench.config.compose import (
     GROUPS,
     choices,
     compose,
@@ -26,7 +25,8 @@ from sparta_bench.compose import (
     sweep_jobs,
     to_plain,
 )
-from sparta_bench.config import Config, LoraConfig, SpartaConfig
+from sparta_bench.config.rules import RULES
+from sparta_bench.config.schema import Config, LoraConfig, SpartaConfig
 from sparta_bench.errors import InputError, shown
 
 

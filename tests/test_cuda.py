@@ -11,7 +11,7 @@ import torch
 from quick import QUICK_RUN
 from small_models import batch, classifier, same_values, values_of
 
-from sparta_bench.run import run
+from sparta_bench.runs.run import run
 from sparta_bench.sparta import SpartaAdapter
 from sparta_bench.sparta.merge import rounded_sum
 from sparta_bench.training import loop

@@ -19,15 +19,15 @@ import torch
 from pyarrow import parquet
 from safetensors.numpy import save_file
 
-from sparta_bench.compose import compose
-from sparta_bench.config import Config, Dev, TaskConfig
+from sparta_bench.config.compose import compose
+from sparta_bench.config.schema import Config, Dev, TaskConfig
 from sparta_bench.data import local_files
 from sparta_bench.data.batches import evaluation_batches, training_batches
-from sparta_bench.data.encode import Encoded, cache_folder, encode_splits
 from sparta_bench.data.examples import Examples
+from sparta_bench.data.generated.data_sets import SIZES
 from sparta_bench.data.prompts import render, undo_spacing
 from sparta_bench.data.splits import Splits, load_splits
-from sparta_bench.data.tiny import SIZES
+from sparta_bench.data.tokenize import Encoded, cache_folder, encode_splits
 from sparta_bench.errors import InputError
 
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "imdb")
@@ -395,16 +395,16 @@ def test_an_input_of_no_token_at_all_is_refused(limited: Any, word_tokenizer: An
 
 
 def count_tokenizing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    from sparta_bench.data import encode
+    from sparta_bench.data import tokenize
 
     calls: list[int] = []
-    original = encode.tokenize
+    original = tokenize.tokenize
 
     def counted(texts: list[str], tokenizer: Any) -> list[list[int]]:
         calls.append(len(texts))
         return original(texts, tokenizer)
 
-    monkeypatch.setattr(encode, "tokenize", counted)
+    monkeypatch.setattr(tokenize, "tokenize", counted)
     return calls
 
 
@@ -433,10 +433,10 @@ def test_a_cache_hit_equals_a_fresh_encoding(
 def test_texts_go_to_the_tokenizer_in_parts(
     limited: Any, word_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, tiny_config: Any
 ) -> None:
-    from sparta_bench.data import encode
+    from sparta_bench.data import tokenize
 
     whole = encode_splits(limited(9), SPLITS, word_tokenizer)
-    monkeypatch.setattr(encode, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(tokenize, "TEXTS_AT_ONCE", 2)
     calls = count_tokenizing(monkeypatch)
     data = encode_splits(tiny_config("cache_dir=${results_dir}/2"), SPLITS, word_tokenizer)
     assert calls == [2, 1, 1, 2]

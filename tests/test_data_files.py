@@ -11,8 +11,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from sparta_bench.compose import compose
-from sparta_bench.config import TaskConfig
+from sparta_bench.config.compose import compose
+from sparta_bench.config.schema import TaskConfig
 from sparta_bench.data.examples import BadRowError, Examples, parse_label, parse_row
 from sparta_bench.data.local_files import read_split
 from sparta_bench.errors import InputError

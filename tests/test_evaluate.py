@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from test_cli import call
 
-from sparta_bench.merge.combine import multi_head_of
-from sparta_bench.merge.rules import Rule
+from sparta_bench.adapters.merging.combine import multi_head_of
+from sparta_bench.adapters.merging.merge_methods import Rule
 
 METHODS = ("sparta", "sparta_vo", "lora", "head", "full_ft")
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_evaluated_is_told(
         tmp_path: "is a folder",
     }
     with monkeypatch.context() as patch:  # told before anything is computed
-        patch.setattr("sparta_bench.evaluate.evaluation_of", None)
+        patch.setattr("sparta_bench.inference.evaluate.evaluation_of", None)
         for place, why in places.items():
             told = refused(capfd, folder, "--out", str(place))
             assert told.startswith("sparta-bench: evaluate: --out ") and why in told

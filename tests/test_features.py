@@ -21,17 +21,17 @@ from test_models import CPU, FLOAT32, config_for, save_model
 from test_training import Silent, examples
 from transformers import AutoConfig, AutoModel
 
-import sparta_bench.experiment as experiment
-from sparta_bench.compose import compose
+import sparta_bench.runs.experiment as experiment
+from sparta_bench.config.compose import compose
 from sparta_bench.data.batches import evaluation_batches
-from sparta_bench.data.encode import Encoded
+from sparta_bench.data.tokenize import Encoded
 from sparta_bench.methods import prepare
 from sparta_bench.models import features
 from sparta_bench.models.classifier import Classifier, random_head
+from sparta_bench.models.dtypes import Precision
 from sparta_bench.models.features import FeatureClassifier, cached_features, features_key
 from sparta_bench.models.load import load_classifier
-from sparta_bench.models.precision import Precision
-from sparta_bench.run import run
+from sparta_bench.runs.run import run
 from sparta_bench.training.loop import Training
 
 BFLOAT16 = Precision(torch.bfloat16, torch.bfloat16)

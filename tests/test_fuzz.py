@@ -26,12 +26,13 @@ from pyarrow import csv, parquet
 from safetensors.torch import load_file
 from test_merge_pairs import pair_of
 
-from sparta_bench.compose import config_dir
+from sparta_bench.config.compose import config_dir
+from sparta_bench.config.sweeps import sweeps_of
 from sparta_bench.files import sha256_of
-from sparta_bench.records import LOCK, MERGE, RUNNING, Record, record_of
+from sparta_bench.records.read import record_of
+from sparta_bench.records.record import LOCK, MERGE, RUNNING, Record
 from sparta_bench.sparta import store
-from sparta_bench.sweeps import sweeps_of
-from sparta_bench.tables.layout import LAYOUTS
+from sparta_bench.tables.paper_tables import LAYOUTS
 
 Make = Callable[[Path, Any], None]  # fills a folder; gets conftest's `trained`
 F, OUT = "{folder}", "{out}"  # in a command: the folder, and one to write to
@@ -274,10 +275,10 @@ def test_a_file_with_something_wrong_in_it(
     paths = sorted(path for pattern in reader.files for path in folder.glob(pattern))
     assert paths
     if reader.make is settings:
-        monkeypatch.setattr("sparta_bench.compose.config_dir", lambda: folder)
-    monkeypatch.setattr("sparta_bench.cli._grid", lambda configs, jobs: 0)  # nothing runs
-    monkeypatch.setattr("sparta_bench.status.LAYOUTS", LAYOUTS[1:2])
-    monkeypatch.setattr("sparta_bench.status.sweeps_of", cached_sweeps)
+        monkeypatch.setattr("sparta_bench.config.compose.config_dir", lambda: folder)
+    monkeypatch.setattr("sparta_bench.cli.main._grid", lambda configs, jobs: 0)  # nothing runs
+    monkeypatch.setattr("sparta_bench.runs.status.LAYOUTS", LAYOUTS[1:2])
+    monkeypatch.setattr("sparta_bench.runs.status.sweeps_of", cached_sweeps)
 
     @examples(reader.few)
     @given(st.data())

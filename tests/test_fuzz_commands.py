@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import NASTY
 
-from sparta_bench.compose import choices
+from sparta_bench.config.compose import choices
 from sparta_bench.errors import InputError
-from sparta_bench.outcome import Outcome
-from sparta_bench.tables.layout import LAYOUTS
+from sparta_bench.runs.outcome import Outcome
+from sparta_bench.tables.paper_tables import LAYOUTS
 
 # An argument holds no NUL, and bytes that are no UTF-8 as half surrogates.
 WORDS = st.sampled_from([text for text in NASTY if "\0" not in text] + ["\udcff"]) | st.text(
@@ -122,12 +122,12 @@ def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> Any:
         raise InputError("not measured in a test")
 
-    monkeypatch.setattr("sparta_bench.cli._grid", lambda configs, jobs: 0)
-    monkeypatch.setattr("sparta_bench.cli.run_composed", lambda composed: Outcome("done", "x"))
-    monkeypatch.setattr("sparta_bench.bench.command.measure", refused)
-    monkeypatch.setattr("sparta_bench.bench.command.crossover", refused)
-    monkeypatch.setattr("sparta_bench.memory.report.estimates_of", refused)
-    monkeypatch.setattr("sparta_bench.status.LAYOUTS", LAYOUTS[1:2])
+    monkeypatch.setattr("sparta_bench.cli.main._grid", lambda configs, jobs: 0)
+    monkeypatch.setattr("sparta_bench.cli.main.run_composed", lambda composed: Outcome("done", "x"))
+    monkeypatch.setattr("sparta_bench.cli.bench_command.measure", refused)
+    monkeypatch.setattr("sparta_bench.cli.bench_command.crossover", refused)
+    monkeypatch.setattr("sparta_bench.analysis.memory.findings.estimates_of", refused)
+    monkeypatch.setattr("sparta_bench.runs.status.LAYOUTS", LAYOUTS[1:2])
 
 
 WAYS = st.sampled_from([[], ["-m"], ["--cfg", "job"], ["plan"]])

@@ -24,10 +24,10 @@ from test_fuzz import (
     sharded,
 )
 
+from sparta_bench.config.sweeps import sweeps_of
 from sparta_bench.errors import InputError
-from sparta_bench.records import read_json
-from sparta_bench.sweeps import sweeps_of
-from sparta_bench.tables.layout import LAYOUTS
+from sparta_bench.records.read import read_json
+from sparta_bench.tables.paper_tables import LAYOUTS
 
 DEEP = b"[" * 100_000
 PREDICT = ("predict", "{}", "a film")
@@ -136,8 +136,8 @@ def test_a_record_with_something_wrong_in_it_is_left_out_or_shown(
     change: Callable[[Any], Any],
     status: str,
 ) -> None:
-    monkeypatch.setattr("sparta_bench.status.LAYOUTS", LAYOUTS[1:2])
-    monkeypatch.setattr("sparta_bench.status.sweeps_of", cached_sweeps)
+    monkeypatch.setattr("sparta_bench.runs.status.LAYOUTS", LAYOUTS[1:2])
+    monkeypatch.setattr("sparta_bench.runs.status.sweeps_of", cached_sweeps)
     training = {"seconds": 1.0, "evaluation_seconds": 1.0, "best_step": 4}
     history = [{"step": 4, "train_loss": 1.0, "dev_loss": 1.0}]
     error = {"type": "X", "message": "x", "traceback": ""}
@@ -195,8 +195,8 @@ def test_a_sweep_that_cannot_be_read_gives_one_line(
 ) -> None:
     settings(tmp_path, None)
     (tmp_path / "sweep" / "tiny_table3_head.yaml").write_text(text)
-    monkeypatch.setattr("sparta_bench.compose.config_dir", lambda: tmp_path)
-    monkeypatch.setattr("sparta_bench.cli._grid", lambda configs, jobs: 0)
+    monkeypatch.setattr("sparta_bench.config.compose.config_dir", lambda: tmp_path)
+    monkeypatch.setattr("sparta_bench.cli.main._grid", lambda configs, jobs: 0)
     told = command(["-m", "+sweep=tiny_table3_head"])
     assert (told.code, told.out, told.err.count("\n")) == (2, "", 1)
     assert line in told.err

@@ -19,21 +19,22 @@ from filelock import FileLock
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
-from sparta_bench import cli, job
-from sparta_bench import grid as grid_module
-from sparta_bench.checks.configuration import from_dict
-from sparta_bench.claim import CHECKPOINT, BusyError
-from sparta_bench.cli import main
-from sparta_bench.compose import compose, compose_all, config_dir, sweep_jobs, to_plain
-from sparta_bench.config import Config
-from sparta_bench.durations import as_duration
+from sparta_bench.cli import main as cli
+from sparta_bench.cli.main import main
+from sparta_bench.config.check import from_dict
+from sparta_bench.config.compose import compose, compose_all, config_dir, sweep_jobs, to_plain
+from sparta_bench.config.schema import Config
 from sparta_bench.errors import InputError
-from sparta_bench.grid import Grid
-from sparta_bench.outcome import Outcome
-from sparta_bench.records import LOCK, RUNNING
-from sparta_bench.results import write_record
-from sparta_bench.run import run
-from sparta_bench.shared import Shared
+from sparta_bench.records.record import LOCK, RUNNING
+from sparta_bench.records.write import write_record
+from sparta_bench.runs import grid as grid_module
+from sparta_bench.runs import job
+from sparta_bench.runs.assets import Shared
+from sparta_bench.runs.grid import Grid
+from sparta_bench.runs.lock import CHECKPOINT, BusyError
+from sparta_bench.runs.outcome import Outcome
+from sparta_bench.runs.run import run
+from sparta_bench.text import as_duration
 
 QUICK = ["train.max_steps=4", "train.eval_every=2", "task.max_train_examples=200", "save=none"]
 SCORES = ("dev", "test", "history", "parameters", "data")
@@ -197,7 +198,7 @@ def test_a_failed_run_leaves_nothing_to_the_next(
 def test_a_failed_run_is_freed_before_the_next_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparta_bench import shared as module
+    from sparta_bench.runs import assets as module
     from sparta_bench.training import loop
 
     seen: list[weakref.ref[Any]] = []
@@ -241,7 +242,7 @@ def test_a_forced_run_that_fails_does_not_lose_the_result(
 def test_a_sweep_ends_where_the_device_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sparta_bench import grid as module
+    from sparta_bench.runs import grid as module
     from sparta_bench.training import loop
 
     def breaks(*_: Any) -> None:
@@ -259,7 +260,7 @@ def test_a_sweep_ends_where_the_device_does_not_answer(
 def test_the_checkpoint_goes_after_the_record_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sparta_bench.run as module
+    import sparta_bench.runs.run as module
 
     original = module.write_record
     there: list[bool] = []
@@ -339,7 +340,7 @@ def test_durations() -> None:
 def test_a_fault_of_many_runs_is_looked_for_and_told_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparta_bench import shared as module
+    from sparta_bench.runs import assets as module
 
     asked: list[str] = []
 
@@ -547,7 +548,7 @@ def test_jobs_that_no_cluster_takes_are_told_once(
 # ------------------------------------------------------------- several processes of one run
 ONE_FAILS = """
 import os, sys
-from sparta_bench.cli import main
+from sparta_bench.cli.main import main
 from sparta_bench.training import loop
 
 original, calls = loop.Training._backward, []
@@ -564,8 +565,8 @@ sys.exit(main(sys.argv[1:]))
 ONE_SEES_A_RUN_DONE = """
 import json, os, sys
 from pathlib import Path
-import sparta_bench.grid as grid
-from sparta_bench.cli import main
+import sparta_bench.runs.grid as grid
+from sparta_bench.cli.main import main
 
 original, calls = grid.read_json, []
 

@@ -21,7 +21,7 @@ from pyarrow import parquet
 from safetensors.torch import load, save
 from test_cli import COMMAND
 
-from sparta_bench.compose import compose
+from sparta_bench.config.compose import compose
 from sparta_bench.errors import InputError
 from sparta_bench.hub import Bar, ways_out, why
 from sparta_bench.models.source import source_fingerprint

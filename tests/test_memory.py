@@ -15,19 +15,20 @@ from typing import Any
 import pytest
 import torch
 
-from sparta_bench.bench.setting import Setting
-from sparta_bench.charts.chart import Bar, Bars, Piece
-from sparta_bench.cli import main
+from sparta_bench.analysis.bench.setting import Setting
+from sparta_bench.analysis.memory import estimate, findings, formula, parts
+from sparta_bench.analysis.memory.activations import Activations, activations_of
+from sparta_bench.analysis.memory.estimate import METHODS, Estimate, setting_of
+from sparta_bench.analysis.memory.memory_tables import tables_of
+from sparta_bench.analysis.memory.parts import Parts, Transient, per_scalar
+from sparta_bench.analysis.memory.peak_figure import peaks
+from sparta_bench.cli import memory_command
+from sparta_bench.cli.main import main
 from sparta_bench.errors import InputError
-from sparta_bench.memory import command, estimate, formula, parts, report
-from sparta_bench.memory.activations import Activations, activations_of
-from sparta_bench.memory.estimate import METHODS, Estimate, setting_of
-from sparta_bench.memory.figure import peaks
-from sparta_bench.memory.layout import tables_of
-from sparta_bench.memory.parts import Parts, Transient, per_scalar
-from sparta_bench.models.precision import Precision
+from sparta_bench.models.dtypes import Precision
 from sparta_bench.paper import number_of, rows_of
 from sparta_bench.report import svg
+from sparta_bench.report.chart import Bar, Bars, Piece
 
 HIDDEN, WIDE, LAYERS, HEADS, WORDS, ROWS, TOKENS, CLASSES = 16, 64, 3, 2, 50, 4, 8, 2
 TINY = [
@@ -49,7 +50,7 @@ GIB = 1 << 30
 
 
 def setting_for(*overrides: str, rows: int = ROWS, tokens: int = TOKENS) -> Setting:
-    return command.settings_of([*TINY, *overrides], rows, tokens)[0]
+    return memory_command.settings_of([*TINY, *overrides], rows, tokens)[0]
 
 
 ROUND_SIZES = {False: Activations(1e6, 1e5), True: Activations(1e4, 2e5)}
@@ -58,7 +59,7 @@ ROUND_SIZES = {False: Activations(1e6, 1e5), True: Activations(1e4, 2e5)}
 @pytest.fixture(autouse=True, scope="module")
 def compose_once(composed_once: Any) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (command, estimate, report):
+        for module in (memory_command, estimate, findings):
             patch.setattr(module, "compose", composed_once)
         yield
 
@@ -72,7 +73,7 @@ def no_dry_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_fourteen_values_of_table_1() -> None:
     found = {
         (row["model"], name): (value, row["printed_gb"][name])
-        for row in report.paper_values()["table1"]
+        for row in findings.paper_values()["table1"]
         for name, value in row["formula_gb"].items()
     }
     assert len(found) == 14
@@ -86,13 +87,13 @@ def test_all_fourteen_values_of_table_1() -> None:
 def test_break_even_is_half_of_the_scalars() -> None:
     assert formula.PAPER.break_even == 0.5
     assert formula.PAPER.of_sparta(50) == formula.PAPER.full_ft == 8
-    cases = report.paper_values()["break_even"]
+    cases = findings.paper_values()["break_even"]
     assert [case["density"] for case in cases] == [0.5, 16 / 22, 6 / 14]
     assert [case["chosen_bytes"] for case in cases] == [12, 22, 14]
 
 
 def test_savings_of_section_5() -> None:
-    savings = report.paper_values()["savings"]
+    savings = findings.paper_values()["savings"]
     assert [row["sparsity"] for row in savings] == [80, 90, 95, 99]
     for row in savings:
         for name in ("more_storage", "less_memory"):
@@ -148,7 +149,7 @@ def test_full_ft_trains_the_weights_themselves_where_dtypes_are_the_same() -> No
 
 @pytest.mark.usefixtures("no_dry_runs")
 def test_real_shapes_in_the_dtypes_of_their_presets() -> None:
-    gemma, mistral = command.settings_of([], None, None)
+    gemma, mistral = memory_command.settings_of([], None, None)
     assert [(s.config.model.name, s.rows, s.tokens) for s in (gemma, mistral)] == [
         ("gemma-2b", 40, 384), ("mistral-7b", 16, 384)
     ]  # fmt: skip
@@ -394,7 +395,7 @@ def test_a_folder_is_estimated_as_it_is(tmp_path: Path) -> None:
     shape = {"model_type": "gpt2", "n_layer": 5, "n_embd": 16, "n_head": 2, "vocab_size": 50}
     (tmp_path / "config.json").write_text(json.dumps(shape))
     words = ["model=local", f"model.path={tmp_path}", "device=cpu"]
-    found = estimate.estimate("full_ft", command.settings_of(words, 2, 16)[0])
+    found = estimate.estimate("full_ft", memory_command.settings_of(words, 2, 16)[0])
     assert found.layers == 5
     assert found.activations[True].kept == pytest.approx(16 * 16 * 4, rel=1e-3)
 

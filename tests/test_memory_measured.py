@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from sparta_bench import memory_use
-from sparta_bench.bench.command import SMALL, SMALL_ROWS
-from sparta_bench.bench.setting import Setting
-from sparta_bench.memory import command, estimate, report
-from sparta_bench.memory.activations import Activations
-from sparta_bench.memory.estimate import METHODS, Estimate
-from sparta_bench.memory.layout import tables_of, values_table
-from sparta_bench.memory.measure import Measured, _nothing_else, measure
-from sparta_bench.memory.parts import Parts
-from sparta_bench.memory_use import live_bytes
+from sparta_bench import devices
+from sparta_bench.analysis.bench.setting import Setting
+from sparta_bench.analysis.memory import estimate, findings
+from sparta_bench.analysis.memory.activations import Activations
+from sparta_bench.analysis.memory.estimate import METHODS, Estimate
+from sparta_bench.analysis.memory.measured_memory import Measured, _nothing_else, measure
+from sparta_bench.analysis.memory.memory_tables import tables_of, values_table
+from sparta_bench.analysis.memory.parts import Parts
+from sparta_bench.cli import memory_command
+from sparta_bench.cli.bench_command import SMALL, SMALL_ROWS
+from sparta_bench.devices import live_bytes
 
 TINY = [
     *SMALL,
@@ -39,14 +40,14 @@ def slow(*values: Any) -> Any:
 @pytest.fixture(autouse=True, scope="module")
 def compose_once(composed_once: Any) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (command, estimate, report):
+        for module in (memory_command, estimate, findings):
             patch.setattr(module, "compose", composed_once)
         yield
 
 
 def estimated(name: str, shape: Any, *overrides: str, rows: int, tokens: int) -> Estimate:
     words = [*shape, "device=cpu", *overrides]
-    return estimate.estimate(name, command.settings_of(words, rows, tokens)[0])
+    return estimate.estimate(name, memory_command.settings_of(words, rows, tokens)[0])
 
 
 def check_parts(found: Estimate, side: dict[str, Any], small: float = 0.0) -> None:
@@ -70,7 +71,7 @@ def no_dry_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_small_shape_without_activations(name: str) -> None:
     """19 million parameters in float32."""
     found = estimated(name, SMALL, rows=1, tokens=1)
-    check_parts(found, report._measured_side(measure(found.setting)))
+    check_parts(found, findings._measured_side(measure(found.setting)))
 
 
 @pytest.mark.usefixtures("no_dry_runs")
@@ -89,22 +90,22 @@ def test_bfloat16_weights(name: str, trained: str) -> None:
     dtypes = ("model.dtype=bfloat16", f"train.trained_dtype={trained}")
     found = estimated(name, TINY, *dtypes, rows=1, tokens=1)
     # at 0.05 % some 160 scalars are chosen, give or take a dozen
-    check_parts(found, report._measured_side(measure(found.setting)), small=0.001)
+    check_parts(found, findings._measured_side(measure(found.setting)), small=0.001)
 
 
 @pytest.mark.parametrize("name", ["full_ft", slow("head"), slow("lora"), "sparta-0.05"])
 def test_peak_with_a_batch(name: str) -> None:
     found = estimated(name, TINY, rows=8, tokens=32)
     for way in (False, True):
-        side = report._measured_side(measure(found.setting.with_checkpointing(way)))
+        side = findings._measured_side(measure(found.setting.with_checkpointing(way)))
         assert found.peak_bytes(8, way) == pytest.approx(side["peak_bytes"], rel=NEAR), way
 
 
 @pytest.mark.parametrize("column", [slow("full_ft"), "sparta-50", slow("sparta-99")])
 def test_table_1_at_a_small_size(column: str) -> None:
     """The paper's formula counts every byte that there is, but for the originals."""
-    (setting,) = command.settings_of([*TINY, "device=cpu"], 1, 1)
-    found = report._table1_column(setting, column, lambda line: None)
+    (setting,) = memory_command.settings_of([*TINY, "device=cpu"], 1, 1)
+    found = findings._table1_column(setting, column, lambda line: None)
     parts = found["parts_bytes"]
     assert sum(parts.values()) - parts["originals"] == pytest.approx(
         found["formula_bytes"], rel=0.005
@@ -114,8 +115,10 @@ def test_table_1_at_a_small_size(column: str) -> None:
 
 
 def test_table_1_where_the_embeddings_leave_too_little() -> None:
-    (setting,) = command.settings_of([*TINY, "model.shape.vocab_size=9000", "device=cpu"], 1, 1)
-    found = report._table1_column(setting, "sparta-50", lambda line: None)
+    (setting,) = memory_command.settings_of(
+        [*TINY, "model.shape.vocab_size=9000", "device=cpu"], 1, 1
+    )
+    found = findings._table1_column(setting, "sparta-50", lambda line: None)
     assert found["parts_bytes"] is None
     assert found["status"].startswith("method.density=0.5: ")
 
@@ -123,8 +126,8 @@ def test_table_1_where_the_embeddings_leave_too_little() -> None:
 @pytest.mark.slow
 def test_small_shape_with_its_batch() -> None:
     """Activations included: within 5 % of the peak, for each method, both ways."""
-    (setting,) = command.settings_of([*SMALL, "device=cpu"], SMALL_ROWS, 64)
-    found = report.measured(report.estimates_of(setting), lambda line: None)
+    (setting,) = memory_command.settings_of([*SMALL, "device=cpu"], SMALL_ROWS, 64)
+    found = findings.measured(findings.estimates_of(setting), lambda line: None)
     assert len(found["methods"]) == 12
     for row in found["methods"]:
         for name in ("held_bytes", "smallest_peak_bytes", "peak_bytes"):
@@ -142,11 +145,11 @@ def test_what_is_too_large_for_a_cpu_is_not_tried(monkeypatch: pytest.MonkeyPatc
     class Little:
         available = 3_000_000
 
-    monkeypatch.setattr(report.psutil, "virtual_memory", lambda: Little)
-    monkeypatch.setattr(report, "measure", lambda setting: MADE_UP)
-    (setting,) = command.settings_of([*TINY, "device=cpu"], 1, 1)
+    monkeypatch.setattr(findings.psutil, "virtual_memory", lambda: Little)
+    monkeypatch.setattr(findings, "measure", lambda setting: MADE_UP)
+    (setting,) = memory_command.settings_of([*TINY, "device=cpu"], 1, 1)
     told: list[str] = []
-    rows = report.measured(report.estimates_of(setting), told.append)["methods"]
+    rows = findings.measured(findings.estimates_of(setting), told.append)["methods"]
     assert rows[0]["status"] == "not tried: needs 0.0 GB, 0.0 are free"
     assert (rows[0]["measured"], rows[0]["off"]) == (None, None)
     assert [row["status"] for row in rows[2:4]] == ["measured", "measured"]
@@ -163,12 +166,12 @@ def test_out_of_memory_is_noted_and_the_rest_goes_on(monkeypatch: pytest.MonkeyP
             raise torch.OutOfMemoryError("no memory left")
         return MADE_UP
 
-    monkeypatch.setattr(report, "measure", scarce)
-    (setting,) = command.settings_of([*TINY, "device=cpu"], 1, 1)
-    found = report.measured(report.estimates_of(setting), lambda line: None)
+    monkeypatch.setattr(findings, "measure", scarce)
+    (setting,) = memory_command.settings_of([*TINY, "device=cpu"], 1, 1)
+    found = findings.measured(findings.estimates_of(setting), lambda line: None)
     states = [row["status"] for row in found["methods"]]
     assert states == ["out of memory"] * 2 + ["measured"] * 10
-    everything = report.paper_values() | {"settings": [], "measured": [found]}
+    everything = findings.paper_values() | {"settings": [], "measured": [found]}
     tables = {table.key: table for table in tables_of(everything)}
     assert tables["small-gemma-measured-parts"].rows[0][-1] == "out of memory"
     assert tables["small-gemma-compared"].rows[0][1] == "out of memory"
@@ -199,16 +202,16 @@ def test_cuda_asks_its_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", says("most", 9))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", says("reset", 0))
     device = torch.device("cuda")
-    assert memory_use.live_bytes(device) == 7
-    assert memory_use.peak_of(lambda: calls.append("work"), device) == 9
+    assert devices.live_bytes(device) == 7
+    assert devices.peak_of(lambda: calls.append("work"), device) == 9
     assert calls == ["now", "reset", "work", "most"]
 
 
 def test_what_is_measured_goes_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def measured_of(*words: str) -> list[tuple[str, str, int, int]]:
-        options = command._parser().parse_args(["--measure", *words])
-        settings = command.settings_of(options.overrides, options.rows, options.tokens)
-        found = command._measurable(settings, options)
+        options = memory_command._parser().parse_args(["--measure", *words])
+        settings = memory_command.settings_of(options.overrides, options.rows, options.tokens)
+        found = memory_command._measurable(settings, options)
         return [(s.config.model.name, s.device.type, s.rows, s.tokens) for s in found]
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -19,19 +19,19 @@ from test_models import CPU
 from test_predict import local_run, predictions, refusal
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from sparta_bench.compose import compose
-from sparta_bench.data.encode import Encoded, tokenize
+from sparta_bench.adapters.export import bake
+from sparta_bench.adapters.load_adapter import load
+from sparta_bench.adapters.whole_model import WHOLE, padding_token
+from sparta_bench.config.compose import compose
 from sparta_bench.data.prompts import render
 from sparta_bench.data.splits import load_splits
+from sparta_bench.data.tokenize import Encoded, tokenize
 from sparta_bench.errors import InputError
 from sparta_bench.files import whole_folder
-from sparta_bench.merge.bake import bake
+from sparta_bench.inference.predict import ready
 from sparta_bench.models.load import load_backbone
 from sparta_bench.models.source import load_tokenizer
-from sparta_bench.predict import ready
-from sparta_bench.run import run
-from sparta_bench.saved.load import load
-from sparta_bench.saved.whole import WHOLE, padding_token
+from sparta_bench.runs.run import run
 
 PAIRS = ("model=tiny-mistral", "task=tiny-rte", "task.separator=sep_token")
 

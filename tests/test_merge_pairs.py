@@ -12,13 +12,14 @@ import pytest
 from forged_records import forge, scores
 from test_cli import call
 
+from sparta_bench.adapters.merging.merge_methods import Rule
+from sparta_bench.analysis.merging.measure_pairs import _path_of, measure_pairs
+from sparta_bench.analysis.merging.pairs import Pair, groups_of
 from sparta_bench.errors import InputError
-from sparta_bench.merge.measure import _path_of, measure_pairs
-from sparta_bench.merge.pairs import Pair, groups_of
-from sparta_bench.merge.rules import Rule
 from sparta_bench.paper import rows_of
-from sparta_bench.records import Record, read_merge, record_of
-from sparta_bench.tables.merging import Merge, merging_tables, read_merges
+from sparta_bench.records.read import read_merge, record_of
+from sparta_bench.records.record import Record
+from sparta_bench.tables.merge_tables import Merge, merging_tables, read_merges
 from sparta_bench.tables.select import select
 
 TASKS = ("task=tiny-sst2", "task=tiny-cola")

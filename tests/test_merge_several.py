@@ -15,20 +15,20 @@ from test_cli import call as call_with_lines
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from sparta_bench import multi_head
+from sparta_bench.adapters import multi_head
+from sparta_bench.adapters.load_adapter import load
+from sparta_bench.adapters.merging.combine import multi_head_of
+from sparta_bench.adapters.merging.merge_methods import Entries, Rule, combine, thin
+from sparta_bench.adapters.merging.task_vectors import open_sources
+from sparta_bench.adapters.multi_head import MultiHead
+from sparta_bench.cli.merge_command import _read
 from sparta_bench.errors import InputError
-from sparta_bench.merge.combine import multi_head_of
-from sparta_bench.merge.command import _read
-from sparta_bench.merge.rules import Entries, Rule, combine, thin
-from sparta_bench.merge.sources import open_sources
-from sparta_bench.multi_head import MultiHead
-from sparta_bench.saved.load import load
 from sparta_bench.sparta import store
 from sparta_bench.sparta.merge import rounded_sum
 from sparta_bench.sparta.sample import sample_indices
 
 SST2, COLA = ("task=tiny-sst2",), ("task=tiny-cola", "seed=1")
-TINY_GEMMA = Path(multi_head.__file__).parent / "tiny_models" / "tiny-gemma"
+TINY_GEMMA = Path(multi_head.__file__).parents[1] / "tiny_models" / "tiny-gemma"
 BFLOAT16 = ("model.dtype=bfloat16", "train.max_steps=2", "train.eval_every=2")
 
 
@@ -112,7 +112,7 @@ def test_blocks_of_a_large_tensor_are_combined_as_a_small_one(
     base, values = torch.randn(7, 11), torch.randn(7, 11)
     sparse = Entries(torch.tensor([0, 30, 76]), torch.randn(3))
     expected = combine(base, [Entries(None, values), sparse], Rule())
-    monkeypatch.setattr("sparta_bench.merge.rules._BLOCK", 10)
+    monkeypatch.setattr("sparta_bench.adapters.merging.merge_methods._BLOCK", 10)
     assert torch.equal(combine(base, [Entries(None, values), sparse], Rule()), expected)
     by_hand = base + values
     by_hand.view(-1)[sparse.places] += sparse.values

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from small_models import SMALL
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sparta_bench.compose import compose
+from sparta_bench.config.compose import compose
 from sparta_bench.errors import InputError
 from sparta_bench.models.answers import answer_tokens, scale_of_logits, vocabulary_rows
 from sparta_bench.models.classifier import last_token, random_head
+from sparta_bench.models.dtypes import Precision, precision_of
 from sparta_bench.models.features import FeatureClassifier
 from sparta_bench.models.load import load_classifier
-from sparta_bench.models.precision import Precision, precision_of
 from sparta_bench.models.source import load_tokenizer, source_fingerprint
 
 CPU = torch.device("cpu")

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from sparta_bench.compose import compose
+from sparta_bench.analysis.memory.formula import paper_formula_bytes
+from sparta_bench.analysis.plan import as_json, as_text, plan
+from sparta_bench.config.compose import compose
 from sparta_bench.errors import InputError
-from sparta_bench.memory.formula import paper_formula_bytes
 from sparta_bench.models.counts import count_parameters, empty_backbone
 from sparta_bench.models.source import load_architecture
-from sparta_bench.plan import as_json, as_text, plan
 
 # total, input embeddings, head, sparsifiable, norm vectors, SpaRTA at 5 % and 0.5 %, LoRA
 GOLDEN = {

@@ -17,16 +17,16 @@ from test_cli import call
 from test_methods import take_steps
 from test_models import CPU, FLOAT32, config_for, save_model
 
-from sparta_bench.compose import compose
-from sparta_bench.data.encode import encode_splits
+from sparta_bench.adapters.load_adapter import load
+from sparta_bench.config.compose import compose
 from sparta_bench.data.splits import load_splits
+from sparta_bench.data.tokenize import encode_splits
 from sparta_bench.errors import InputError
+from sparta_bench.inference.predict import lines_of, predict, read_texts, ready
 from sparta_bench.methods import prepare
 from sparta_bench.models.load import load_classifier
 from sparta_bench.models.source import EMBEDDED, load_tokenizer
-from sparta_bench.predict import lines_of, predict, read_texts, ready
-from sparta_bench.run import run
-from sparta_bench.saved.load import load
+from sparta_bench.runs.run import run
 from sparta_bench.sparta import store
 
 METHODS = ["sparta", "sparta_vo", "lora", "head", "full_ft"]
@@ -94,7 +94,7 @@ def test_probabilities_are_those_of_the_model_that_was_trained(
         "base_model": {"name": "base", "fingerprint": "x"},
         "environment": {"dtypes": FLOAT32.as_dict()},
     }
-    from sparta_bench.experiment import save
+    from sparta_bench.runs.experiment import save
 
     save(config, classifier, tokenizer, values, record, tmp_path / "run")
     texts = load_splits(config.task).test.texts[:100]

@@ -11,12 +11,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparta_bench.errors import InputError
-from sparta_bench.ranks.checkpoint import Checkpoint, open_checkpoint
-from sparta_bench.ranks.difference import Tuned
-from sparta_bench.ranks.layout import Place, as_ranges, kind_order, place_of, rank_table
-from sparta_bench.ranks.printed import ON_THE_HUB, TABLES, printed_ranks
-from sparta_bench.ranks.spectrum import (
+from sparta_bench.analysis.ranks.difference import Tuned
+from sparta_bench.analysis.ranks.printed import ON_THE_HUB, TABLES, printed_ranks
+from sparta_bench.analysis.ranks.rank_tables import (
+    Place,
+    as_ranges,
+    kind_order,
+    place_of,
+    rank_table,
+)
+from sparta_bench.analysis.ranks.spectrum import (
     Change,
     Changes,
     Counts,
@@ -24,6 +28,8 @@ from sparta_bench.ranks.spectrum import (
     change_of,
     singular_values,
 )
+from sparta_bench.errors import InputError
+from sparta_bench.models.stored_tensors import Checkpoint, open_checkpoint
 
 CPU = torch.device("cpu")
 KEY = "layers.0.mlp.up_proj.weight"
@@ -356,7 +362,7 @@ def test_the_papers_ranks_are_found_by_names_and_shapes() -> None:
 
 
 def test_names_on_the_hub_are_those_of_the_configuration() -> None:
-    from sparta_bench.compose import compose
+    from sparta_bench.config.compose import compose
 
     for name in (name for pair in TABLES for name in pair):
         hub_id = compose([f"model={name}"]).model.hub_id

@@ -17,8 +17,8 @@ from test_predict import local_run
 from test_ranks_command import ranks, refused
 from torch import Tensor
 
-from sparta_bench.merge.bake import bake, export
-from sparta_bench.saved.load import load
+from sparta_bench.adapters.export import bake, export
+from sparta_bench.adapters.load_adapter import load
 from sparta_bench.sparta import SpartaAdapter
 
 BF16 = ("model.dtype=bfloat16", "train.max_steps=2")
@@ -105,8 +105,8 @@ def test_an_adapter_has_the_ranks_of_its_baked_model(
 
 
 def test_rows_of_an_adapter_do_not_depend_on_the_block(trained: Any) -> None:
-    from sparta_bench.ranks.checkpoint import open_checkpoint
-    from sparta_bench.ranks.difference import open_tuned
+    from sparta_bench.analysis.ranks.difference import open_tuned
+    from sparta_bench.models.stored_tensors import open_checkpoint
 
     base = open_checkpoint("tiny-gemma")
     for method in ("sparta", "lora"):

@@ -15,7 +15,7 @@ from test_cli import call
 from test_ranks import low_rank, randn
 from torch import Tensor
 
-from sparta_bench.ranks import progress
+from sparta_bench.analysis.ranks import comparison_progress
 
 UP, Q, NORM = "layers.0.mlp.up_proj.weight", "layers.0.self_attn.q_proj.weight", "norm.weight"
 EMBED, HEAD = "embed_tokens.weight", "lm_head.weight"
@@ -359,7 +359,7 @@ def test_what_was_computed_is_printed_where_it_cannot_be_written(
 def test_progress_is_told_with_the_time_left(
     capsys: pytest.CaptureFixture[str], base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "EVERY_SECONDS", 0)
+    monkeypatch.setattr(comparison_progress, "EVERY_SECONDS", 0)
     _, _, err = call(capsys, "ranks", base, base)
     told = [line for line in err if line.startswith("ranks: ")]
     assert [line.partition(" matrices, ")[0] for line in told] == [
@@ -374,7 +374,7 @@ def test_an_interrupt_ends_with_130(
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sparta_bench.ranks.compare.change_of", interrupted)
+    monkeypatch.setattr("sparta_bench.analysis.ranks.compare.change_of", interrupted)
     assert call(capsys, "ranks", base, base) == (130, "", ["sparta-bench: interrupted"])
 
 

@@ -64,9 +64,9 @@ def test_what_is_linked_within_the_page_is_a_heading() -> None:
 
 @pytest.mark.parametrize("command", ELSEWHERE)
 def test_a_command_for_another_machine_can_be_read(command: str) -> None:
-    from sparta_bench.bench.command import read_options
-    from sparta_bench.compose import compose, sweep_jobs
-    from sparta_bench.memory.command import _parser
+    from sparta_bench.cli.bench_command import read_options
+    from sparta_bench.cli.memory_command import _parser
+    from sparta_bench.config.compose import compose, sweep_jobs
 
     words = shlex.split(command)[1:]
     if words[0] == "bench":

@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 from forged_records import forge, write
 
-from sparta_bench.charts import plots
-from sparta_bench.charts.chart import TONES, linear_axis, log_axis, thinned
+from sparta_bench.cli.report_command import main
 from sparta_bench.errors import InputError
 from sparta_bench.paper import number_of, results_of
-from sparta_bench.report import content, svg
-from sparta_bench.report.command import main
+from sparta_bench.report import plots, report, svg
+from sparta_bench.report.chart import TONES, linear_axis, log_axis, thinned
 from sparta_bench.report.page import table
-from sparta_bench.tables.layout import score_of
+from sparta_bench.tables.paper_tables import score_of
 from sparta_bench.tables.protocol import BACKBONE, GLUE
 from sparta_bench.tables.table import Heading, Table
 
@@ -384,7 +383,7 @@ def test_long_histories_are_thinned_but_keep_ends_and_best_state(tmp_path: Path)
 
 
 def test_panels_have_a_limit_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content, "MAX_LOSS_PANELS", 2)
+    monkeypatch.setattr(report, "MAX_LOSS_PANELS", 2)
     records = [run(method, task=task) for task in ("rte", "sst2") for method in ("lora", "head")]
     write(tmp_path / "records", *records)
     page = page_of(tmp_path / "records", "--page-only")
@@ -546,7 +545,7 @@ def test_no_torch_is_needed(tmp_path: Path) -> None:
     write(tmp_path / "records", run())
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from sparta_bench.report.command import main; main(sys.argv[1:])"
+        "from sparta_bench.cli.report_command import main; main(sys.argv[1:])"
     )
     folder = str(tmp_path / "records")
     done = subprocess.run(

@@ -13,13 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sparta_bench.claim import CHECKPOINT
-from sparta_bench.compose import compose
+from sparta_bench.config.compose import compose
 from sparta_bench.errors import InputError
-from sparta_bench.records import identity_of, read_json
-from sparta_bench.results import run_folder, write_record
-from sparta_bench.run import identify, run, summary_line
-from sparta_bench.shared import Shared
+from sparta_bench.records.read import read_json
+from sparta_bench.records.record import identity_of
+from sparta_bench.records.write import run_folder, write_record
+from sparta_bench.runs.assets import Shared
+from sparta_bench.runs.lock import CHECKPOINT
+from sparta_bench.runs.run import identify, run, summary_line
 
 QUICK = ["train.max_steps=4", "train.eval_every=2", "task.max_train_examples=200"]
 RECORD_KEYS = {

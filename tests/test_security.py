@@ -22,17 +22,17 @@ from forged_records import forge, write
 from fuzzing import TINY, Told, command
 from safetensors.torch import load_file
 
-import sparta_bench.experiment as experiment
-from sparta_bench.compose import compose
+import sparta_bench.runs.experiment as experiment
+from sparta_bench.config.compose import compose
 from sparta_bench.errors import one_line
 from sparta_bench.files import whole_file
-from sparta_bench.records import MERGE
-from sparta_bench.run import run
+from sparta_bench.records.record import MERGE
+from sparta_bench.runs.run import run
 from sparta_bench.sparta import store
 from sparta_bench.tables.render import as_csv
 from sparta_bench.tables.table import Heading, Table
 
-PACKAGE = Path(experiment.__file__).parent
+PACKAGE = Path(experiment.__file__).parents[1]
 UP = ("../out", "..", "/etc/passwd", "a/../../b", "C:\\x", "x\0y", "\ud800", ".", "", "~root")
 SECRET = "hf_canaryABCDEFGHIJKLMNOP"
 
@@ -392,7 +392,7 @@ def test_a_local_run_asks_no_network(tmp_path: Path, trained: Callable[..., Any]
         "import socket, sys\n"
         "def asked(*where): open(sys.argv[1], 'a').write(f'{where[1:]}\\n'); raise OSError('no')\n"
         "socket.socket.connect = asked; socket.getaddrinfo = asked\n"
-        "from sparta_bench.cli import main\n"
+        "from sparta_bench.cli.main import main\n"
         "sys.exit(main(sys.argv[2:]))\n"
     )
     canary = tmp_path / "asked"

@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 from forged_records import METHODS, forge, scores, write
 
-from sparta_bench.compose import compose
-from sparta_bench.records import (
-    Cell,
-    Record,
-    own_folders,
-    read_records,
-    record_of,
-    saved_by,
-)
+from sparta_bench.config.compose import compose
+from sparta_bench.records.read import own_folders, read_records, record_of, saved_by
+from sparta_bench.records.record import Cell, Record
 from sparta_bench.tables.protocol import MODELS, is_of_paper
 from sparta_bench.tables.select import Selection, select
 

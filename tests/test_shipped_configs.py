@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sparta_bench.compose import compose, config_dir
+from sparta_bench.config.compose import compose, config_dir
 
 SHIPPED = sorted(
     path.relative_to(config_dir()).with_suffix("")
@@ -61,7 +61,7 @@ def runs_here(choice: Path) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", [c for c in SHIPPED if runs_here(c)], ids=str)
 def test_it_runs_on_the_tiny_twins(choice: Path, embedded: Path, tiny_config: Any) -> None:
-    from sparta_bench.run import run
+    from sparta_bench.runs.run import run
 
     config = tiny_config(*overrides_for(choice, embedded), "train.max_steps=2")
     record, path, was_there = run(config)
@@ -76,7 +76,7 @@ def test_it_runs_on_the_tiny_twins(choice: Path, embedded: Path, tiny_config: An
 @pytest.mark.slow
 @pytest.mark.parametrize("task", sorted(c.name for c in SHIPPED if c.match("task/tiny-*")))
 def test_the_instruct_twins_read_every_tasks_prompt(task: str, tiny_config: Any) -> None:
-    from sparta_bench.run import run
+    from sparta_bench.runs.run import run
 
     config = tiny_config("model=tiny-mistral-it", f"task={task}", "train.max_steps=1")
     assert run(config)[0]["status"] == "completed"

@@ -9,9 +9,9 @@ import torch
 from small_models import backbone, classifier, loss_of
 from torch import Tensor, nn
 
-from sparta_bench.memory_use import TensorMemory
+from sparta_bench.devices import TensorMemory
 from sparta_bench.sparta import SpartaAdapter
-from sparta_bench.training.optim import StochasticAdamW
+from sparta_bench.training.optimizer import StochasticAdamW
 
 # weights far larger than activations: two tokens, and one vocabulary of 4,096
 WIDE = {"vocab_size": 4096, "hidden_size": 64, "intermediate_size": 256}

@@ -13,10 +13,10 @@ import pytest
 from filelock import FileLock
 from forged_records import forge, write
 
-from sparta_bench.cli import main
-from sparta_bench.records import LOCK, PROTOCOL, RUNNING
-from sparta_bench.sweeps import Sweep, sweeps_of
-from sparta_bench.tables.layout import LAYOUTS
+from sparta_bench.cli.main import main
+from sparta_bench.config.sweeps import Sweep, sweeps_of
+from sparta_bench.records.record import LOCK, PROTOCOL, RUNNING
+from sparta_bench.tables.paper_tables import LAYOUTS
 
 RUNS = {"table3": 72, "table4": 2646, "table5": 2646, "table10": 2646, "table11": 2646}
 TWINS = {"table3-twins": 24, **{f"table{n}-twins": 42 for n in (4, 5, 10, 11)}}
@@ -112,7 +112,7 @@ def test_runs_of_an_earlier_protocol_are_told_as_such(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sweep makes them again; without a word their records would seem to be lost."""
-    monkeypatch.setattr("sparta_bench.status.LAYOUTS", LAYOUTS[1:2])  # table4
+    monkeypatch.setattr("sparta_bench.runs.status.LAYOUTS", LAYOUTS[1:2])  # table4
     old = [gemma(seed, protocol=PROTOCOL - 1) for seed in (0, 1, 2)]
     write(tmp_path, *old, gemma(0), gemma(7, protocol=PROTOCOL - 1))
     table = status(capsys, tmp_path)["table4"]
@@ -128,7 +128,7 @@ def test_without_a_folder_the_runs_of_results_count_and_no_others_beside_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sparta_bench.status.LAYOUTS", LAYOUTS[1:2])
+    monkeypatch.setattr("sparta_bench.runs.status.LAYOUTS", LAYOUTS[1:2])
     write(Path("results/other"), gemma())
     write(Path("results/runs"), gemma(1), gemma(2))
     for arguments, done, note in (([], 2, True), (["results"], 3, False)):
@@ -145,7 +145,7 @@ def test_a_folder_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path
 
 def test_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from sparta_bench.cli import main; main(['status', sys.argv[1]]);"
+        "import sys; from sparta_bench.cli.main import main; main(['status', sys.argv[1]]);"
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)

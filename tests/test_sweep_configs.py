@@ -8,8 +8,8 @@ from itertools import product
 
 import pytest
 
-from sparta_bench.compose import choices, compose, compose_all, config_dir, sweep_jobs
-from sparta_bench.config import Config, LoraConfig, SpartaConfig
+from sparta_bench.config.compose import choices, compose, compose_all, config_dir, sweep_jobs
+from sparta_bench.config.schema import Config, LoraConfig, SpartaConfig
 
 METHODS = ("full_ft", "sparta", "lora", "head")
 # model, and the density that gives LoRA's parameter count

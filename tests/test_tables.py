@@ -18,24 +18,21 @@ from typing import Any
 import pytest
 from forged_records import forge, many, scores, write
 
+from sparta_bench.cli.tables_command import main
 from sparta_bench.errors import InputError
 from sparta_bench.paper import number_of, results_of
-from sparta_bench.records import Record, record_of
+from sparta_bench.records.read import record_of
+from sparta_bench.records.record import Record
 from sparta_bench.tables.build import TWIN_NOTE, build_tables
-from sparta_bench.tables.command import LIST, main
-from sparta_bench.tables.counts import count_tables, read_plans
-from sparta_bench.tables.layout import LAYOUTS, score_of
-from sparta_bench.tables.render import (
-    as_csv,
-    as_latex,
-    as_markdown,
-    flat_headings,
-)
+from sparta_bench.tables.format import rate_text, signed
+from sparta_bench.tables.paper_tables import LAYOUTS, score_of
+from sparta_bench.tables.render import as_csv, as_latex, as_markdown, flat_headings
 from sparta_bench.tables.select import Spread, select
-from sparta_bench.tables.settings import is_the_papers, settings_tables
+from sparta_bench.tables.settings_tables import is_the_papers, settings_tables
+from sparta_bench.tables.split_counts import count_tables, read_plans
 from sparta_bench.tables.student import holm, paired_test, two_sided_p
 from sparta_bench.tables.table import Heading, Table
-from sparta_bench.tables.texts import rate_text, signed
+from sparta_bench.tables.table_files import LIST
 from sparta_bench.tables.views import ranks_of
 
 SEEDS = range(3)
@@ -652,7 +649,7 @@ def test_a_thousand_records_take_no_torch_and_little_time(tmp_path: Path) -> Non
     """0.25 s of processor time on 2026-11-24, start included; 10,000 records took 1.4 s."""
     write(tmp_path, *many(1000))
     code = (
-        "import sys; from sparta_bench.tables.command import main; main(sys.argv[1:]); "
+        "import sys; from sparta_bench.cli.tables_command import main; main(sys.argv[1:]); "
         "heavy = {'torch', 'transformers', 'hydra', 'numpy', 'scipy'} & set(sys.modules); "
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )

@@ -16,8 +16,8 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import sparta_bench
-from sparta_bench.config import TINY_TASKS
-from sparta_bench.data import tiny, tiny_corpus
+from sparta_bench.config.schema import TINY_TASKS
+from sparta_bench.data.generated import corpus, data_sets
 
 MODELS = Path(sparta_bench.__file__).parent / "tiny_models"
 TASK_YAML = Path(__file__).resolve().parent.parent / "conf" / "task"
@@ -49,13 +49,13 @@ GOLDEN = {
 
 
 @cache
-def rows_of(task: str, noise: float = tiny.LABEL_NOISE) -> tiny.Splits:
+def rows_of(task: str, noise: float = data_sets.LABEL_NOISE) -> data_sets.Splits:
     """Generated once for all tests, which only read them."""
-    return tiny.generate(task, noise=noise)
+    return data_sets.generate(task, noise=noise)
 
 
 def row_counts(task: str) -> dict[str, int]:
-    size = tiny.SIZES[task]
+    size = data_sets.SIZES[task]
     if task == "mnli":
         half = size.test // 2
         return {
@@ -70,7 +70,7 @@ def row_counts(task: str) -> dict[str, int]:
     return {"train": size.train + size.dev, "validation": size.test}
 
 
-def text_of(row: tiny.Row) -> str:
+def text_of(row: data_sets.Row) -> str:
     return "\n".join(str(value) for column, value in row.items() if column != "label")
 
 
@@ -84,7 +84,7 @@ def prompt_of(task: str) -> dict[str, Any]:
     return dict(yaml.safe_load((TASK_YAML / f"{task}.yaml").read_text())["prompt"])
 
 
-def instruction_input(task: str, row: tiny.Row) -> str:
+def instruction_input(task: str, row: data_sets.Row) -> str:
     prompt = prompt_of(task)
     texts = text_of(row).split("\n")
     lines = [f"{field}: {text}" for field, text in zip(prompt["fields"], texts, strict=True)]
@@ -112,24 +112,24 @@ def test_labels_are_roughly_balanced(task: str) -> None:
 
 @pytest.mark.parametrize("task", TINY_TASKS)
 def test_rows_are_the_same_everywhere(task: str) -> None:
-    canonical = json.dumps(tiny.generate(task), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(data_sets.generate(task), sort_keys=True, separators=(",", ":"))
     assert hashlib.sha256(canonical.encode()).hexdigest() == GOLDEN[task]
 
 
 def test_seeds_give_different_rows() -> None:
-    assert tiny.generate("sst2", seed=1) == tiny.generate("sst2", seed=1)
-    assert tiny.generate("sst2", seed=1) != tiny.generate("sst2", seed=0)
+    assert data_sets.generate("sst2", seed=1) == data_sets.generate("sst2", seed=1)
+    assert data_sets.generate("sst2", seed=1) != data_sets.generate("sst2", seed=0)
 
 
 def test_unknown_task_is_named() -> None:
     with pytest.raises(ValueError, match="wnli"):
-        tiny.generate("wnli")
+        data_sets.generate("wnli")
 
 
 @pytest.mark.parametrize("task", TINY_TASKS)
 def test_only_training_rows_carry_noise(task: str) -> None:
     noisy, clean = rows_of(task), rows_of(task, noise=0.0)
-    trained = tiny.SIZES[task].train
+    trained = data_sets.SIZES[task].train
     for name, rows in noisy.items():
         wrong = [i for i, row in enumerate(rows) if row["label"] != clean[name][i]["label"]]
         assert [text_of(row) for row in rows] == [text_of(row) for row in clean[name]]
@@ -143,7 +143,7 @@ def test_only_training_rows_carry_noise(task: str) -> None:
 @pytest.mark.parametrize("task", TINY_TASKS)
 @pytest.mark.parametrize("instruct", [False, True])
 def test_the_length_limit_drops_a_few_percent(task: str, instruct: bool) -> None:
-    size = tiny.SIZES[task]
+    size = data_sets.SIZES[task]
     rows = rows_of(task)["train"][: size.train]
     texts = [instruction_input(task, row) if instruct else text_of(row) for row in rows]
     dropped = sum(token_count(text) > size.max_tokens for text in texts) / len(texts)
@@ -161,7 +161,7 @@ def test_held_out_texts_are_rarely_trained_on(task: str) -> None:
 @pytest.mark.parametrize("task", TINY_TASKS)
 def test_length_and_last_mark_say_nothing_about_the_label(task: str) -> None:
     """No threshold on the length and no final mark may classify much better than guessing."""
-    rows = rows_of(task, noise=0.0)["train"][: tiny.SIZES[task].train]
+    rows = rows_of(task, noise=0.0)["train"][: data_sets.SIZES[task].train]
     guess = max(Counter(row["label"] for row in rows).values()) / len(rows)
     for feature in (lambda row: token_count(text_of(row)), lambda row: text_of(row)[-1]):
         groups: dict[object, Counter[object]] = {}
@@ -172,8 +172,8 @@ def test_length_and_last_mark_say_nothing_about_the_label(task: str) -> None:
 
 
 def test_documents_repeat_for_a_seed() -> None:
-    first = list(islice(tiny_corpus.documents(seed=3, easy_first=100), 300))
-    again = list(islice(tiny_corpus.documents(seed=3, easy_first=100), 300))
+    first = list(islice(corpus.documents(seed=3, easy_first=100), 300))
+    again = list(islice(corpus.documents(seed=3, easy_first=100), 300))
     assert first == again
     assert len(set(first)) > 250
 
@@ -181,7 +181,7 @@ def test_documents_repeat_for_a_seed() -> None:
 @cache
 def every_token() -> frozenset[str]:
     """All words and marks of the data sets, the prompts and the pretraining documents."""
-    texts = list(islice(tiny_corpus.documents(seed=1, easy_first=0), 1000))
+    texts = list(islice(corpus.documents(seed=1, easy_first=0), 1000))
     for task in TINY_TASKS:
         rows = [row for part in rows_of(task).values() for row in part]
         texts += [text_of(row) for row in rows]

@@ -20,20 +20,20 @@ from sklearn.metrics import log_loss
 from test_methods import METHODS
 from test_models import CPU, config_for, save_model
 
-from sparta_bench.compose import compose
-from sparta_bench.data.encode import Encoded
+from sparta_bench.analysis.memory.parts import STOCHASTIC_UPDATE
+from sparta_bench.config.compose import compose
+from sparta_bench.data.tokenize import Encoded
+from sparta_bench.devices import TensorMemory
 from sparta_bench.errors import TrainingError
-from sparta_bench.memory.parts import STOCHASTIC_UPDATE
-from sparta_bench.memory_use import TensorMemory
 from sparta_bench.methods import prepare
+from sparta_bench.models.dtypes import DTYPES, Precision
 from sparta_bench.models.load import load_classifier
-from sparta_bench.models.precision import DTYPES, Precision
-from sparta_bench.training import loop, optim
+from sparta_bench.training import loop
 from sparta_bench.training.checkpoint import Checkpoint
 from sparta_bench.training.gradients import never_trained
 from sparta_bench.training.loop import Training, plan_steps
 from sparta_bench.training.metrics import score
-from sparta_bench.training.optim import StochasticAdamW, learning_rate_at, store_rounded
+from sparta_bench.training.optimizer import StochasticAdamW, learning_rate_at, store_rounded
 
 
 class Silent:
@@ -284,7 +284,9 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_cut(
     method: str,
     dtype: str,
 ) -> None:
-    monkeypatch.setattr(optim, "PIECE", 300)  # so that tensors have more than one
+    monkeypatch.setattr(
+        "sparta_bench.training.optimizer.PIECE", 300
+    )  # so that tensors have more than one
     overrides = [
         "train.dropout=0.2",
         "train.checkpoint_every=2",
@@ -381,7 +383,7 @@ def test_two_processes_that_round_stochastically_train_the_same_values(
 
 def test_golden_losses(tmp_path: Path, word_tokenizer: Any) -> None:
     """Numbers of one seed, so that a change of the protocol is seen. They may only change
-    together with `PROTOCOL` in records.py."""
+    together with `PROTOCOL` in records/record.py."""
     got = {}
     for method in METHODS:
         progress = training(tmp_path, word_tokenizer, method=method).train(Silent())
@@ -484,7 +486,7 @@ def test_pieces_are_updated_as_tensors_of_their_own(monkeypatch: pytest.MonkeyPa
         part.grad = grad.clone()
     whole.grad = whole.grad.t().contiguous().t()  # the same values, by columns in memory
     expected = stepped(parts)
-    monkeypatch.setattr(optim, "PIECE", 1000)
+    monkeypatch.setattr("sparta_bench.training.optimizer.PIECE", 1000)
     found = stepped([whole])
     assert [len(part) for part in expected[:3]] == [1000, 1000, 500]
     for number, tensor in enumerate(found):
@@ -504,5 +506,5 @@ def test_an_update_needs_room_for_a_piece_only(monkeypatch: pytest.MonkeyPatch) 
         return memory.peak - before
 
     assert room() == STOCHASTIC_UPDATE * value.numel()
-    monkeypatch.setattr(optim, "PIECE", 1000)
+    monkeypatch.setattr("sparta_bench.training.optimizer.PIECE", 1000)
     assert room() == STOCHASTIC_UPDATE * 1000

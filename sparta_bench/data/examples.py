@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparta_bench.config import TaskConfig
+from sparta_bench.config.schema import TaskConfig
 from sparta_bench.errors import InputError, shown
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparta_bench.config import TaskConfig, Tsv
+from sparta_bench.config.schema import TaskConfig, Tsv
 from sparta_bench.data.examples import BadRowError, Examples, NumberedRow, add_rows, is_unicode
 from sparta_bench.errors import InputError, reason_of, shown
 

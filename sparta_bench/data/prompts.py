@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-from sparta_bench.config import Prompt
+from sparta_bench.config.schema import Prompt
 
 SEP_TOKEN = "<sep>"
 

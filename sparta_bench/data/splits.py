@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sparta_bench.config import Hub, TaskConfig
+from sparta_bench.config.schema import Hub, TaskConfig
 from sparta_bench.data import local_files
 from sparta_bench.data.examples import Ends, Examples, add_rows
-from sparta_bench.data.tiny import generate
+from sparta_bench.data.generated.data_sets import generate
 from sparta_bench.errors import InputError, one_of
 
 

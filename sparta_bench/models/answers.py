@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from sparta_bench.errors import InputError
-from sparta_bench.models.checkpoint import file_with
+from sparta_bench.models.weight_files import file_with
 
 CONTEXT = "Response:"  # how every prompt ends
 

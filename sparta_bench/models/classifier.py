@@ -14,7 +14,7 @@ class Classifier(nn.Module):
     """Backbone, and a linear head without bias on the last real token's final hidden state.
 
     `backbone` is any Hugging Face decoder without its vocabulary head; `head` weighs
-    classes x hidden, in the dtype of what trains (`sparta_bench.models.precision`).
+    classes x hidden, in the dtype of what trains (`sparta_bench.models.dtypes`).
     """
 
     def __init__(self, backbone: nn.Module, head_weight: Tensor) -> None:

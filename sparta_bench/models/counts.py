@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig
 
-from sparta_bench.config import LoraConfig, MethodConfig, SpartaConfig
+from sparta_bench.config.schema import LoraConfig, MethodConfig, SpartaConfig
 from sparta_bench.errors import InputError
 from sparta_bench.sparta.sample import sampled_tensors
 

@@ -9,16 +9,16 @@ import torch
 from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
-from sparta_bench.config import Config, ModelConfig
+from sparta_bench.config.schema import Config, ModelConfig
 from sparta_bench.errors import InputError, tell
 from sparta_bench.files import json_of
 from sparta_bench.models.answers import answer_tokens, vocabulary_rows
 from sparta_bench.models.attention import attention_of, with_attention
-from sparta_bench.models.checkpoint import checkpoint_files, file_of_model, open_file
 from sparta_bench.models.classifier import Classifier, checkpoint_gradients, random_head
 from sparta_bench.models.dropout import set_dropout
-from sparta_bench.models.precision import Precision
+from sparta_bench.models.dtypes import Precision
 from sparta_bench.models.source import revision_of, source_of, unreachable
+from sparta_bench.models.weight_files import checkpoint_files, file_of_model, open_file
 
 ADAPTER = "adapter_config.json"  # peft's
 OTHER_WEIGHTS = "transformers_weights"

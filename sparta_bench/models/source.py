@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from sparta_bench import hub
-from sparta_bench.config import ModelConfig
+from sparta_bench.config.schema import ModelConfig
 from sparta_bench.data.prompts import SEP_TOKEN, Reading
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.files import json_of, sha256_of

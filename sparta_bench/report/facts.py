@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparta_bench.charts.text import shortened
-from sparta_bench.records import LeftOut, Record
+from sparta_bench.records.record import LeftOut, Record
 from sparta_bench.report.groups import cell_order, device_of
-from sparta_bench.tables import layout
+from sparta_bench.tables import paper_tables
 from sparta_bench.tables.select import Selection
+from sparta_bench.text import shortened
 
 EXAMPLES = 3  # paths that are named for each reason
 
@@ -154,7 +154,7 @@ def _said(value: Any) -> str:
 def gaps_of(selection: Selection) -> list[Gap]:
     """The paper's tables, and of the twins' those that have a record at all."""
     gaps = []
-    for table in layout.LAYOUTS:
+    for table in paper_tables.LAYOUTS:
         missing: dict[str, list[str]] = defaultdict(list)
         for row in table.rows:
             for column in table.columns:
@@ -175,9 +175,9 @@ def gaps_of(selection: Selection) -> list[Gap]:
     return gaps
 
 
-def _row_label(table: layout.Layout, row: layout.Row) -> str:
+def _row_label(table: paper_tables.Layout, row: paper_tables.Row) -> str:
     """As the table has it: the paper's shares are not those of the twins."""
-    return layout.row_name(row.method, row.density) if table.twins else table.label(row)
+    return paper_tables.row_name(row.method, row.density) if table.twins else table.label(row)
 
 
 def failures_of(records: Iterable[Record], folders: Sequence[Path]) -> list[Failure]:
@@ -191,8 +191,8 @@ def _failure(record: Record, folders: Sequence[Path]) -> Failure:
     cell, error = record.cell, _mapping(record.raw.get("error"))
     return Failure(
         cell.model,
-        layout.task_name(cell.task),
-        layout.row_name(cell.method, cell.density),
+        paper_tables.task_name(cell.task),
+        paper_tables.row_name(cell.method, cell.density),
         record.seed,
         _said(error.get("type")),
         shortened(error.get("message") or "no message", 300),

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sparta_bench.charts.chart import (
+from sparta_bench.records.record import Record
+from sparta_bench.report.chart import (
     MARKERS,
     Axis,
     Bar,
@@ -22,8 +23,6 @@ from sparta_bench.charts.chart import (
     number,
     thinned,
 )
-from sparta_bench.charts.text import counted, shortened, spread_text
-from sparta_bench.records import Record
 from sparta_bench.report.groups import (
     METHODS,
     Group,
@@ -34,8 +33,9 @@ from sparta_bench.report.groups import (
     share_of,
     value_at,
 )
-from sparta_bench.tables import layout
+from sparta_bench.tables import paper_tables
 from sparta_bench.tables.select import Chosen
+from sparta_bench.text import counted, shortened, spread_text
 
 MAX_POINTS = 60  # of a curve; the drawing is not much wider than 300 pixels
 MAX_BARS = 40  # of one panel
@@ -87,14 +87,14 @@ def _legend(methods: set[str]) -> Iterator[tuple[str, str]]:
     tones = {tone_of(method) for method in methods}
     for method in METHODS:
         if method in tones:
-            yield method, layout.method_name(method)
+            yield method, paper_tables.method_name(method)
     if "other" in tones:
         yield "other", "other methods"
 
 
 def _scores(cells: Iterable[Chosen]) -> Iterator[_Score]:
     for chosen in cells:
-        metric = layout.score_of(chosen.cell.task)
+        metric = paper_tables.score_of(chosen.cell.task)
         share = share_of(chosen)
         if not chosen.runs or share is None:
             continue
@@ -109,7 +109,7 @@ def _scores(cells: Iterable[Chosen]) -> Iterator[_Score]:
 def _accuracy_panel(task: str, scores: list[_Score]) -> Plot | None:
     if not scores:
         return None
-    metric = layout.score_of(task)
+    metric = paper_tables.score_of(task)
     title = "test accuracy, %" if metric == "accuracy" else "test mcc × 100"
     ends = [score.mean + sign * (score.std or 0.0) for score in scores for sign in (-1, 1)]
     seeds = sorted({len(score.chosen.runs) for score in scores})
@@ -135,17 +135,17 @@ def _seeds(chosen: Chosen) -> str:
 
 
 def _name(chosen: Chosen) -> str:
-    return shortened(layout.row_name(chosen.cell.method, chosen.cell.density), 40)
+    return shortened(paper_tables.row_name(chosen.cell.method, chosen.cell.density), 40)
 
 
 def _task(task: str) -> str:
-    return shortened(layout.task_name(task), 40)
+    return shortened(paper_tables.task_name(task), 40)
 
 
 def _score_series(method: str, scores: list[_Score]) -> Series:
     tone = tone_of(method)
     return Series(
-        shortened(layout.method_name(method), 40),
+        shortened(paper_tables.method_name(method), 40),
         tone,
         tuple(score.share for score in scores),
         tuple(score.mean for score in scores),

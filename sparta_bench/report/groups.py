@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sparta_bench.charts.chart import number
-from sparta_bench.charts.text import plain, shortened
-from sparta_bench.records import Cell, Record
+from sparta_bench.records.record import Cell, Record
+from sparta_bench.report.chart import number
 from sparta_bench.tables.protocol import MODELS, TASKS
 from sparta_bench.tables.select import Chosen, Selection
+from sparta_bench.text import plain, shortened
 
 METHODS = ("full_ft", "sparta", "sparta_vo", "lora", "head")  # the paper's order
 TOTAL, TRAINED = ("parameters", "total"), ("parameters", "trainable")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sparta_bench.charts.text import shortened, spread_text
 from sparta_bench.report.groups import Group, share_of, trained_of
-from sparta_bench.tables import layout
+from sparta_bench.tables import paper_tables
 from sparta_bench.tables.select import Chosen, Spread
 from sparta_bench.tables.table import Heading, Table
+from sparta_bench.text import shortened, spread_text
 
 HEADINGS = (
     (
@@ -43,8 +43,8 @@ def numbers_table(group: Group) -> Table:
 def _row(chosen: Chosen) -> tuple[str, ...]:
     cell = chosen.cell
     names = (
-        shortened(layout.task_name(cell.task), 40),
-        shortened(layout.row_name(cell.method, cell.density), 40),
+        shortened(paper_tables.task_name(cell.task), 40),
+        shortened(paper_tables.row_name(cell.method, cell.density), 40),
     )
     if not chosen.runs:
         return (*names, *("–" for _ in range(6)), "0", "0", f"{chosen.failed}")

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparta_bench import __version__
-from sparta_bench.charts.chart import TONES, Figure
-from sparta_bench.charts.text import counted, escaped, plain
 from sparta_bench.report import svg
+from sparta_bench.report.chart import TONES, Figure
 from sparta_bench.report.facts import Facts, Failure, Gap
 from sparta_bench.tables.table import Heading, Table
+from sparta_bench.text import counted, escaped, plain
 
 MOST_ROWS = 200  # of failed runs; more are counted
 LONG = 48  # characters: a longer text breaks into lines

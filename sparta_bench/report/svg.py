@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-from sparta_bench.charts.chart import Axis, Bars, Key, Marker, Plot, Series
-from sparta_bench.charts.text import escaped, shortened
+from sparta_bench.report.chart import Axis, Bars, Key, Marker, Plot, Series
+from sparta_bench.text import escaped, shortened
 
 # in units of the drawing, which is scaled to its column; texts are 11 units high
 WIDTH, HEIGHT = 320, 216

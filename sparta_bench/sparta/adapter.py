@@ -25,7 +25,7 @@ from torch.optim.optimizer import (
 )
 
 from sparta_bench.sparta import store
-from sparta_bench.sparta.base import Head, backbone_of, head_of
+from sparta_bench.sparta.backbone import Head, backbone_of, head_of
 from sparta_bench.sparta.gradient import WAYS, takes_kernel
 from sparta_bench.sparta.kernel_check import usable
 from sparta_bench.sparta.layer import DELTAS, Places, is_touched, touch, untouch

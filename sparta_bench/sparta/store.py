@@ -170,10 +170,10 @@ def read(folder: Path, backbone: nn.Module, allow_pickle: bool = False) -> Saved
     ValueError
         With one line that names the file and what is wrong.
     """
-    from sparta_bench.sparta import authors_layout
+    from sparta_bench.sparta import peft_sparta
 
-    if authors_layout.is_in(folder):
-        return authors_layout.read(folder, backbone, allow_pickle)
+    if peft_sparta.is_in(folder):
+        return peft_sparta.read(folder, backbone, allow_pickle)
     config = read_config(folder)
     tensors = read_tensors(folder, config)
     try:

@@ -8,8 +8,18 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from sparta_bench.paper import half_unit, number_of, results_of, rows_of
-from sparta_bench.records import Cell
-from sparta_bench.tables.layout import (
+from sparta_bench.records.record import Cell
+from sparta_bench.tables.format import (
+    MISSING,
+    SCALE,
+    count,
+    mean_of,
+    rate_text,
+    seeds_differ,
+    signed,
+    spread_of,
+)
+from sparta_bench.tables.paper_tables import (
     LAYOUTS,
     Layout,
     Row,
@@ -21,16 +31,6 @@ from sparta_bench.tables.layout import (
 from sparta_bench.tables.protocol import MODELS, TWIN_MODELS
 from sparta_bench.tables.select import Chosen, Selection
 from sparta_bench.tables.table import Heading, Table
-from sparta_bench.tables.texts import (
-    MISSING,
-    SCALE,
-    count,
-    mean_of,
-    rate_text,
-    seeds_differ,
-    signed,
-    spread_of,
-)
 from sparta_bench.tables.views import lines_and_tasks, views_of
 
 TWIN_NOTE = (

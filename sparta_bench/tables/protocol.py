@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from sparta_bench.paper import number_of, rows_of
-from sparta_bench.records import Record
+from sparta_bench.records.record import Record
 
 # Parameters without the head, which depends on the number of classes: what fits the paper's shares
 # (head 1.63e-4 % and 1.15e-4 %) and Tables 7 and 8.

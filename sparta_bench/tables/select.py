@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sparta_bench.records import Cell, LeftOut, Record
+from sparta_bench.records.record import Cell, LeftOut, Record
 from sparta_bench.tables.protocol import reason_against
 
 

@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sparta_bench.records import Cell
-from sparta_bench.tables.layout import LAYOUTS, percent, row_name, score_of, task_name
+from sparta_bench.records.record import Cell
+from sparta_bench.tables.format import MISSING, SCALE, signed, spread_of
+from sparta_bench.tables.paper_tables import LAYOUTS, percent, row_name, score_of, task_name
 from sparta_bench.tables.protocol import TASKS, TWIN_TASKS
 from sparta_bench.tables.select import Chosen, Spread
 from sparta_bench.tables.student import Paired, holm, paired_test
 from sparta_bench.tables.table import Heading, Table
-from sparta_bench.tables.texts import MISSING, SCALE, signed, spread_of
 
 Line = tuple[str, float | None]  # method and density
 METHOD_ORDER = ("full_ft", "sparta", "lora", "head")

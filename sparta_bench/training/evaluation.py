@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from sparta_bench.config import TrainConfig
+from sparta_bench.config.schema import TrainConfig
 from sparta_bench.data.batches import BatchSource, evaluation_batches
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.features import FeatureClassifier

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from sparta_bench.config import TrainConfig
+from sparta_bench.config.schema import TrainConfig
 from sparta_bench.data.batches import BatchSource, training_batches
 from sparta_bench.errors import TrainingError, refusal_of
 from sparta_bench.methods.trained import Trained
@@ -32,7 +32,7 @@ from sparta_bench.models.features import FeatureClassifier
 from sparta_bench.training import checkpoint as ckpt
 from sparta_bench.training.evaluation import evaluate, evaluation_batch_size
 from sparta_bench.training.gradients import refuse_untrained
-from sparta_bench.training.optim import build_optimizer, learning_rate_at
+from sparta_bench.training.optimizer import build_optimizer, learning_rate_at
 from sparta_bench.training.progress import Reporter
 
 # Looking at a loss makes a GPU wait for it; so losses are looked at in groups.

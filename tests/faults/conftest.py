@@ -23,7 +23,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with few rows of the tiny twin of SST-2: a run then takes a second."""
-    from sparta_bench.data.tiny import generate
+    from sparta_bench.data.generated.data_sets import generate
 
     folder = tmp_path_factory.mktemp("rows")
     made = generate("sst2")

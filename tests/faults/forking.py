@@ -42,9 +42,9 @@ def _warm_up() -> None:
     computes none in a child of a process that has."""
     import torch
 
-    from sparta_bench.compose import compose
-    from sparta_bench.models.precision import precision_of
-    from sparta_bench.shared import Shared
+    from sparta_bench.config.compose import compose
+    from sparta_bench.models.dtypes import precision_of
+    from sparta_bench.runs.assets import Shared
 
     for overrides in ([], ["method=lora"], ["method=head"]):
         config = compose(overrides)
@@ -71,7 +71,7 @@ def _start(argv: list[str], out: str, prelude: str) -> int:
 
 
 def _run(argv: list[str], out: str, prelude: str) -> int:
-    from sparta_bench.cli import main as command
+    from sparta_bench.cli.main import main as command
 
     os.setsid()
     os.close(0)

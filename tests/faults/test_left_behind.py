@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from faults.harness import Forks, check_whole, completed, leftovers, outcome, records
-from sparta_bench.kept import read_kept, write_kept
+from sparta_bench.data.tensor_cache import read_kept, write_kept
 
 pytestmark = pytest.mark.faults
 Small = Callable[..., list[str]]

@@ -1,0 +1,1 @@
+"""What a run or `merge` left in a folder: written, read, checked, merged, exported."""

@@ -1,0 +1,1 @@
+"""Several trained models of one base in one backbone (section 8)."""

@@ -1,0 +1,1 @@
+"""What the paper analyses besides accuracy: step time, memory, ranks, the cost of merging."""

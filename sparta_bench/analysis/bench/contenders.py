@@ -1,0 +1,182 @@
+"""Who is measured: the project's methods, and other packages' implementations."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from sparta_bench.analysis.bench.setting import Setting
+from sparta_bench.config.compose import compose
+from sparta_bench.config.schema import Config
+from sparta_bench.methods import prepare
+from sparta_bench.methods.trained import HEAD
+from sparta_bench.models.classifier import Classifier
+from sparta_bench.models.counts import embedding_names, empty_backbone
+from sparta_bench.models.dtypes import Precision
+from sparta_bench.models.source import load_architecture
+from sparta_bench.sparta import SpartaAdapter
+from sparta_bench.sparta.sample import sample_all, sampled_tensors
+from sparta_bench.training.optimizer import build_optimizer
+
+DENSITIES = (0.05, 0.005, 0.0005)
+SPARSE = ("sparta", "peft-sparta", "shira")
+# Full fine-tuning as mistral-7b's preset has it: bfloat16 values and moments, stochastic rounding.
+FULL_FT_BFLOAT16 = "full_ft-bfloat16"
+RATE = 1e-5  # the learning rate of all: no step is to lead anywhere
+
+
+def names() -> list[str]:
+    """All contenders: kind, and density where there is one."""
+    plain = ["full_ft", FULL_FT_BFLOAT16, "head", "lora"]
+    return plain + [f"{kind}-{density}" for density in DENSITIES for kind in SPARSE]
+
+
+@dataclass
+class Ready:
+    """A contender that can make steps. `values` train; `write` brings them into the weights.
+
+    `chosen` is how many scalars of the backbone were chosen, null where the method chooses none.
+    """
+
+    model: nn.Module
+    values: list[nn.Parameter]
+    write: Callable[[], None]
+    chosen: int | None = None
+    note: str | None = None
+    adapter: SpartaAdapter | None = None
+    optimizer: Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer = AdamW(self.values, lr=RATE, weight_decay=0.0, fused=True)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """The batch's mean loss."""
+        logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return F.cross_entropy(logits, batch["labels"])
+
+    def step(self, batch: dict[str, Tensor]) -> Tensor:
+        """One whole optimizer step; returns the loss before it."""
+        loss = self.forward(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.update()
+        return loss.detach()
+
+    def update(self) -> None:
+        """What follows the backward pass."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.write()
+
+
+def build(name: str, setting: Setting) -> Ready:
+    """The contender of this name, on a classifier of its own."""
+    if name == FULL_FT_BFLOAT16:
+        own = setting.changed("method=full_ft", "train.trained_dtype=bfloat16")
+        return with_own_optimizer(own.classifier(), own)
+    kind, _, density = name.rpartition("-") if name[-1].isdigit() else (name, "", "")
+    if kind == "peft-sparta":
+        return _peft_sparta(setting, float(density))
+    if kind == "shira":
+        return _shira(setting, float(density))
+    overrides = [*setting.overrides, "train.trained_dtype=float32", f"method={kind}"]
+    if kind == "sparta":
+        overrides.append(f"method.density={density}")
+    return ours(setting.classifier(), compose(overrides), setting.precision)
+
+
+def ours(classifier: Classifier, config: Config, precision: Precision) -> Ready:
+    """The project's own method of this configuration on a classifier whose weights are frozen."""
+    trained = prepare(classifier, config, precision)
+    adapter = getattr(trained, "sparta", None)
+    values = list(trained.values.values())
+    return Ready(classifier, values, trained.write, trained.sampled, adapter=adapter)
+
+
+def with_own_optimizer(classifier: Classifier, setting: Setting) -> Ready:
+    """The setting's own method and dtypes, with the runner's optimizer, which knows bfloat16."""
+    ready = ours(classifier, setting.config, setting.precision)
+    ready.optimizer = build_optimizer([{"params": ready.values}], setting.config.train)
+    for group in ready.optimizer.param_groups:
+        group["lr"] = RATE
+    return ready
+
+
+def _places(setting: Setting, density: float) -> dict[str, Tensor]:
+    """What our adapter draws: per tensor of the backbone flat places, int32, on the CPU."""
+    backbone = empty_backbone(load_architecture(setting.config.model))
+    sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
+    return sample_all(sizes, sampled_tensors(backbone, density), setting.config.seed)
+
+
+def _peft_sparta(setting: Setting, density: float) -> Ready:
+    """The authors' package, with our choice of scalars in place of its own."""
+    from peft_sparta.sparta import (  # type: ignore[import-untyped, import-not-found]
+        BufferDict,
+        ParameterDict,
+        SpaRTA,
+    )
+
+    indices = _places(setting, density)
+    classifier = setting.classifier()
+    theirs = SpaRTA(classifier, 1 - density, sorted(embedding_names(classifier.backbone)))
+    rows: dict[str, Tensor] = {}
+    for name, tensor in classifier.named_parameters():
+        ours = indices.get(name.removeprefix("backbone."), torch.empty(0, dtype=torch.int32))
+        if name == HEAD:  # trains in full, here as there
+            ours = torch.arange(tensor.numel(), dtype=torch.int32)
+        places = torch.unravel_index(ours.to(tensor.device), tensor.shape)
+        rows[name] = torch.stack(places, dim=1).int()
+    theirs.indices = BufferDict(rows)
+    theirs.deltas = ParameterDict(
+        {name: torch.zeros(len(places), device=setting.device) for name, places in rows.items()}
+    )
+    theirs.original_chosen_params = BufferDict(theirs.clone_chosen_params())
+    chosen = sum(len(places) for places in indices.values())
+    return Ready(theirs, list(theirs.parameters()), lambda: None, chosen)
+
+
+def _shira(setting: Setting, density: float) -> Ready:
+    """peft's SHiRA on every linear layer of the backbone, and the head."""
+    from peft import ShiraConfig, get_peft_model
+
+    wanted = sum(len(places) for places in _places(setting, density).values())
+    classifier = setting.classifier()
+    layers = linear_layers(classifier.backbone)
+    per_rank = sum(layer.in_features + layer.out_features for layer in layers.values())
+    rank = max(round(wanted / per_rank), 1)
+    settings = ShiraConfig(
+        r=rank, mask_type="random", random_seed=setting.config.seed, target_modules=list(layers)
+    )
+    torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]  # as it is; not said, torch warns
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft asks transformers things under their old names
+        classifier.backbone = get_peft_model(classifier.backbone, settings)  # type: ignore[arg-type]
+    values = [value for value in classifier.backbone.parameters() if value.requires_grad]
+    for value in values:
+        value.data = value.data.to(setting.precision.trained_dtype)
+    chosen = sum(value.numel() for value in values)
+    head = classifier.head_weight
+    head.requires_grad_(True)
+    note = f"r={rank}: {chosen / wanted:.2f} times as many scalars as sparta-{density}"
+    return Ready(classifier, [*values, head], lambda: None, chosen, note)
+
+
+def linear_layers(backbone: nn.Module) -> dict[str, nn.Linear]:
+    """By their names in the backbone."""
+    return {name: m for name, m in backbone.named_modules() if isinstance(m, nn.Linear)}
+
+
+def missing(name: str, device: torch.device) -> str | None:
+    """Why a contender cannot take part, if it cannot."""
+    if name == FULL_FT_BFLOAT16 and device.type == "cpu":
+        return "on CUDA only: a CPU computes slowly in bfloat16"
+    if name.startswith("peft-sparta") and importlib.util.find_spec("peft_sparta") is None:
+        return "peft-sparta is not installed"
+    return None

@@ -1,0 +1,1 @@
+"""What merging costs, for pairs of runs (section 8, Table 6)."""

@@ -1,0 +1,141 @@
+"""Ranks as the paper lays them out (Tables 7 and 8): layers of equal rank in one row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from sparta_bench.analysis.ranks.spectrum import Change, Changes
+from sparta_bench.tables.table import Heading, Table
+
+# the order of the paper's rows; kinds that it has not come after these, by name
+KINDS = (
+    "tokens embed",
+    "self attn q proj",
+    "self attn k proj",
+    "self attn v proj",
+    "self attn o proj",
+    "mlp gate proj",
+    "mlp up proj",
+    "mlp down proj",
+)
+NAMES = {"embed_tokens": KINDS[0], "lm_head": "untied lm head"}
+
+
+class _Row(NamedTuple):
+    """What the matrices of a row have in common, in the order that sorts the rows. A rank of -1
+    is none in the paper."""
+
+    order: tuple[int, str]
+    model: int
+    rank: int
+    printed: int
+    shape: tuple[int, int]
+
+
+class Place(NamedTuple):
+    """What a matrix is called in the paper, and the layer it is in (null: in none)."""
+
+    kind: str
+    layer: int | None
+
+
+def place_of(name: str) -> Place:
+    """The place of a tensor by its name in the backbone: `layers.3.self_attn.q_proj.weight` is
+    "self attn q proj" of layer 3."""
+    plain = name.removesuffix(".weight")
+    # the first number is the layer's; a later one is that of an expert, say
+    match = re.fullmatch(r"((?:[^.]+\.)*?)[a-z]+\.(\d+)\.(.+)", plain)
+    if match is None:
+        return Place(NAMES.get(plain) or _words(plain), None)
+    return Place(_words(match[1] + match[3]), int(match[2]))
+
+
+def _words(name: str) -> str:
+    return re.sub(r"[._]+", " ", name)
+
+
+def kind_order(kind: str) -> tuple[int, str]:
+    """What sorts kinds as the paper has them, the vocabulary head last."""
+    if kind == NAMES["lm_head"]:
+        return len(KINDS) + 1, kind
+    return KINDS.index(kind) if kind in KINDS else len(KINDS), kind
+
+
+def as_ranges(layers: Sequence[int]) -> str:
+    """Rising numbers as in the paper: `1,3-5,7,8`. Two neighbours are no range."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    parts = [f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs]
+    return ",".join(parts)
+
+
+def rank_table(found: Sequence[Changes], title: str, notes: tuple[str, ...] = ()) -> Table:
+    """One row for the layers in which a model's matrix has one rank, as in the paper: the lowest
+    rank first. Of several models, the rows of one kind of matrix stand together.
+
+    Where other values differ between a row's layers, the lowest and the highest stand.
+    """
+    rows: dict[_Row, list[Change]] = {}
+    for model, one in enumerate(found):
+        for change in one.changes:
+            kind = kind_order(place_of(change.key).kind)
+            printed = one.printed.get(change.key, -1)
+            row = _Row(kind, model, change.rank(), printed, change.shape)
+            rows.setdefault(row, []).append(change)
+    tuned = ["tuned"] if len(found) > 1 else []
+    paper = (
+        ["rank in the paper", "deficiency in the paper"] if any(c.printed for c in found) else []
+    )
+    names = ["weight matrix", "dims", *tuned, "layers", "rank", "rank deficiency", *paper]
+    names += ["above rounding", "stable rank", "changed, %", "tolerance / largest"]
+    body = [
+        (
+            row.order[1],
+            f"[{row.shape[0]}, {row.shape[1]}]",
+            *([found[row.model].label] if tuned else []),
+            _layers(changes),
+            *_rank(row.rank, row.shape),
+            *(_rank(row.printed, row.shape) if paper else []),
+            *_values(changes),
+        )
+        for row, changes in sorted(rows.items(), key=lambda item: item[0])
+    ]
+    return Table("ranks", title, (tuple(map(Heading, names)),), tuple(body), notes)
+
+
+def _layers(changes: Sequence[Change]) -> str:
+    layers = [layer for change in changes if (layer := place_of(change.key).layer) is not None]
+    return as_ranges(sorted(layers)) or "-"
+
+
+def _rank(rank: int, shape: tuple[int, int]) -> tuple[str, str]:
+    """Rank and deficiency; dashes for none."""
+    if rank < 0:
+        return "–", "–"
+    deficiency = min(shape) - rank
+    return str(rank), str(deficiency) if deficiency else "0 (full rank)"
+
+
+def _values(changes: Sequence[Change]) -> tuple[str, ...]:
+    """What may differ between the matrices of a row, and their tolerance."""
+    stable = [change.stable_rank for change in changes if change.stable_rank is not None]
+    return (
+        _span([change.rank_above_rounding for change in changes], str),
+        _span(stable, lambda value: f"{value:.1f}"),
+        _span([change.share_changed for change in changes], lambda value: f"{100 * value:.3g}"),
+        f"{changes[0].relative_tolerance():.1e}",
+    )
+
+
+def _span(values: Sequence[float], text: Callable[[float], str]) -> str:
+    """One value, or the lowest and the highest; a dash for none."""
+    if not values:
+        return "–"
+    low, high = text(min(values)), text(max(values))
+    return low if low == high else f"{low} to {high}"

@@ -1,1 +1,0 @@
-"""Figures as plain values, and their drawing by matplotlib."""

@@ -1,1 +1,0 @@
-"""Every check of a configuration that needs nothing loaded."""

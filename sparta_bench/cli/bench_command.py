@@ -1,0 +1,173 @@
+"""The command line of `sparta-bench bench`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import textwrap
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sparta_bench.analysis.bench.bench_report import as_markdown
+from sparta_bench.analysis.bench.contenders import names
+from sparta_bench.analysis.bench.sampled_gradient import crossover
+from sparta_bench.analysis.bench.setting import Setting
+from sparta_bench.analysis.bench.timing import measure
+from sparta_bench.cli.options import Parser, check_folder, positive
+from sparta_bench.config.compose import compose
+from sparta_bench.devices import device_for
+from sparta_bench.errors import InputError, did_you_mean
+from sparta_bench.files import whole_file, write_json
+from sparta_bench.records.environment import environment
+from sparta_bench.records.write import now
+
+FIXED = ("method", "train.trained_dtype")  # beginnings of keys that bench sets itself
+ROUNDS, STEPS = {"cpu": 12, "cuda": 3}, {"cpu": 1, "cuda": 10}
+
+# Gemma's proportions in small: wide MLP, one key-value head, a fifth of the scalars embeddings.
+SMALL = (
+    "model=gemma-2b",
+    "model.name=small-gemma",
+    "model.shape.vocab_size=10000",
+    "model.shape.hidden_size=384",
+    "model.shape.intermediate_size=3072",
+    "model.shape.num_hidden_layers=4",
+    "model.shape.num_attention_heads=6",
+    "model.shape.head_dim=64",
+)
+SMALL_ROWS, TOKENS = 16, 64
+MEAN_TOKENS = {"sst2": 25, "imdb": 270}  # about, with the paper's tokenizers
+# Where nobody names a model, CUDA runs these; Table 12's batch sizes are imdb's presets.
+PAPER = [
+    ([f"model={model}", "task=imdb"], tokens)
+    for model in ("gemma-2b", "mistral-7b")
+    for tokens in MEAN_TOKENS.values()
+]
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="sparta-bench bench",
+        usage="sparta-bench bench [options] [key=value ...]",
+        description="Step time, FLOPs and memory of full fine-tuning, head, LoRA, SpaRTA,\n"
+        "peft-sparta and SHiRA, on random weights: a small model on a CPU, gemma-2b and\n"
+        "mistral-7b on CUDA, or model=NAME.",
+        epilog=textwrap.fill(f"Contenders: {', '.join(names())}.", 80, break_on_hyphens=False),
+    )
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="also write bench.json and bench.md there"
+    )
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=positive,
+        help="how often each has its turn (12 on a CPU, 3 on CUDA)",
+    )
+    parser.add_argument(
+        "--steps", metavar="N", type=positive, help="timed steps in a turn (1 on a CPU, 10 on CUDA)"
+    )
+    parser.add_argument(
+        "--rows",
+        metavar="N",
+        type=positive,
+        help="examples in the batch (16 for the small model, else train.batch_size)",
+    )
+    parser.add_argument(
+        "--tokens", metavar="N", type=positive, help="tokens of each (64; sst2 25, imdb 270)"
+    )
+    parser.add_argument(
+        "--only", metavar="NAME,NAME", type=_contenders, default=names(), help="these alone (all)"
+    )
+    parser.add_argument(
+        "--crossover",
+        action="store_true",
+        help="instead: dense against sampled gradient, by layer shape and density",
+    )
+    return parser
+
+
+def _contenders(text: str) -> list[str]:
+    chosen, known = text.split(","), names()
+    for name in chosen:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise argparse.ArgumentTypeError(f"{name}: there is no such contender{near}")
+    return [name for name in known if name in chosen]
+
+
+def read_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Options and overrides.
+
+    Raises
+    ------
+    InputError
+        With a line for each option or value that cannot be used.
+    """
+    options = _parser().parse_intermixed_args(arguments)
+    fixed = [word for word in options.overrides if word.startswith(FIXED)]
+    if fixed:
+        why = "bench runs all methods, with float32 trained values; see --only"
+        raise InputError(*(f"{word}: {why}" for word in fixed))
+    return options
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the subcommand.
+
+    Raises
+    ------
+    InputError
+        For anything wrong with the command line or what it names.
+    """
+    options = read_options(arguments)
+    check_folder("bench: --out", options.out)
+    settings = settings_of(options)
+    kind = settings[0].device.type
+    rounds, steps = options.rounds or ROUNDS[kind], options.steps or STEPS[kind]
+    report: dict[str, Any] = {"date": now(), **_environment(settings[0]), "rounds": rounds}
+    if options.crossover:
+        report["crossover"] = [crossover(setting, rounds) for setting in settings]
+    else:
+        report["steps"] = steps
+        report["settings"] = [measure(setting, options.only, rounds, steps) for setting in settings]
+    text = as_markdown(report)
+    if options.out is not None:
+        write_json(options.out / "bench.json", report)
+        with whole_file(options.out / "bench.md") as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(report, allow_nan=False) if options.json else text)
+
+
+def settings_of(options: argparse.Namespace) -> list[Setting]:
+    """One setting where a model is named or there is no GPU, else the paper's."""
+    given = options.overrides
+    if any(word.startswith("model=") for word in given):
+        return [_setting(given, options, None, None)]
+    if device_for(compose(given)).type == "cuda":
+        return [_setting([*base, *given], options, None, tokens) for base, tokens in PAPER]
+    return [_setting([*SMALL, *given], options, SMALL_ROWS, None)]
+
+
+def _setting(
+    overrides: list[str], options: argparse.Namespace, rows: int | None, tokens: int | None
+) -> Setting:
+    config = compose([*overrides, "train.trained_dtype=float32"])
+    return Setting(
+        tuple(overrides),
+        config,
+        device_for(config),
+        options.rows or rows or config.train.batch_size,
+        options.tokens or tokens or MEAN_TOKENS.get(config.task.name, TOKENS),
+    )
+
+
+def _environment(setting: Setting) -> dict[str, Any]:
+    known = environment(setting.device, setting.precision, 1)
+    here = importlib.util.find_spec("peft_sparta") is not None
+    known["versions"]["peft-sparta"] = metadata.version("peft-sparta") if here else None
+    return known

@@ -1,0 +1,89 @@
+"""The command line of `sparta-bench evaluate`. Nothing heavy is imported before it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparta_bench.cli.adapter_options import add_compute, heads_of, one_of
+from sparta_bench.cli.options import Parser, add_sources, check_folder, check_settings, check_there
+from sparta_bench.errors import InputError
+
+if TYPE_CHECKING:
+    from sparta_bench.adapters.manifest import Description
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="sparta-bench evaluate",
+        usage="sparta-bench evaluate ADAPTER [task=NAME] [key=value ...] [options]",
+        description="Loss, accuracy and mcc of what a run has trained, or `merge` made, on dev\n"
+        "and test set of its own task, or of another with the same labels. Of a\n"
+        "multi-head model every head is scored on its own task.",
+        epilog="Settings: task, task.*, device, cache_dir and train.eval_batch_size, as in a run.",
+    )
+    add_sources(parser)
+    add_compute(parser)
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="see below")
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON list, an object for each head"
+    )
+    parser.add_argument("--out", metavar="FILE", type=Path, help="also write the JSON there")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """`sparta-bench evaluate`: print the scores of a classifier, or of each head of one."""
+    options = _parser().parse_intermixed_args(arguments)
+    check_settings("evaluate", options.settings)
+    check_there([options.adapter])
+    if options.out is not None:
+        check_folder("evaluate: --out", options.out.parent)
+        if options.out.is_dir():
+            raise InputError(f"evaluate: --out {options.out}: is a folder, and a file is written")
+    from sparta_bench.devices import device_of
+
+    device_of(options.device, f"evaluate: --device {options.device}")
+    from sparta_bench.adapters import multi_head
+    from sparta_bench.config.compose import compose
+    from sparta_bench.files import write_json
+    from sparta_bench.inference.evaluate import as_text, evaluation_of, settings_for
+
+    settings = options.settings
+    if options.device != "auto":
+        settings = [*settings, f"device={options.device}"]
+    if multi_head.is_in(options.adapter) and options.head is None:
+        heads = heads_of(options)
+        chosen = {name: heads.one(name) for name in _of_task(heads.about, settings)}
+    else:
+        one = one_of(options)
+        chosen = {options.head or one.about.task or "": one}
+    configs = [
+        compose(settings_for(loaded.about, settings, options.adapter)) for loaded in chosen.values()
+    ]
+    found = [
+        {"head": name or config.task.name}
+        | evaluation_of(loaded, config, f"{options.adapter}", options.dtype)
+        for (name, loaded), config in zip(chosen.items(), configs, strict=True)
+    ]
+    if options.out is not None:
+        try:
+            write_json(options.out, found)
+        except OSError as error:
+            raise InputError(
+                f"evaluate: --out {options.out}: cannot be written: {error.strerror}"
+            ) from None
+    print(json.dumps(found, allow_nan=False) if options.json else as_text(found))
+
+
+def _of_task(heads: Mapping[str, Description], settings: Sequence[str]) -> list[str]:
+    """The heads that were trained on the task that is asked for; all where none is."""
+    asked = [text.partition("=")[2] for text in settings if text.startswith("task=")]
+    found = [name for name, about in heads.items() if about.task in asked or not asked]
+    if not found:
+        raise InputError(
+            f"evaluate: task={asked[0]}: no head was trained on it; --head NAME chooses one"
+        )
+    return found

@@ -1,0 +1,222 @@
+"""The command. Everything heavy is imported only when a run or a plan begins, so that help and
+shell completion answer at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import sys
+from argparse import ArgumentError, Namespace
+from collections import Counter
+from importlib import import_module
+from types import FrameType
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+
+from sparta_bench import __version__
+from sparta_bench.cli import hints, usage
+from sparta_bench.config.compose import HYDRA_ERRORS, compose, compose_all, config_dir, sweep_jobs
+from sparta_bench.config.schema import Config
+from sparta_bench.errors import InputError, did_you_mean, reason_of, refusal_of, tell
+from sparta_bench.runs.job import INTERRUPTED, attempted, quiet_libraries, run_composed, shared
+from sparta_bench.runs.outcome import Outcome, show
+
+DONE, FAILED, WRONG_INPUT = 0, 1, 2
+NO_SUCH_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # that no file can have: the command line's fault
+ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # options of Hydra's, at a time
+# subcommands: each has a module `NAME_command` beside this one, with a `main`
+COMMANDS = (
+    "plan",
+    "bench",
+    "evaluate",
+    "memory",
+    "merge",
+    "predict",
+    "ranks",
+    "report",
+    "status",
+    "tables",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `sparta-bench`; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        code = _command(arguments)
+        sys.stdout.flush()
+        return code
+    except InputError as error:
+        tell(*error.lines)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        tell("interrupted")
+        return INTERRUPTED
+    except OSError as error:  # a disk is full, a folder has gone
+        _discard_what_is_left_to_print()
+        if not isinstance(error, BrokenPipeError):  # of which the reader of our output knows
+            tell(refusal_of(error))
+        return WRONG_INPUT if error.errno in NO_SUCH_NAMES else FAILED
+
+
+def _discard_what_is_left_to_print() -> None:
+    """Or Python would try again at its end, and tell the same in words of its own."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # no file
+        pass
+
+
+def _command(arguments: list[str]) -> int:
+    if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
+        return _subcommand(arguments[0], arguments[1:])
+    if "--version" in arguments:
+        print(f"sparta-bench {__version__}")
+        return DONE
+    return _experiments(arguments)
+
+
+def _as_interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+# ---------------------------------------------------------------------------- subcommands
+def _subcommand(name: str, arguments: list[str]) -> int:
+    if name not in COMMANDS:
+        hint = hints.of_word(name, arguments)
+        near = "" if hint else did_you_mean(name, COMMANDS)
+        raise InputError(f"{name}: neither a subcommand{near} nor of the form key=value{hint}")
+    quiet_libraries()
+    try:
+        # a code, where a part of the work may fail alone
+        return import_module(f"sparta_bench.cli.{name}_command").main(arguments) or DONE
+    except SystemExit as end:  # argparse, after --help
+        return int(end.code or DONE)
+
+
+# ---------------------------------------------------------------------------- experiments
+def _experiments(arguments: list[str]) -> int:
+    """One run, or with `-m` one after the other, through Hydra; the worst outcome is the code."""
+    options, overrides = _options(arguments)
+    if options.help:
+        print(usage.text())
+        return DONE
+    only_shows = options.hydra_help or options.info or options.cfg
+    if not (only_shows or options.shell_completion):
+        # Hydra would stop at its first error, and in a sweep only after earlier runs
+        if not options.multirun:
+            compose(overrides)
+        elif jobs := sweep_jobs(overrides):
+            return _grid(compose_all(jobs), jobs)
+    outcomes: list[Outcome] = []
+
+    @hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")
+    def experiment(composed: Any) -> None:
+        outcomes.append(attempted(composed))
+
+    others = list(arguments)  # Hydra wants all overrides in one place
+    for word in overrides:
+        others.remove(word)
+    before, sys.argv = sys.argv, [sys.argv[0], *overrides, *others]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise faults, so that they are told here, in one line
+    try:
+        experiment()
+    except HYDRA_ERRORS as error:
+        compose(overrides)  # which says it better, if it is the overrides' fault
+        raise InputError(reason_of(error)) from None
+    except OSError as error:  # Hydra's own folders; those of a run are told by `attempt`
+        if error.filename is None:  # a stream
+            raise
+        raise InputError(f"hydra.run.dir or hydra.sweep.dir: {error}") from None
+    except SystemExit as end:  # after --cfg and its kind, or an interrupted run
+        return int(end.code or DONE)
+    finally:
+        sys.argv = before
+    for outcome in outcomes:
+        show(outcome)
+    return _close(outcomes)
+
+
+def _options(arguments: list[str]) -> tuple[Namespace, list[str]]:
+    """Hydra's options and the overrides, checked as far as Hydra would answer with a traceback."""
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        options, unknown = parser.parse_known_args(arguments)
+    except ArgumentError as error:
+        raise InputError(str(error)) from None
+    lines = [_no_such_option(word, arguments) for word in unknown if word.startswith("-")]
+    for name in ("config_path", "config_name", "config_dir", "experimental_rerun"):
+        if getattr(options, name) is not None:
+            lines.append(f"--{name.replace('_', '-')}: this option of Hydra's is not supported")
+    overrides = [*options.overrides, *(word for word in unknown if not word.startswith("-"))]
+    if options.shell_completion and not re.fullmatch(
+        r"(install|uninstall|query)=(bash|zsh|fish)", " ".join(overrides)
+    ):
+        lines.append("--shell-completion: needs install=, uninstall= or query= and a shell's name")
+    asked = [f"--{name.replace('_', '-')}" for name in ONE_OF if getattr(options, name)]
+    if len(asked) > 1:
+        lines.append(f"{' and '.join(asked)}: only one of them at a time")
+    if lines:
+        raise InputError(*lines)
+    return options, overrides
+
+
+def _no_such_option(word: str, arguments: list[str]) -> str:
+    following = arguments[arguments.index(word) + 1 :] if word in arguments else []
+    hint = hints.of_option(word, following)
+    return f"{word.partition('=')[0]}: no such option{hint or ' (see --help)'}"
+
+
+def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
+    """All runs of a `-m` command line, here or through a launcher."""
+    quiet_libraries()
+    from sparta_bench.runs.launch import launch, uses_launcher
+
+    elsewhere = uses_launcher(jobs[0])
+    if not elsewhere:
+        from sparta_bench.devices import device_for
+
+        device_for(configs[0])  # before transformers and the like come, which takes many seconds
+    from sparta_bench.runs.grid import Grid
+
+    grid = Grid(configs, shared(), elsewhere)
+    tell(grid.heading())
+    try:
+        if not elsewhere:
+            grid.run_all(show)
+        else:
+            for outcome in dict.fromkeys(grid.outcomes):
+                show(outcome)
+            job_of = {id(config): job for config, job in zip(configs, jobs, strict=True)}
+            left = [job_of[id(config)] for config in grid.pending.values()]
+            try:
+                if left:
+                    launch(left, run_composed)
+            except InputError:  # nothing was started
+                raise
+            except Exception as error:  # a worker died, or its machines refused
+                tell(f"hydra/launcher: {type(error).__name__}: {reason_of(error)}")
+            grid.look_again()
+    except KeyboardInterrupt:
+        outcomes = grid.look_again(wait=False) if elsewhere else grid.outcomes
+        done = sum(outcome.kind == "done" for outcome in outcomes)
+        tell(f"interrupted: {done:,} of {grid.runs:,} runs are done; the same command goes on")
+        return INTERRUPTED
+    return _close(grid.outcomes)
+
+
+def _close(outcomes: list[Outcome]) -> int:
+    bad = [outcome for outcome in outcomes if outcome.kind != "done"]
+    if bad and len(outcomes) > 1:
+        lines = Counter(outcome.line.splitlines()[0] for outcome in bad)
+        told = [f"{line} ({n:,} runs)" if n > 1 else line for line, n in lines.items()]
+        tell(f"{len(bad):,} of {len(outcomes):,} runs did not complete:", *told)
+    if all(outcome.kind == "refused" for outcome in bad):
+        return WRONG_INPUT if bad else DONE
+    return FAILED

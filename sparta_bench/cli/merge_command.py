@@ -1,0 +1,318 @@
+"""The command line of `merge`. Nothing heavy is imported before it is read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparta_bench.cli.options import Parser, add_base, add_sources, check_settings, check_there
+from sparta_bench.config.schema import METHODS
+from sparta_bench.errors import InputError, tell
+from sparta_bench.records.record import DEFAULT
+
+if TYPE_CHECKING:
+    from sparta_bench.adapters.merging.merge_methods import Rule
+
+LAYOUTS = ("peft-sparta",)
+HOWS = ("sum", "ties")
+
+
+VERBS: dict[str, dict[str, Any]] = {
+    "bake": {
+        "help": "a plain transformers folder, which needs none of this project",
+        "description": "Write a plain transformers folder: AutoModelForSequenceClassification and\n"
+        "AutoTokenizer load it. The texts of an instruction model need its prompt,\n"
+        "which is in classifier_config.json.",
+    },
+    "export": {
+        "help": "a SpaRTA adapter in another program's layout",
+        "description": "Write a SpaRTA adapter for another program.",
+    },
+    "multi-head": {
+        "help": "several adapters in one backbone, each with its own head (section 8)",
+        "description": "Add the changes of several models of one base up in one backbone, and "
+        "keep\neach head on top: one forward pass, a prediction for each task. predict and\n"
+        "evaluate take the folder.",
+    },
+    "combine": {
+        "help": "the same, weighted, with TIES' sign election, or DARE's drop and rescale",
+        "description": "As multi-head, by another rule than the plain sum.",
+    },
+    "overlap": {
+        "help": "how many entries several models changed alike, and what chance would give",
+        "description": "Where several models of one base changed the same entries, with which "
+        "signs.",
+    },
+    "pairs": {
+        "help": "what merging costs: every two tasks' runs below a folder, alone and merged "
+        "(Table 6)",
+        "description": "Merge the best runs of every two tasks, model by model and method by "
+        "method,\nand score them alone and merged. A record for each goes to FOLDER/merges;\n"
+        "`tables` makes Table 6 and a table of losses from these. What is done is skipped.",
+        "epilog": "Settings: task.*, device, cache_dir and train.eval_batch_size, for all tasks.",
+    },
+}
+
+
+def _merge_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and that of each verb."""
+    parser = Parser(
+        prog="sparta-bench merge", description="Make something else of what a run has trained."
+    )
+    made = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
+    verbs: dict[str, Parser] = {name: made.add_parser(name, **how) for name, how in VERBS.items()}
+    for name in ("bake", "export"):
+        add_sources(verbs[name])
+    for name in ("multi-head", "combine", "overlap"):
+        _add_adapters(verbs[name])
+    _add_runs(verbs["pairs"])
+    for name in ("multi-head", "combine"):
+        verbs[name].add_argument(
+            "--names", metavar="A,B", help="what the heads are called (their tasks' names)"
+        )
+    for name in ("bake", "export", "multi-head", "combine"):
+        _add_out(verbs[name])
+    for name in ("combine", "pairs"):
+        _add_rule(verbs[name])
+    _add_combine(verbs["combine"])
+    verbs["overlap"].add_argument(
+        "--json", action="store_true", help="print a JSON list, a pair each"
+    )
+    _add_export(verbs["export"])
+    return parser, verbs
+
+
+def _add_adapters(parser: Parser) -> None:
+    parser.add_argument(
+        "adapters",
+        metavar="ADAPTER",
+        nargs="+",
+        type=Path,
+        help="folders of adapters or whole classifiers (save=full) of one base model",
+    )
+    add_base(parser)
+
+
+def _add_runs(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where the runs' records are")
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="see below")
+    parser.add_argument(
+        "--seeds",
+        choices=("different", "same"),
+        default="different",
+        help="same: pairs of one seed, where SpaRTA's places coincide (different)",
+    )
+    parser.add_argument("--model", metavar="NAME", help="only runs of this one (all)")
+    parser.add_argument("--method", choices=METHODS, help="only runs of this one (all)")
+    parser.add_argument("--json", action="store_true", help="print the records as a JSON list")
+    add_base(parser)
+
+
+def _add_out(parser: Parser) -> None:
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where to")
+    parser.add_argument(
+        "--force", action="store_true", help="replace the folder DIR, whatever is in it"
+    )
+
+
+def _add_combine(parser: Parser) -> None:
+    parser.add_argument(
+        "--weights", metavar="W,W", type=_numbers, help="one for each model (1 each)"
+    )
+    parser.add_argument(
+        "--heads",
+        choices=("separate", "average"),
+        default="separate",
+        help="separate is the only way there is",
+    )
+
+
+def _add_export(parser: Parser) -> None:
+    parser.add_argument("--layout", choices=LAYOUTS, required=True)
+    parser.add_argument(
+        "--base-name",
+        metavar="NAME_OR_PATH",
+        required=True,
+        help="what that program is to load the base model from: a hub name or a folder",
+    )
+
+
+def _add_rule(parser: Parser) -> None:
+    parser.add_argument(
+        "--how",
+        choices=HOWS,
+        default="sum",
+        help="sum (the default); ties: of each entry the mean of the changes that have the sign of "
+        "their sum",
+    )
+    parser.add_argument(
+        "--dare",
+        metavar="SHARE",
+        type=_share,
+        help="keep each changed entry with this probability, and divide it by that",
+    )
+    parser.add_argument("--seed", type=_seed, default=0, help="of that draw (0)")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(abs(number) < 1e6 for number in found):
+        raise ArgumentTypeError(f"{text} is no list of numbers, such as 0.5,0.5")
+    return found
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise ArgumentTypeError(f"{text} is no number inside (0, 1)")
+    return share
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 2**63):
+        raise ArgumentTypeError(f"{text} is no whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
+def main(arguments: list[str]) -> int:
+    """`sparta-bench merge VERB`: write a folder and say what is there; the exit code."""
+    options = _read(arguments)
+    if options.verb == "pairs":
+        return _pairs(options)
+    if options.verb in ("bake", "export"):
+        _of_one(options)
+    elif options.verb == "overlap":
+        _overlap(options)
+    else:
+        _of_several(options)
+    return 0
+
+
+def _read(arguments: list[str]) -> Namespace:
+    parser, verbs = _merge_parser()
+    if arguments[:1] and arguments[0] in verbs:
+        # by itself: options may stand between the words of a list then
+        options = verbs[arguments[0]].parse_intermixed_args(arguments[1:])
+        options.verb = arguments[0]
+        return options
+    return parser.parse_args(arguments)  # help, or a fault
+
+
+def _of_one(options: Namespace) -> None:
+    check_there([options.adapter])
+    from sparta_bench.adapters import export as verbs
+
+    common = {
+        "base": options.base,
+        "tokenizer": options.tokenizer,
+        "allow_pickle": options.allow_pickle,
+        "force": options.force,
+    }
+    if options.verb == "bake":
+        print(verbs.bake(options.adapter, options.out, **common))
+    else:
+        print(verbs.export(options.adapter, options.out, options.base_name, **common))
+
+
+def _of_several(options: Namespace) -> None:
+    names = _head_names(options)
+    check_there(options.adapters)
+    rule = _rule(options)
+    from sparta_bench.adapters.merging.combine import multi_head_of
+
+    line, warnings = multi_head_of(
+        options.adapters,
+        options.out,
+        rule,
+        options.base,
+        options.tokenizer,
+        names,
+        options.force,
+    )
+    for warning in warnings:
+        print(f"sparta-bench: {warning}", file=sys.stderr)
+    print(line)
+
+
+def _head_names(options: Namespace) -> list[str] | None:
+    if options.names is None:
+        return None
+    names: list[str] = options.names.split(",")
+    if len(set(names)) != len(names) or "" in names or len(names) != len(options.adapters):
+        raise InputError(
+            f"merge: --names {options.names}: must be {len(options.adapters)} different names, one "
+            "for each adapter"
+        )
+    return names
+
+
+def _rule(options: Namespace) -> Rule:
+    from sparta_bench.adapters.merging.merge_methods import Rule
+
+    if options.verb == "multi-head":
+        return Rule()
+    if options.heads == "average":
+        raise InputError(
+            "merge: --heads average: heads are not averaged: each was trained in full for labels "
+            "of its own, and a mean of them would serve none (section 8); all are kept side by side"
+        )
+    if options.weights is not None and len(options.weights) != len(options.adapters):
+        raise InputError(
+            f"merge: --weights: {len(options.weights)} numbers for {len(options.adapters)} models; "
+            "one for each is needed"
+        )
+    return Rule(options.how, options.weights, options.dare, options.seed)
+
+
+def _pairs(options: Namespace) -> int:
+    if not options.folder.is_dir():
+        raise InputError(f"merge: {options.folder}: there is no such folder")
+    check_settings("merge pairs", options.settings, with_task=False)
+    from sparta_bench.adapters.merging.merge_methods import Rule
+    from sparta_bench.analysis.merging.measure_pairs import measure_pairs
+
+    found = measure_pairs(
+        options.folder,
+        Rule(options.how, None, options.dare, options.seed if options.dare else 0),
+        options.seeds == "same",
+        options.model,
+        options.method,
+        options.base,
+        options.tokenizer,
+        options.settings,
+    )
+    refusals = found.refusals()
+    if not found.records:
+        raise InputError(*refusals)
+    if options.json:
+        print(json.dumps(found.records, allow_nan=False))
+    else:
+        what = f"{len(found.records):,} pairs, {found.there:,} of them there already"
+        where = "" if options.folder == DEFAULT else f" {options.folder}"
+        print(f"{what} → {options.folder / 'merges'}; see sparta-bench tables{where}")
+    tell(*refusals)
+    return 1 if refusals else 0
+
+
+def _overlap(options: Namespace) -> None:
+    if len(options.adapters) < 2:
+        raise InputError("merge overlap: at least two models are needed")
+    check_there(options.adapters)
+    from sparta_bench.adapters.merging.overlap import as_text, overlaps_of
+    from sparta_bench.adapters.merging.task_vectors import open_sources
+
+    base, sources = open_sources(options.adapters, options.base, options.tokenizer)
+    found = overlaps_of(sources, base)
+    if options.json:
+        print(json.dumps([overlap.as_dict() for overlap in found], allow_nan=False))
+    else:
+        print(as_text(found))

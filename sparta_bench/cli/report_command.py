@@ -1,0 +1,67 @@
+"""The command line of `sparta-bench report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparta_bench.cli.options import Parser
+from sparta_bench.errors import InputError
+from sparta_bench.files import whole_file
+from sparta_bench.records.read import folders_of, read_records
+from sparta_bench.report.plots import check_matplotlib, write_figures
+from sparta_bench.report.report import report
+from sparta_bench.text import counted
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="sparta-bench report",
+        usage="sparta-bench report [FOLDER ...] [--out DIR] [--page-only]",
+        description="Write report.html from the records below the folders: what was run, the\n"
+        "paper's tables beside what was measured, curves and costs, and what is\n"
+        "missing. One file that needs no network. Its figures for papers, as PNG and\n"
+        "SVG, lie in figures/ beside it.",
+    )
+    parser.add_argument(
+        "folders",
+        metavar="FOLDER",
+        nargs="*",
+        type=Path,
+        help="all records below it count (the runs of results)",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="where to (report/ in the first FOLDER)"
+    )
+    parser.add_argument(
+        "--page-only",
+        action="store_true",
+        help="no figures/, which need matplotlib: the page draws its own",
+    )
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """`sparta-bench report`: write the page and the figures, and say where they are."""
+    options = _parser().parse_args(arguments)
+    folders, places = folders_of("report", options.folders)
+    if not options.page_only:
+        check_matplotlib("report without --page-only")
+    records, unread = read_records(places)
+    if not records and not unread:
+        names = ", ".join(map(str, places))
+        raise InputError(f"report: no result.json below {names}")
+    out: Path = options.out or folders[0] / "report"
+    if out.exists() and not out.is_dir():
+        raise InputError(f"report: --out {out}: is no folder")
+    text, figures = report(places, records, unread)
+    try:
+        with whole_file(out / "report.html") as path:
+            path.write_text(text, encoding="utf-8", newline="\n")
+        print(out / "report.html")
+        if not options.page_only:
+            count = write_figures(figures, out / "figures")
+            more = f"; {len(figures) - count} more on the page only" if count < len(figures) else ""
+            named = counted(count, "figure", "figures")
+            print(f"{out / 'figures'}: {named}, each as PNG and SVG{more}")
+    except OSError as error:
+        raise InputError(f"report: --out {out}: {error.strerror or error}") from None

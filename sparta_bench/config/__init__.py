@@ -1,0 +1,1 @@
+"""One experiment's configuration: composed from `conf/` and the command line, and checked."""

@@ -1,0 +1,182 @@
+"""One experiment's configuration: frozen dataclasses, checked and made by `config.check`.
+
+What each setting means, its unit and its default stand beside it in `conf/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+METHODS = ("full_ft", "head", "lora", "sparta")
+DTYPES = ("float32", "bfloat16")
+TINY_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "imdb")  # generated twins
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where a data set is on the Hugging Face hub."""
+
+    path: str
+    name: str | None
+    revision: str
+
+
+@dataclass(frozen=True)
+class Tsv:
+    """GLUE's TSV layout of one task. `columns` maps the hub's names to header names;
+    `positions` and `fields` describe files without a header row."""
+
+    folder: str
+    files: dict[str, str]
+    columns: dict[str, str]
+    positions: dict[str, int] | None = None
+    fields: int | None = None
+
+
+@dataclass(frozen=True)
+class Dev:
+    """Which rows of which raw split make up the dev set."""
+
+    split: str
+    take: str
+    examples: int | None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How an instruction model is asked; `answers` are in label order."""
+
+    instruction: str
+    answers: list[str]
+    answers_text: str
+    fields: list[str]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base model and its tokenizer; `conf/model/_base.yaml` says what each setting means."""
+
+    name: str
+    hub_id: str | None
+    revision: str
+    path: str | None
+    tokenizer: str | None
+    kind: str
+    dtype: str
+    embedded: bool
+    shape: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """The data, its splits and how a model reads it; see `conf/task/_base.yaml`."""
+
+    name: str
+    hub: Hub | None
+    data_dir: str | None
+    generated: str | None
+    tsv: Tsv | None
+    columns: list[str]
+    labels: list[str]
+    train_split: str
+    dev: Dev
+    test_splits: list[str]
+    draw_seed: int
+    max_train_examples: int | None
+    max_train_tokens: int
+    separator: str
+    undo_spacing: bool
+    on_bad_row: str
+    prompt: Prompt
+
+
+@dataclass(frozen=True)
+class FullFtConfig:
+    """Full fine-tuning has no settings of its own."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Training the head alone has no settings of its own."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """LoRA (appendix C); see `conf/method/lora.yaml`."""
+
+    name: str
+    r: int
+    alpha: float
+    targets: list[str]
+    lora_dropout: float
+
+
+@dataclass(frozen=True)
+class SpartaConfig:
+    """SpaRTA (Algorithm 1): `density` lies inside (0, 1); see `conf/method/sparta.yaml`."""
+
+    name: str
+    density: float
+    targets: str | list[str]
+    density_of: str
+
+
+MethodConfig = FullFtConfig | HeadConfig | LoraConfig | SpartaConfig
+METHOD_CLASSES: dict[str, type] = {
+    "full_ft": FullFtConfig,
+    "head": HeadConfig,
+    "lora": LoraConfig,
+    "sparta": SpartaConfig,
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training as the loop reads it, presets filled in; see `conf/train/default.yaml`."""
+
+    learning_rate: float
+    batch_size: int
+    epochs: float
+    weight_decay: float
+    dropout: float
+    max_grad_norm: float
+    patience: int
+    trained_dtype: str
+    betas: list[float]
+    eps: float
+    warmup_ratio: float
+    schedule: str
+    floor_ratio: float
+    max_steps: int | None
+    accumulation_steps: int
+    eval_every: int | None
+    eval_batch_size: int | None
+    min_improvement: float
+    bucket_batches: int
+    gradient_checkpointing: bool
+    checkpoint_every: int | None
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment, checked; see `conf/config.yaml`."""
+
+    model: ModelConfig
+    task: TaskConfig
+    method: MethodConfig
+    train: TrainConfig
+    seed: int
+    device: str
+    results_dir: str
+    cache_dir: str | None
+    force: bool
+    save: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole configuration as plain values."""
+        return asdict(self)

@@ -1,0 +1,297 @@
+"""Eight small generated data sets in the raw layout of the real ones.
+
+They exist so that the whole pipeline runs offline in a minute: same columns, same label numbers
+and same raw splits as GLUE and IMDB on the hub, in miniature. The same seed gives the same
+rows on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from sparta_bench.config.schema import TINY_TASKS
+from sparta_bench.data.generated import grammar as g
+
+Row = dict[str, object]
+Splits = dict[str, list[Row]]
+
+LABEL_NOISE = 0.10
+"""Probability that a training row carries a wrong label (never in dev or test)."""
+
+LONG_SHARE = 0.015
+"""Probability that a training row is too long for the task's ``max_tokens``."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Rows per role, and the length limit in tokens (BOS included) that suits the task."""
+
+    train: int
+    dev: int
+    test: int
+    max_tokens: int
+
+
+SIZES: dict[str, Size] = {
+    "cola": Size(2000, 300, 1000, 48),
+    "mnli": Size(3000, 300, 1000, 80),
+    "mrpc": Size(2000, 300, 1000, 80),
+    "qnli": Size(2000, 300, 1000, 80),
+    "qqp": Size(2000, 300, 1000, 80),
+    "rte": Size(2000, 300, 1000, 80),
+    "sst2": Size(2000, 300, 1000, 48),
+    "imdb": Size(2000, 300, 1000, 128),
+}
+
+
+def generate(task: str, seed: int = 0, noise: float = LABEL_NOISE) -> Splits:
+    """The raw splits of a task, by the names they have on the hub.
+
+    ``noise`` is the share of wrong labels among the rows that become training data; the texts do
+    not depend on it.
+    """
+    if task not in SIZES:
+        raise ValueError(f"unknown tiny task {task!r}: one of {', '.join(TINY_TASKS)}")
+    size = SIZES[task]
+    train = _rows(task, size.train, f"{task}/train/{seed}", long_share=LONG_SHARE)
+    _flip_labels(train, 3 if task == "mnli" else 2, noise, Random(f"{task}/noise/{seed}"))
+    dev = _rows(task, size.dev, f"{task}/dev/{seed}")
+    if task == "mnli":
+        half = size.test // 2
+        return {
+            "train": train + dev,
+            "validation_matched": _rows(task, half, f"{task}/matched/{seed}"),
+            "validation_mismatched": _rows(
+                task, size.test - half, f"{task}/mismatched/{seed}", actors=g.ANIMALS
+            ),
+        }
+    test = _rows(task, size.test, f"{task}/test/{seed}")
+    if task == "mrpc":
+        return {"train": train, "validation": dev, "test": test}
+    if task == "imdb":
+        return {"train": train, "test": dev + test}
+    return {"train": train + dev, "validation": test}
+
+
+def make_row(task: str, rng: Random) -> Row:
+    """One row with a clean label, as dev and test have it."""
+    return _MAKERS[task](rng, g.HUMANS)
+
+
+def _rows(
+    task: str,
+    count: int,
+    seed: str,
+    long_share: float = 0.0,
+    actors: tuple[tuple[str, str], ...] = g.HUMANS,
+) -> list[Row]:
+    rng = Random(seed)
+    rows = []
+    for _ in range(count):
+        row = _MAKERS[task](rng, actors)
+        if g.coin(rng, long_share):
+            _lengthen(row, rng, SIZES[task].max_tokens)
+        rows.append(row)
+    return rows
+
+
+def _flip_labels(rows: list[Row], classes: int, noise: float, rng: Random) -> None:
+    for row in rows:
+        shift = 1 + rng.randrange(classes - 1)
+        if g.coin(rng, noise):
+            row["label"] = (int(str(row["label"])) + shift) % classes
+
+
+def _lengthen(row: Row, rng: Random, max_tokens: int) -> None:
+    """Put scenes before the first text until it alone exceeds the limit; the label stays true."""
+    column = next(iter(row))
+    text = str(row[column])
+    # Punctuation also counts as tokens, so that more words than the limit are certainly enough.
+    while len(text.split()) <= max_tokens:
+        text = f"{g.scene(rng)} {text}"
+    row[column] = text
+
+
+# ---------------------------------------------------------------------------------------------
+# Single texts
+
+
+def _sst2(rng: Random, _actors: tuple[tuple[str, str], ...]) -> Row:
+    positive = g.coin(rng)
+    text = g.judgement(rng, positive)
+    if g.coin(rng, 0.3):
+        text = f"{g.scene(rng)} {text}"
+    return {"sentence": text, "label": int(positive)}
+
+
+def _imdb(rng: Random, _actors: tuple[tuple[str, str], ...]) -> Row:
+    """Three to five judgements of which the majority decides, between scenes from the film."""
+    positive = g.coin(rng)
+    agreeing, opposing = rng.choice(((3, 0), (4, 0), (2, 1), (4, 1)))
+    votes = [positive] * agreeing + [not positive] * opposing
+    parts = []
+    while votes:
+        vote = votes.pop(rng.randrange(len(votes)))
+        parts.append(g.judgement(rng, vote, negation=0.15, contrasts=0.2))
+        if g.coin(rng, 0.3):
+            parts.append(g.scene(rng))
+    return {"text": " ".join(parts), "label": int(positive)}
+
+
+def _cola(rng: Random, actors: tuple[tuple[str, str], ...]) -> Row:
+    acceptable = g.coin(rng, 0.6)
+    words, mark = _plain_sentence(rng, actors)
+    if not acceptable:
+        words = _spoil(rng, words)
+    return {"sentence": g.sentence(words, mark), "label": int(acceptable)}
+
+
+def _plain_sentence(rng: Random, actors: tuple[tuple[str, str], ...]) -> tuple[str, str]:
+    fact = g.draw_fact(rng, actors)
+    kind = rng.randrange(4)
+    if kind == 0:
+        return f"what did {fact.who()} {fact.do()} {fact.where()}", "?"
+    if kind == 1:
+        return g.contrast(rng, g.coin(rng)), "."
+    return g.tell(rng, fact, synonyms=True), "."
+
+
+def _spoil(rng: Random, words: str) -> str:
+    """Break the grammar of a sentence: mostly by disorder, sometimes by a word lost or doubled."""
+    tokens = words.replace(",", " ,").split()
+    kind = rng.random()
+    if kind < 0.7:
+        tokens = _disorder(rng, tokens, 5)
+    elif kind < 0.85:
+        articles = [i for i, word in enumerate(tokens) if word in ("the", "a")]
+        del tokens[rng.choice(articles)]
+    else:
+        place = 1 + rng.randrange(len(tokens) - 2)
+        tokens.insert(place, tokens[place])
+    return " ".join(tokens).replace(" ,", ",")
+
+
+def _disorder(rng: Random, tokens: list[str], width: int) -> list[str]:
+    """Shuffle a window of words until it reads differently."""
+    start = rng.randrange(max(1, len(tokens) - width + 1))
+    window = tokens[start : start + width]
+    mixed = window
+    while mixed == window:
+        pool = list(window)
+        mixed = [pool.pop(rng.randrange(len(pool))) for _ in window]
+    return tokens[:start] + mixed + tokens[start + width :]
+
+
+# ---------------------------------------------------------------------------------------------
+# Pairs
+
+# Whether two sentences fit together must show in a few kinds of words (good or bad, where or when):
+# models of this size do not learn to compare sentences word by word in minutes.
+
+
+def _mrpc(rng: Random, _actors: tuple[tuple[str, str], ...]) -> Row:
+    """Two remarks on the same aspect of a film; the same if both praise it or both blame it."""
+    same, positive = g.coin(rng), g.coin(rng)
+    aspect = rng.choice(g.ASPECTS)
+    first, second = (
+        g.remark(rng, g.opinion(rng, side, g.coin(rng, 0.15), aspect))
+        for side in (positive, positive == same)
+    )
+    return {"sentence1": first, "sentence2": second, "label": int(same)}
+
+
+_ADVICE = (
+    ("how do I {v} {t}", "how can I {v} {t} at home", "what is the best way to {v} {t}"),
+    ("where can I {v} {t}", "where do people {v} {t}", "which place is best to {v} {t}"),
+    ("why did you {v} {t}", "why would anybody {v} {t}", "what is the reason to {v} {t}"),
+)
+
+
+def _qqp(rng: Random, _actors: tuple[tuple[str, str], ...]) -> Row:
+    """Two questions about one thing; the same if both ask how, both where or both why."""
+    same = g.coin(rng)
+    fact = g.draw_fact(rng)
+    first = rng.randrange(len(_ADVICE))
+    second = first if same else g.other_index(rng, first, len(_ADVICE))
+    return {
+        "question1": _ask_advice(rng, fact, _ADVICE[first]),
+        "question2": _ask_advice(rng, fact, _ADVICE[second]),
+        "label": int(same),
+    }
+
+
+def _ask_advice(rng: Random, fact: g.Fact, frames: tuple[str, ...]) -> str:
+    words = rng.choice(frames).format(v=fact.do(rng.randrange(2)), t=fact.what(rng.randrange(2)))
+    return g.sentence(words, "?")
+
+
+_REASONS = ("for a friend", "for the party", "for a bet", "for the king")
+
+
+def _qnli(rng: Random, actors: tuple[tuple[str, str], ...]) -> Row:
+    """Where, when or why? The sentence tells one of them, which may be the wrong one."""
+    answered = g.coin(rng)
+    fact = g.draw_fact(rng, actors)
+    asked = rng.randrange(3)
+    told = asked if answered else g.other_index(rng, asked, 3)
+    details = (fact.where(), f"on {rng.choice(g.DAYS)}", rng.choice(_REASONS))
+    question = f"{('where', 'when', 'why')[asked]} did {fact.who()} {fact.do()}"
+    return {
+        "question": g.sentence(f"{question} {fact.what(article='the')}", "?"),
+        "sentence": g.sentence(f"{fact.who()} {fact.did()} {fact.what()} {details[told]}"),
+        "label": int(not answered),
+    }
+
+
+_CRITICS = {
+    True: ("the critic liked {a}", "the audience enjoyed {a}", "{a} pleased the critic"),
+    False: ("the critic disliked {a}", "the audience endured {a}", "{a} annoyed the critic"),
+}
+
+
+def _rte(rng: Random, _actors: tuple[tuple[str, str], ...]) -> Row:
+    """Does the critic's mood follow from what was said of the film?"""
+    follows, positive = g.coin(rng), g.coin(rng)
+    aspect = rng.choice(g.ASPECTS)
+    premise = g.remark(rng, g.opinion(rng, positive, g.coin(rng, 0.15), aspect))
+    if g.coin(rng, 0.3):
+        premise = f"{g.scene(rng)} {premise}"
+    claim = rng.choice(_CRITICS[positive == follows]).format(a=f"the {aspect}")
+    return {"sentence1": premise, "sentence2": g.sentence(claim), "label": int(not follows)}
+
+
+_EXTRAS = ("with a friend", "before the party", "during a storm", "after a walk")
+
+
+def _mnli(rng: Random, actors: tuple[tuple[str, str], ...]) -> Row:
+    """Entailment repeats a detail, neutral adds a new one, contradiction denies the event."""
+    label = rng.randrange(3)
+    fact = g.draw_fact(rng, actors)
+    extra = rng.choice(_EXTRAS)
+    # Premises name such details and deny things too, so that a word alone decides less.
+    told_extra, denied = g.coin(rng, 0.4), g.coin(rng, 0.3)
+    event = f"{fact.did()} {fact.what()}"
+    who = fact.who().replace("the", "no", 1) if denied else fact.who()
+    premise = f"{who} {event} {extra if told_extra else fact.where()}"
+    detail = extra if told_extra else fact.where()
+    if label == 1:
+        detail = _EXTRAS[g.other_index(rng, _EXTRAS.index(extra), len(_EXTRAS))]
+    if label == 2:
+        who = fact.who() if denied else fact.who().replace("the", "no", 1)
+    # All three kinds are equally long: length must not tell them apart.
+    claim = f"{who} {fact.did()} a {g.THINGS[fact.thing][0]} {detail}"
+    return {"premise": g.sentence(premise), "hypothesis": g.sentence(claim), "label": label}
+
+
+_MAKERS: dict[str, Callable[[Random, tuple[tuple[str, str], ...]], Row]] = {
+    "cola": _cola,
+    "mnli": _mnli,
+    "mrpc": _mrpc,
+    "qnli": _qnli,
+    "qqp": _qqp,
+    "rte": _rte,
+    "sst2": _sst2,
+    "imdb": _imdb,
+}

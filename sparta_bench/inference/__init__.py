@@ -1,0 +1,1 @@
+"""Predictions and scores of what was trained."""

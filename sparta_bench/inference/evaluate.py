@@ -1,0 +1,172 @@
+"""Scores of whatever this project saves, on a task's dev and test sets."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparta_bench.adapters.load_adapter import Loaded
+from sparta_bench.adapters.manifest import Description
+from sparta_bench.config.compose import choices
+from sparta_bench.config.schema import Config, TaskConfig
+from sparta_bench.data.splits import Splits, load_splits
+from sparta_bench.data.tokenize import Encoded, cache_folder, encode
+from sparta_bench.devices import accelerator_of
+from sparta_bench.errors import InputError
+from sparta_bench.inference.predict import ready
+from sparta_bench.models.classifier import Classifier, why_not_finite
+from sparta_bench.models.dtypes import DTYPES, Precision
+from sparta_bench.records.environment import environment
+from sparta_bench.records.write import now
+from sparta_bench.training.evaluation import evaluate, evaluation_batch_size
+
+SCHEMA = 1  # of what `evaluation_of` returns
+
+
+@dataclass
+class Sets:
+    """A task's dev and test sets as a classifier reads them, and the hash of the task's data."""
+
+    dev: Encoded
+    test: Encoded
+    fingerprint: str
+
+
+def check_fits(about: Description, task: TaskConfig, what: str) -> None:
+    """Whether a classifier can be scored on a task: its labels and columns are the task's.
+
+    Raises
+    ------
+    InputError
+        If not; `what` names the classifier.
+    """
+    for name in ("labels", "columns"):
+        mine, theirs = getattr(about, name), getattr(task, name)
+        if mine != theirs:
+            raise InputError(
+                f"task={task.name}: its {name} are {', '.join(theirs)}; {what} was trained for "
+                f"{', '.join(mine)}"
+            )
+
+
+def sets_of(
+    about: Description, tokenizer: Any, config: Config, splits: Splits | None = None
+) -> Sets:
+    """The sets of `config.task`, read as the classifier was trained to.
+
+    Raises
+    ------
+    InputError
+        If the data cannot be had, or an input has no token.
+    """
+    raw = splits or load_splits(config.task)
+    folder = cache_folder(config)
+    dev, test = (
+        encode(examples, about, about.model.kind, tokenizer, folder, name)
+        for examples, name in ((raw.dev, "dev"), (raw.test, "test"))
+    )
+    return Sets(dev, test, raw.fingerprint())
+
+
+def scores_of(classifier: Classifier, sets: Sets, config: Config) -> dict[str, dict[str, float]]:
+    """Loss (nats per example), accuracy and mcc on dev and test, on `config.device`.
+
+    Raises
+    ------
+    InputError
+        If what comes out is no number.
+    """
+    accelerator = accelerator_of(config)
+    classifier.to(accelerator.device)
+    size = evaluation_batch_size(config.train)
+    scores = {
+        name: evaluate(accelerator, classifier, data, size)
+        for name, data in (("dev", sets.dev), ("test", sets.test))
+    }
+    if not all(math.isfinite(found["loss"]) for found in scores.values()):
+        raise InputError(f"no scores come out: {why_not_finite(classifier)}")
+    return scores
+
+
+def settings_for(about: Description, settings: Sequence[str], what: Path) -> list[str]:
+    """The overrides to compose: the given ones, and the classifier's own task where none is named.
+
+    Raises
+    ------
+    InputError
+        If none is named and its own is not one of `conf/task`.
+    """
+    if any(text.startswith("task=") for text in settings):
+        return list(settings)
+    if about.task is None or about.task not in choices("task"):
+        raise InputError(
+            f"{what}: does not say on which task it was trained, or it is none of conf/task; "
+            "name one with task=NAME"
+        )
+    return [f"task={about.task}", *settings]
+
+
+def as_text(found: Sequence[dict[str, Any]]) -> str:
+    """A line for each set of each evaluation."""
+    width = max(len(one["head"]) for one in found)
+    lines = []
+    for one in found:
+        for split in ("dev", "test"):
+            scores = one[split]
+            lines.append(
+                f"{one['head']:<{width}}  {one['task']} {split:<4}  loss {scores['loss']:.4f}, "
+                f"accuracy {scores['accuracy']:.2%}, mcc {scores['mcc']:.3f}  "
+                f"({one['data'][split]:,} examples)"
+            )
+    return "\n".join(lines)
+
+
+def evaluation_of(
+    loaded: Loaded, config: Config, what: str, dtype: str | None = None
+) -> dict[str, Any]:
+    """The scores of a classifier from disk, with what they are scores of; for JSON.
+
+    Parameters
+    ----------
+    what
+        What the user called the classifier.
+    dtype
+        To compute in; null: that of training, but float32 on a CPU.
+
+    Raises
+    ------
+    InputError
+        If the classifier does not fit the task, or the data cannot be had.
+    """
+    about, task = loaded.about, config.task
+    check_fits(about, task, what)
+    sets = sets_of(about, loaded.tokenizer, config)
+    accelerator = accelerator_of(config)
+    computes_in = ready(loaded, accelerator.device, dtype)
+    started = time.perf_counter()
+    scores = scores_of(loaded.classifier, sets, config)
+    return {
+        "schema": SCHEMA,
+        "task": task.name,
+        "model": about.model.name,
+        "method": about.method["name"],
+        "density": about.density,
+        "seed": about.seed,
+        "base_model": about.base_model,
+        "data": {"dev": len(sets.dev), "test": len(sets.test), "fingerprint": sets.fingerprint},
+        **scores,
+        "seconds": round(time.perf_counter() - started, 3),
+        "finished": now(),
+        "environment": _environment(accelerator.device, about, computes_in),
+    }
+
+
+def _environment(device: torch.device, about: Description, computes_in: str) -> dict[str, Any]:
+    precision = Precision(DTYPES[computes_in], DTYPES[about.dtypes["trained"]])
+    return environment(device, precision, 1)

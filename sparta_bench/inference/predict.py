@@ -1,0 +1,314 @@
+"""Labels of new texts, by a classifier from disk; as many texts as there are, batch by batch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from sparta_bench.adapters.load_adapter import Loaded
+from sparta_bench.adapters.manifest import Description
+from sparta_bench.adapters.multi_head import LoadedHeads, MultiHead
+from sparta_bench.data.batches import evaluation_batches
+from sparta_bench.data.examples import BadRowError, is_unicode, parse_texts
+from sparta_bench.data.local_files import json_object, numbered_lines
+from sparta_bench.data.prompts import render
+from sparta_bench.data.tokenize import Encoded, tokenize
+from sparta_bench.devices import is_lack_of_memory
+from sparta_bench.errors import InputError
+from sparta_bench.models.classifier import Classifier, why_not_finite
+from sparta_bench.models.dtypes import DTYPES
+
+Texts = tuple[str, ...]  # of one example, in the model's reading order
+Example = tuple[str, Texts]  # where it stands, for people, and what
+Line = tuple[str, str | BadRowError]  # the same
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable label (the first of equals), and each label's probability (0 to 1)."""
+
+    label: str
+    probabilities: dict[str, float]
+
+    def as_text(self) -> str:
+        """The label and its probability, with a tab between them."""
+        return f"{self.label}\t{self.probabilities[self.label]:.6f}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"label": self.label, "probabilities": self.probabilities}
+
+    def as_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.as_dict())
+
+
+# ---------------------------------------------------------------------------------- reading
+def lines_of(texts: Sequence[str], file: str | None) -> Iterator[Line]:
+    """The lines to predict: the words of the command line, or of a file, `-` or null for standard
+    input.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or there is no line.
+    """
+    if texts:
+        for number, text in enumerate(texts, start=1):
+            yield f"text {number}", text if is_unicode(text) else BadRowError("is no UTF-8")
+        return
+    name = "standard input" if file in (None, "-") else str(file)
+    none = True
+    with ExitStack() as stack:
+        try:
+            source: BinaryIO = sys.stdin.buffer
+            if name == file:
+                source = stack.enter_context(Path(name).open("rb"))
+            for number, line in numbered_lines(source):
+                none = False
+                yield f"{name}, line {number}", line
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read: {error.strerror}") from None
+    if none:
+        raise InputError(f"{name}: is empty, there is nothing to predict")
+
+
+def read_texts(lines: Iterable[Line], about: Description, jsonl: bool) -> Iterator[Example]:
+    """The texts of each line: one, or a pair with a tab between; or, of `jsonl`, the task's
+    columns by name (or `text`, where the task has one column). Empty lines of jsonl are left out.
+
+    Raises
+    ------
+    InputError
+        At the first line that is something else.
+    """
+    for place, line in lines:
+        try:
+            if isinstance(line, BadRowError):
+                raise line
+            if not jsonl:
+                yield place, _fields(line, about.columns)
+            elif line.strip():
+                yield place, _columns(line, about.columns)
+        except BadRowError as problem:
+            raise InputError(f"{place}: {problem}") from None
+
+
+def _fields(line: str, columns: list[str]) -> Texts:
+    texts = tuple(line.split("\t"))
+    if len(texts) != len(columns):
+        if len(texts) > len(columns):
+            hint = "texts with tabs in them can be given as jsonl"
+        else:
+            hint = "a tab stands between them, in a shell $'one\\tother'"
+        belong = "1 belongs" if len(columns) == 1 else f"{len(columns)} belong"
+        raise BadRowError(
+            f"{len(texts)} tab-separated text{'s' * (len(texts) > 1)}, where {belong} "
+            f"({', '.join(columns)}); {hint}"
+        )
+    return texts
+
+
+def _columns(line: str, columns: list[str]) -> Texts:
+    row = json_object(line)
+    if isinstance(row, BadRowError):
+        raise row
+    if len(columns) == 1 and columns[0] not in row and "text" in row:
+        columns = ["text"]
+    return parse_texts(row, columns)
+
+
+# ------------------------------------------------------------------------------- predicting
+def ready(loaded: Loaded, device: torch.device, dtype: str | None) -> str:
+    """Bring a classifier to where and how it is to compute; its weights keep the values that
+    training left. Returns the dtype it computes in.
+
+    Without a `dtype` that of training: the same predictions as in the run's evaluation. But on a
+    CPU float32 instead of bfloat16, which is far slower there.
+    """
+    if loaded.sparta is not None:
+        loaded.merge_for_good()
+    return move(loaded.classifier, loaded.about.dtypes["model"], device, dtype)
+
+
+def move(
+    model: Classifier | MultiHead, trained: str, device: torch.device, dtype: str | None
+) -> str:
+    """`ready` of a model whose backbone is plain and was trained in that dtype."""
+    if dtype is None:
+        dtype = "float32" if device.type == "cpu" else trained
+    if dtype != trained:
+        for parameter in model.backbone.parameters():  # buffers, such as RoPE's, keep their dtype
+            parameter.data = parameter.data.to(DTYPES[dtype])
+    model.to(device)
+    return dtype
+
+
+def predict(
+    loaded: Loaded, examples: Iterable[Example], batch_size: int, batches: int = 1
+) -> Iterator[list[Prediction]]:
+    """Predictions in the order of the examples, `batch_size` times `batches` of them at a time,
+    of which those of similar length go through the model together.
+
+    Raises
+    ------
+    InputError
+        If a text gives no token, or `examples` raises it: when all before have been predicted.
+    """
+    classifier = loaded.classifier
+    alone = MultiHead(classifier.backbone, {"": classifier.head_weight})
+    reader = _Reader(alone, loaded.tokenizer, {"": loaded.about})
+    for some in _predict_all([reader], examples, batch_size, batches):
+        yield [predictions[""] for predictions in some]
+
+
+def one_reading(heads: Mapping[str, Description]) -> Description:
+    """By which of several heads' tasks a line is read: the first; all have as many columns.
+
+    Raises
+    ------
+    InputError
+        If they have not: some read a text, others a pair.
+    """
+    first = next(iter(heads.values()))
+    for name, about in heads.items():
+        if len(about.columns) != len(first.columns):
+            raise InputError(
+                f"{name} reads {len(about.columns)} text(s) ({', '.join(about.columns)}), and "
+                f"{next(iter(heads))} {len(first.columns)}; --head NAME chooses one"
+            )
+    return first
+
+
+def predict_heads(
+    loaded: LoadedHeads, examples: Iterable[Example], batch_size: int, batches: int = 1
+) -> Iterator[list[dict[str, Prediction]]]:
+    """The same of every head, by name: one forward pass for all that read a text alike (those of
+    base models; instruction models have a prompt for each task).
+
+    Raises
+    ------
+    InputError
+        As `predict`.
+    """
+    reading: dict[str, dict[str, Description]] = {}
+    for name, about in loaded.about.items():
+        key = repr((about.prompt, about.separator, about.undo_spacing, about.model.kind))
+        reading.setdefault(key, {})[name] = about
+    readers = [_Reader(loaded.model, loaded.tokenizer, heads) for heads in reading.values()]
+    for some in _predict_all(readers, examples, batch_size, batches):
+        yield [{name: found[name] for name in loaded.about} for found in some]
+
+
+def as_text(predictions: Mapping[str, Prediction]) -> str:
+    """One line for all heads: name, label and probability of each, with tabs between them."""
+    return "\t".join(f"{name}\t{one.as_text()}" for name, one in predictions.items())
+
+
+def as_json(predictions: Mapping[str, Prediction]) -> str:
+    """One line of JSON: of each head, by name, what `Prediction.as_json` gives."""
+    return json.dumps({name: one.as_dict() for name, one in predictions.items()})
+
+
+@dataclass
+class _Reader:
+    """A model, and those of its heads that read a text alike."""
+
+    model: MultiHead
+    tokenizer: Any
+    heads: dict[str, Description]
+
+
+def _predict_all(
+    readers: Sequence[_Reader], examples: Iterable[Example], batch_size: int, batches: int
+) -> Iterator[list[dict[str, Prediction]]]:
+    source = iter(examples)
+    while True:
+        some, fault = _take(source, batch_size * batches)
+        found: list[list[dict[str, Prediction]]] = []
+        for reader in readers:
+            encoded, fault = _encode(reader, some, fault)
+            try:
+                found.append(_predict(reader, encoded, batch_size))
+            except (RuntimeError, MemoryError) as error:
+                if not is_lack_of_memory(error):
+                    raise
+                raise _too_long(some, encoded) from None
+        # a text without a token ends what one reader can give
+        if together := [dict(ChainMap(*parts)) for parts in zip(*found, strict=False)]:
+            yield together
+        if fault is not None:
+            raise fault
+        if len(some) < batch_size * batches:
+            return
+
+
+def _too_long(some: list[Example], encoded: Encoded) -> InputError:
+    tokens, row = max((tokens, -row) for row, tokens in enumerate(encoded.lengths()))
+    return InputError(
+        f"{some[-row][0]}: {tokens:,} tokens, the most of those read together, for which the "
+        "memory does not suffice; a smaller --batch-size helps where it is not this text alone"
+    )
+
+
+def _take(source: Iterator[Example], count: int) -> tuple[list[Example], InputError | None]:
+    some: list[Example] = []
+    try:
+        for example in source:
+            some.append(example)
+            if len(some) == count:
+                break
+    except InputError as error:
+        return some, error
+    return some, None
+
+
+def _encode(
+    reader: _Reader, some: list[Example], fault: InputError | None
+) -> tuple[Encoded, InputError | None]:
+    about = next(iter(reader.heads.values()))
+    inputs = [render(texts, about, about.model.kind) for _, texts in some]
+    rows = tokenize(inputs, reader.tokenizer) if inputs else []
+    for number, row in enumerate(rows):
+        if not row:
+            place = some[number][0]
+            fault = InputError(
+                f"{place}: an empty text, and the tokenizer adds no BOS token, so the model would "
+                "have nothing to read"
+            )
+            rows = rows[:number]
+            break
+    return Encoded([np.asarray(row, dtype=np.int32) for row in rows], [0] * len(rows)), fault
+
+
+@torch.no_grad()
+def _predict(reader: _Reader, encoded: Encoded, batch_size: int) -> list[dict[str, Prediction]]:
+    device = next(reader.model.parameters()).device
+    logits = {
+        name: torch.zeros(len(encoded), len(about.labels), dtype=torch.float64)
+        for name, about in reader.heads.items()
+    }
+    for rows in evaluation_batches(encoded.lengths(), batch_size):
+        batch = encoded.collate(rows)
+        batch.pop("labels")
+        out = reader.model(**{name: tensor.to(device) for name, tensor in batch.items()})
+        for name, values in logits.items():
+            values[torch.tensor(rows)] = out[name].cpu().double()
+    if not all(values.isfinite().all() for values in logits.values()):
+        raise InputError(f"no probabilities come out: {why_not_finite(reader.model)}")
+    predictions: list[dict[str, Prediction]] = [{} for _ in range(len(encoded))]
+    for name, values in logits.items():
+        labels = reader.heads[name].labels
+        best, shares = values.argmax(dim=1).tolist(), values.softmax(dim=1).tolist()
+        for found, place, row in zip(predictions, best, shares, strict=True):
+            found[name] = Prediction(labels[place], dict(zip(labels, row, strict=True)))
+    return predictions

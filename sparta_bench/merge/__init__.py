@@ -1,1 +1,0 @@
-"""What can be made of trained things: plain folders, other layouts, several tasks in one model."""

@@ -1,0 +1,60 @@
+"""SpaRTA (section 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from sparta_bench.config.schema import SpartaConfig
+from sparta_bench.errors import InputError
+from sparta_bench.methods.trained import HEAD, Trained
+from sparta_bench.models.classifier import Classifier
+from sparta_bench.models.dtypes import Precision
+from sparta_bench.sparta import SpartaAdapter
+
+
+def sparta(
+    classifier: Classifier, method: SpartaConfig, precision: Precision, seed: int
+) -> Trained:
+    """Deltas at random places of the backbone, and the head (section 4)."""
+    try:
+        adapter = SpartaAdapter(
+            classifier.backbone,
+            method.density,
+            seed,
+            method.targets,
+            method.density_of,
+            precision.trained_dtype,
+            merge_after_step=False,  # the loop calls `write`
+        )
+    except ValueError as error:
+        raise InputError(f"method.{error}") from None
+    return SpartaTrained(adapter, classifier.head_weight)
+
+
+class SpartaTrained(Trained):
+    """The deltas of an adapter, and the head."""
+
+    def __init__(self, adapter: SpartaAdapter, head_weight: nn.Parameter) -> None:
+        values = {**adapter.deltas, HEAD: head_weight}
+        super().__init__(values, adapter.chosen, adapter.base_fingerprint)
+        self.sparta = adapter
+        self.kernels = adapter.kernels
+
+    def write(self) -> None:
+        self.sparta.merge()
+
+    def lost_to_rounding(self) -> float:
+        return self.sparta.lost_to_rounding()
+
+    def adapter(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, about = self.sparta.saved()
+        return {**tensors, HEAD: self.values[HEAD].detach().cpu()}, about
+
+    def merge_for_good(self) -> None:
+        self.sparta.bake()
+
+    def release(self) -> bool:
+        self.sparta.detach()
+        return True

@@ -1,0 +1,1 @@
+"""Result records (`result.json`): their layout, reading and writing."""

@@ -1,0 +1,281 @@
+"""Reading records as they lie on disk. No torch."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparta_bench.errors import InputError
+from sparta_bench.files import json_of
+from sparta_bench.records.record import (
+    DEFAULT,
+    INCOMPLETE,
+    MERGE_SCHEMA,
+    METRICS,
+    OVERLAP,
+    RESULT,
+    SAVED,
+    SCHEMA,
+    STATUSES,
+    Cell,
+    LeftOut,
+    Record,
+    identity_of,
+)
+
+
+def read_json(folder: Path) -> dict[str, Any] | None:
+    """The record in a run's folder, or null if there is none that is whole and of this version."""
+    found = look_into(folder)
+    return None if isinstance(found, str) else found
+
+
+def look_into(folder: Path) -> dict[str, Any] | str | None:
+    """The record in a run's folder; the reason why it is not whole; or null if there is none."""
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    record = read_record(path)
+    if isinstance(record, str):
+        return record
+    raw = record.raw
+    error = raw.get("error")
+    says_why = isinstance(error, dict) and isinstance(error.get("message"), str)
+    if (record.status == "completed" and seconds_of(raw) is None) or (
+        record.status == "failed" and not says_why
+    ):
+        return INCOMPLETE
+    return raw
+
+
+def read_records(folders: Iterable[Path]) -> tuple[list[Record], list[LeftOut]]:
+    """Every `result.json` below the folders, in the order of their paths.
+
+    A file that is no record of this version is left out with the reason, as is the second copy
+    of a run: that stays which is completed, or else beside which there is what it has saved.
+    """
+    names = [name for folder in folders for name in files_below(folder, RESULT)]
+    collecting = gc.isenabled()
+    gc.disable()  # nothing here is garbage, and looking for it takes a third of the time
+    try:
+        return _read_records(sorted(names))
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _read_records(names: Iterable[str]) -> tuple[list[Record], list[LeftOut]]:
+    records: dict[str, Record] = {}
+    left_out: list[LeftOut] = []
+    for path in map(Path, names):
+        record = read_record(path)
+        if isinstance(record, str):
+            left_out.append(LeftOut(path, record))
+            continue
+        other = records.get(record.run_id)
+        if other is None:
+            records[record.run_id] = record
+            continue
+        # a run that was cut off or failed may have been run again elsewhere
+        kept, second = (record, other) if _worth(record) > _worth(other) else (other, record)
+        records[record.run_id] = kept
+        left_out.append(LeftOut(second.path, "a second copy of a run", second.cell))
+    return list(records.values()), left_out
+
+
+def _worth(record: Record) -> tuple[bool, bool]:
+    return record.status == "completed", saved_by(record) is not None
+
+
+def saved_by(record: Record) -> Path | None:
+    """The folder with what a run trained, if it is there."""
+    folders = (record.path.parent / name for name in SAVED.values())
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def only_own(places: Sequence[Path]) -> str:
+    """Says that a command which was given no folder has looked at `own_folders` alone."""
+    names = " and ".join(map(str, places))
+    return f"of {names} alone; given a folder, such as {DEFAULT}, all records below it count"
+
+
+def folders_of(command: str, given: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The folders that a command is about, and those in which its records are: those given, or
+    `DEFAULT` and its `own_folders`.
+
+    Raises
+    ------
+    InputError
+        With a line for each that is not there.
+    """
+    folders = list(given) or [DEFAULT]
+    missing = [folder for folder in folders if not folder.is_dir()]
+    if missing:
+        raise InputError(*(f"{command}: {folder}: there is no such folder" for folder in missing))
+    return folders, folders if given else own_folders(DEFAULT)
+
+
+def own_folders(results: Path) -> list[Path]:
+    """What of a results folder has come of its own runs and merges, and not of other collections of
+    records that lie in it; all of it where it has none of its own."""
+    own = [results / name for name in ("runs", "merges") if (results / name).is_dir()]
+    return own or [results]
+
+
+def read_record(path: Path) -> Record | str:
+    """The record in a file, or the reason why it holds none."""
+    try:
+        return record_of(path, json_of(path))
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except ValueError:
+        return "is no JSON"
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
+        return INCOMPLETE
+
+
+def files_below(folder: Path, name: str) -> list[str]:
+    """The paths of all files of that name."""
+    return [
+        os.path.join(parent, name)  # noqa: PTH118, thousands of texts sort faster
+        for parent, _, files in os.walk(folder)
+        if name in files
+    ]
+
+
+def read_merge(path: Path) -> dict[str, Any] | str:
+    """The record of two merged runs in a file, or the reason why it holds none."""
+    try:
+        raw = json_of(path)
+        if not isinstance(raw, dict) or raw.get("schema") != MERGE_SCHEMA:
+            return f"is of another schema than {MERGE_SCHEMA}"
+        rule, overlap = raw["rule"], raw["overlap"]
+        for key in ("alone", "merged", *(() if raw["thinned"] is None else ("thinned",))):
+            for number in (0, 1):
+                for split in ("dev", "test"):
+                    if not all(math.isfinite(raw[key][number][split][name]) for name in METRICS):
+                        return f"{key} holds scores that are not finite"
+        _text(rule["how"]), _text(raw["merge_id"]), _density(rule["keep"])
+        for number in (0, 1):
+            run = raw["runs"][number]
+            _text(run["run_id"]), _text(run["task"])
+            if not isinstance(run["seed"], int):
+                raise TypeError
+        for number in (*overlap["changed"], *(overlap[key] for key in OVERLAP)):
+            if not math.isfinite(number):
+                raise TypeError
+        if len(overlap["changed"]) != 2:
+            raise TypeError
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except ValueError:
+        return "is no JSON"
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
+        return "lacks a key of a merge's record, or has one of another type"
+    return raw
+
+
+def seconds_of(raw: Mapping[str, Any]) -> float | None:
+    """What a completed run took: training, evaluations and features; null if it does not say."""
+    try:
+        training = raw["training"]
+        features = training.get("features_seconds") or 0.0  # null, and not there in older records
+        seconds = float(training["seconds"] + training["evaluation_seconds"] + features)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
+        return None
+    return seconds if 0 <= seconds < 1e100 else None  # sums must not overflow
+
+
+def record_of(path: Path, raw: Any) -> Record | str:
+    """A record from its JSON, or the reason why it is none.
+
+    Raises
+    ------
+    KeyError, TypeError, AttributeError, IndexError, OverflowError
+        If keys are missing or of another type.
+    """
+    if not isinstance(raw, dict):
+        return "is no JSON object"
+    if not isinstance(raw["schema"], int):
+        return INCOMPLETE
+    if raw["schema"] != SCHEMA:
+        return f"schema {str(raw['schema'])[:20]}; this version reads schema {SCHEMA}"
+    if raw["status"] not in STATUSES:
+        return f"status {str(raw['status'])[:20]}"
+    if not isinstance(raw["seed"], int) or not isinstance(raw["run_id"], str):
+        return "seed or run_id is of another type"
+    if raw["status"] == "completed":
+        for split in ("dev", "test"):
+            for metric in METRICS:
+                if not math.isfinite(raw[split][metric]):
+                    return f"{split}.{metric} is not finite"
+        _check_numbers(raw["parameters"], "total", "trainable", "head")
+        _check_numbers(raw["data"], "train", "train_dropped", "dev", "test")
+    config = raw["config"]
+    _check_numbers(config["train"], "learning_rate", "batch_size", "epochs")
+    cell = Cell(
+        _text(raw["model"]), _text(raw["task"]), _method(raw["method"], config["method"]),
+        _density(raw["density"]),
+    )  # fmt: skip
+    environment = raw["environment"] or {}
+    processes = environment.get("processes")
+    identity = identity_of(config, processes if isinstance(processes, int) else 1)
+    data = raw["data"] or {}
+    compared = {
+        "base": raw["base_model"]["fingerprint"],
+        "model": {**identity["model"], "dtype": None},
+        "task": identity["task"],
+        "method": identity["method"],
+        "counts": [data.get(split) for split in ("dev", "test")],
+    }
+    protocol = _dumps(compared)
+    setting = {
+        "train": identity["train"],
+        "dtypes": environment.get("dtypes"),
+        "protocol": raw.get("protocol"),
+        "processes": identity.get("processes", 1),
+    }
+    return Record(path, raw, cell, protocol, protocol + _dumps(setting))
+
+
+def _check_numbers(part: Any, *keys: str) -> None:
+    """What tables read of a record, besides its scores."""
+    for key in keys:
+        if type(part[key]) not in (int, float) or not math.isfinite(part[key]):
+            raise TypeError
+
+
+def _method(name: Any, settings: Mapping[str, Any]) -> str:
+    text = _text(name)
+    if text == "sparta" and (settings["targets"], settings["density_of"]) != ("all", "sampled"):
+        if (settings["targets"], settings["density_of"]) == (["v_proj", "o_proj"], "backbone"):
+            return "sparta_vo"
+        targets = settings["targets"]
+        of = ", density of the backbone" if settings["density_of"] == "backbone" else ""
+        return f"sparta on {targets if isinstance(targets, str) else ' '.join(targets)}{of}"
+    if text == "lora" and (settings["r"], settings["targets"]) != (8, ["q_proj", "v_proj"]):
+        return f"lora r={settings['r']} on {' '.join(settings['targets'])}"
+    return text
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _density(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError
+    return float(value)

@@ -1,0 +1,108 @@
+"""A record: its constants, what identifies a run, and its values as they are read. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+DEFAULT = Path("results")  # where commands look that no folder is given to
+SCHEMA = 1
+PROTOCOL = 3  # counted up when the code changes in a way that changes outcomes
+MERGE, MERGE_SCHEMA = "merge.json", 1  # of two merged runs (analysis/merging)
+STATUSES = ("completed", "failed", "interrupted")
+RESULT = "result.json"  # in a run's folder
+LOCK = ".lock"  # beside it, held by the process that is at it
+SAVED = {"adapter": "adapter", "full": "model"}  # folders beside it, by `save`
+RUNNING = "running.json"  # the record before there is anything in it
+METRICS = ("loss", "accuracy", "mcc")
+OVERLAP = ("shared", "shared_by_chance", "conflicts")  # of a merge's, besides `changed`
+
+# How the reasons begin for which a record is not taken, and not replaced either: it may be good.
+NOT_TO_REPLACE = ("schema", "cannot be read")
+INCOMPLETE = "lacks a key of a record, or has one of another type"
+
+# Where things are and what is kept, not what comes out. What the data and the base model are is in
+# their fingerprints, so that the same files elsewhere are the same run.
+NOT_IN_RUN_ID = {
+    "": ("results_dir", "cache_dir", "force", "save", "device"),
+    "model": ("path", "tokenizer", "hub_id", "revision", "shape", "embedded"),
+    "task": ("hub", "data_dir", "tsv", "generated", "on_bad_row"),
+    "train": ("checkpoint_every",),
+}
+
+
+def identity_of(config: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    """A configuration without the keys that cannot change an outcome; with the number of processes
+    that share a run, if they are several and dropout, which each draws for itself, makes it count.
+    """
+    kept = {key: value for key, value in config.items() if key not in NOT_IN_RUN_ID[""]}
+    for group in ("model", "task", "train"):
+        drop = NOT_IN_RUN_ID[group]
+        kept[group] = {key: value for key, value in kept[group].items() if key not in drop}
+    if kept["model"]["kind"] == "base":
+        kept["task"].pop("prompt", None)  # not read
+    if processes > 1 and _has_dropout(config):
+        kept["processes"] = processes
+    return kept
+
+
+def _has_dropout(config: Mapping[str, Any]) -> bool:
+    train, method = config["train"], config["method"]
+    return bool(train["dropout"] > 0 or (method["name"] == "lora" and method["lora_dropout"] > 0))
+
+
+class Cell(NamedTuple):
+    """A place in a table: what is compared, whatever the settings it was trained with.
+
+    `method` is the record's, with what the paper does not vary added where it differs: `sparta_vo`
+    for the authors' script, `sparta on …` and `lora r=…` for other choices.
+    """
+
+    model: str
+    task: str
+    method: str
+    density: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One `result.json`. `raw` is the whole of it; scores are null unless it is completed."""
+
+    path: Path
+    raw: dict[str, Any]
+    cell: Cell
+    protocol: str  # what must agree for two records to be compared: base model, data, method
+    setting: str  # what must agree for two records to be runs of one mean: all but the seed
+
+    @property
+    def run_id(self) -> str:
+        return str(self.raw["run_id"])
+
+    @property
+    def status(self) -> str:
+        return str(self.raw["status"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.raw["seed"])
+
+    @property
+    def train(self) -> dict[str, Any]:
+        """The resolved training settings, `config.train`."""
+        found: dict[str, Any] = self.raw["config"]["train"]
+        return found
+
+    def score(self, split: str, metric: str) -> float:
+        """`dev` or `test`; loss in nats per example, accuracy 0 to 1, mcc -1 to 1."""
+        return float(self.raw[split][metric])
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A record that no table uses, and why; `cell` is null where it could not be read."""
+
+    path: Path
+    reason: str
+    cell: Cell | None = None

@@ -1,0 +1,64 @@
+"""One job of the command line or of a launcher's worker: from a composed configuration to what is
+told of it. A module of its own, so that workers can import it; torch comes with the first run."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from sparta_bench.config.check import from_dict
+from sparta_bench.config.compose import to_plain
+from sparta_bench.errors import InputError, tell
+from sparta_bench.runs.outcome import Outcome, show
+
+if TYPE_CHECKING:
+    from sparta_bench.runs.assets import Shared
+
+INTERRUPTED = 130
+
+
+def run_composed(composed: Any) -> Outcome:
+    """Run one experiment and tell what came of it."""
+    outcome = attempted(composed)
+    show(outcome)
+    return outcome
+
+
+def attempted(composed: Any) -> Outcome:
+    """Run one experiment; whatever happens to it does not keep others from running."""
+    quiet_libraries()
+    try:
+        config = from_dict(to_plain(composed))
+        from sparta_bench.devices import device_for
+
+        device_for(config)  # before transformers and the like come, which takes many seconds
+        from sparta_bench.runs.grid import attempt
+
+        outcome, _ = attempt(config, shared())
+    except InputError as error:
+        outcome = Outcome("refused", "\n".join(error.lines))
+    except KeyboardInterrupt:
+        # Hydra turns it into an error of its own; the exit code is ours to give
+        tell("interrupted")
+        sys.exit(INTERRUPTED)
+    return outcome
+
+
+@lru_cache(maxsize=1)
+def shared() -> Shared:
+    """What this process's runs share; a launcher's worker runs many jobs."""
+    from sparta_bench.runs.assets import Shared
+
+    return Shared()
+
+
+def quiet_libraries() -> None:
+    """Their progress bars and notices would drown ours, or end up in the JSON."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,1 +1,0 @@
-"""What runs and `merge` left in folders: written, read, checked."""

@@ -1,0 +1,251 @@
+"""Table 6, and what merging costs each method: from records of merged runs (section 8)."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sparta_bench.paper import rows_of
+from sparta_bench.records.read import files_below, read_merge
+from sparta_bench.records.record import MERGE, OVERLAP, LeftOut, Record
+from sparta_bench.tables.format import MISSING, count, signed
+from sparta_bench.tables.paper_tables import row_name, task_name
+from sparta_bench.tables.protocol import TWIN_MODELS
+from sparta_bench.tables.select import Selection
+from sparta_bench.tables.table import Heading, Table
+from sparta_bench.tables.views import line_order
+
+TABLE6 = ("sparta", 0.01)  # method and density: "99% sparsity"
+TABLE6_TASKS = ("sst2", "cola")
+
+
+class Way(NamedTuple):
+    """What is compared: a method, a rule of merging, and whether the two had one seed."""
+
+    method: str
+    density: float | None
+    rule: str
+    same_seed: bool
+
+    @property
+    def name(self) -> str:
+        """For a row or a column."""
+        text = f"{row_name(self.method, self.density)}, {self.rule}"
+        return f"{text}, one seed" if self.same_seed else text
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Two runs of one model, alone and merged. `raw` is the whole record."""
+
+    raw: Mapping[str, Any]
+    runs: tuple[Record, Record]
+
+    @property
+    def way(self) -> Way:
+        """What of the record is compared with other ways."""
+        cell, rule = self.runs[0].cell, self.raw["rule"]
+        kept = "" if rule["keep"] is None else f"DARE {100 * rule['keep']:.3g}%, "
+        name = f"{kept}{'TIES' if rule['how'] == 'ties' else rule['how']}"
+        return Way(cell.method, cell.density, name, self.runs[0].seed == self.runs[1].seed)
+
+    @property
+    def tasks(self) -> tuple[str, str]:
+        """In the order of the record's scores."""
+        return self.runs[0].cell.task, self.runs[1].cell.task
+
+    def score(self, state: str, task: int, metric: str) -> float:
+        """Test score of `alone`, `thinned` or `merged`, of the first or the second task."""
+        return float(self.raw[state][task]["test"][metric])
+
+    def mean(self, state: str, metric: str) -> float:
+        """Over both tasks."""
+        return (self.score(state, 0, metric) + self.score(state, 1, metric)) / 2
+
+
+def read_merges(
+    folders: Iterable[Path], selection: Selection
+) -> tuple[dict[str, list[Merge]], list[LeftOut]]:
+    """The records of merged runs below the folders by model, of those runs that stand in tables."""
+    used = {run.run_id: run for chosen in selection.cells.values() for run in chosen.runs}
+    found: dict[str, dict[str, Merge]] = defaultdict(dict)
+    left_out = []
+    for path in sorted(Path(name) for folder in folders for name in files_below(folder, MERGE)):
+        raw = read_merge(path)
+        if isinstance(raw, str):
+            left_out.append(LeftOut(path, raw))
+            continue
+        one, other = (used.get(run["run_id"]) for run in raw["runs"])
+        if one is None or other is None:
+            left_out.append(LeftOut(path, "a merge of runs that stand in no table"))
+        elif one.cell._replace(task="") != other.cell._replace(task=""):
+            left_out.append(LeftOut(path, "a merge of runs of two models, methods or densities"))
+        elif raw["rule"].get("weights") is not None:
+            left_out.append(LeftOut(path, "a merge with weights, which no table has"))
+        else:
+            found[one.cell.model][raw["merge_id"]] = Merge(raw, (one, other))
+    return {model: list(merges.values()) for model, merges in found.items()}, left_out
+
+
+def merging_tables(merges: Mapping[str, Sequence[Merge]]) -> list[Table]:
+    """Table 6 of each model that has its runs, and the tables of what merging costs."""
+    tables = []
+    for model, found in sorted(merges.items()):
+        tables += [*_table6(model, found), _costs(model, found), _by_tasks(model, found)]
+    return tables
+
+
+def _twin(model: str) -> str:
+    return " (embedded twin, generated text)" if model in TWIN_MODELS else ""
+
+
+# ---------------------------------------------------------------------------------- Table 6
+def _table6(model: str, merges: Sequence[Merge]) -> list[Table]:
+    tasks = tuple(f"tiny-{task}" for task in TABLE6_TASKS) if model in TWIN_MODELS else TABLE6_TASKS
+    method, density = TABLE6
+    way = Way(method, density, "sum", False)
+    found = [merge for merge in merges if merge.way == way and set(merge.tasks) == set(tasks)]
+    if not found:
+        return []
+    rows = [_row6(task_name(task), found, tasks, "alone", only=task) for task in tasks]
+    rows.append(_row6("Merged", found, tasks, "merged"))
+    if model == "gemma-2b":
+        rows += [_paper6(row) for row in rows_of("table6")]
+    over = [Heading(""), *(Heading(task_name(task), 3) for task in tasks)]
+    under = [Heading(""), *(Heading(name) for name in ("loss", "acc.", "mcc") * 2)]
+    notes = (
+        "Each single model on its own task, the merged one on both. Mean ± standard deviation over "
+        f"{count(len(found), 'pair')} of different seeds; accuracy and mcc × 100.",
+    )
+    name = "Our Table 6" if model == "gemma-2b" else f"Table 6 with {model}"
+    title = f"{name}: test loss and accuracy at 99% sparsity, alone and merged{_twin(model)}"
+    key = "table6" if model == "gemma-2b" else f"table6-{model}"
+    return [Table(key, title, (tuple(over), tuple(under)), tuple(rows), notes)]
+
+
+def _row6(
+    name: str, merges: Sequence[Merge], tasks: Sequence[str], state: str, only: str | None = None
+) -> tuple[str, ...]:
+    cells = [name]
+    for task in tasks:
+        if only not in (None, task):
+            cells += [MISSING] * 3
+            continue
+        for metric, scale, digits in (("loss", 1, 3), ("accuracy", 100, 1), ("mcc", 100, 1)):
+            values = [
+                scale * merge.score(state, merge.tasks.index(task), metric) for merge in merges
+            ]
+            cells.append(_spread(values, digits))
+    return tuple(cells)
+
+
+def _paper6(row: Mapping[str, str]) -> tuple[str, ...]:
+    def text(key: str) -> str:
+        return MISSING if row[key] == "-" else row[key].removesuffix("%")
+
+    cells = [f"{row['model']}, paper"]
+    for task in TABLE6_TASKS:
+        cells += [text(f"{task}.loss"), text(f"{task}.accuracy"), MISSING]
+    return tuple(cells)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+# ---------------------------------------------------------------------------- what it costs
+def _costs(model: str, merges: Sequence[Merge]) -> Table:
+    by_way = _ways(merges)
+    heads = (
+        "Adaptation", "rule", "scalars trained", "pairs", "acc. alone", "thinned", "merged",
+        "points lost", "loss added", "entries shared", "by chance", "in conflict",
+    )  # fmt: skip
+    rows = [_cost_row(way, found) for way, found in by_way.items()]
+    notes = (
+        "Test accuracy × 100 as the mean over both tasks of a pair, mean ± standard deviation over "
+        "pairs of tasks and seeds. Points lost: alone less merged. Thinned: alone after DARE.",
+        "Scalars trained: of each model, without its head. Entries shared: changed by both, as a "
+        "share of what the one with fewer changed; by chance: had both chosen as many at random; "
+        "in conflict: with opposite signs, as a share of those shared; all three before DARE.",
+    )
+    title = f"{model}: what merging two models costs{_twin(model)}"
+    return Table(f"merging-{model}", title, (tuple(map(Heading, heads)),), tuple(rows), notes)
+
+
+def _ways(merges: Sequence[Merge]) -> dict[Way, list[Merge]]:
+    """By what is compared, in the order of the paper's rows."""
+    by_way: dict[Way, list[Merge]] = defaultdict(list)
+    for merge in merges:
+        by_way[merge.way].append(merge)
+
+    def key(way: Way) -> tuple[Any, ...]:
+        return *line_order((way.method, way.density)), way.same_seed, way.rule
+
+    return {way: by_way[way] for way in sorted(by_way, key=key)}
+
+
+def _cost_row(way: Way, merges: Sequence[Merge]) -> tuple[str, ...]:
+    def points(state: str) -> list[float]:
+        return [100 * merge.mean(state, "accuracy") for merge in merges]
+
+    alone, merged = points("alone"), points("merged")
+    lost = [one - both for one, both in zip(alone, merged, strict=True)]
+    added = [merge.mean("merged", "loss") - merge.mean("alone", "loss") for merge in merges]
+    thinned = all(merge.raw["thinned"] is not None for merge in merges)
+    rule = f"{way.rule}, one seed" if way.same_seed else way.rule
+    return (
+        row_name(way.method, way.density),
+        rule,
+        f"{statistics.fmean(_trained(merge) for merge in merges):,.0f}",
+        f"{len(merges):,}",
+        _spread(alone, 1),
+        _spread(points("thinned"), 1) if thinned else MISSING,
+        _spread(merged, 1),
+        _spread(lost, 1),
+        signed(statistics.fmean(added), 3),
+        *_shares(merges),
+    )
+
+
+def _trained(merge: Merge) -> float:
+    counts = [run.raw["parameters"] for run in merge.runs]
+    return statistics.fmean(count["trainable"] - count["head"] for count in counts)
+
+
+def _shares(merges: Sequence[Merge]) -> tuple[str, str, str]:
+    """Of all pairs together."""
+    least = sum(min(merge.raw["overlap"]["changed"]) for merge in merges)
+    sums = {key: sum(merge.raw["overlap"][key] for merge in merges) for key in OVERLAP}
+    if not least:
+        return MISSING, MISSING, MISSING
+    conflicts = f"{100 * sums['conflicts'] / sums['shared']:.0f}%" if sums["shared"] else MISSING
+    return (
+        f"{100 * sums['shared'] / least:.1f}%",
+        f"{100 * sums['shared_by_chance'] / least:.1f}%",
+        conflicts,
+    )
+
+
+def _by_tasks(model: str, merges: Sequence[Merge]) -> Table:
+    by_way = _ways(merges)
+    pairs = dict.fromkeys(merge.tasks for merge in merges)
+    rows = []
+    for tasks in pairs:
+        cells = [f"{task_name(tasks[0])} and {task_name(tasks[1])}"]
+        for found in by_way.values():
+            lost = [
+                100 * (merge.mean("alone", "accuracy") - merge.mean("merged", "accuracy"))
+                for merge in found
+                if merge.tasks == tasks
+            ]
+            cells.append(_spread(lost, 1) if lost else MISSING)
+        rows.append(tuple(cells))
+    headings = (Heading("Tasks"), *(Heading(way.name) for way in by_way))
+    title = f"{model}: points of test accuracy that merging costs, by tasks{_twin(model)}"
+    notes = ("Mean over both tasks, mean ± standard deviation over pairs of seeds.",)
+    return Table(f"merging-tasks-{model}", title, (headings,), tuple(rows), notes)

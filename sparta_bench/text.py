@@ -1,0 +1,49 @@
+"""Values as text for people, and texts of records on their way into HTML, SVG and file names."""
+
+from __future__ import annotations
+
+import html
+import re
+
+# characters that XML has not, and those that turn the reading direction of what follows
+_UNFIT = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+
+
+def plain(value: object) -> str:
+    """Any value as text that both XML and a reader can take."""
+    return _UNFIT.sub("\ufffd", str(value))
+
+
+def escaped(value: object) -> str:
+    """Any value as text of HTML or SVG, or as an attribute's value in quotes."""
+    return html.escape(plain(value))
+
+
+def shortened(value: object, length: int) -> str:
+    """At most `length` characters, in one line."""
+    text = " ".join(plain(value).split())
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def spread_text(mean: float, std: float | None, digits: int) -> str:
+    """`97.5 ± 0.6`, or the mean alone."""
+    text = f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
+    return text.replace("-", "−")
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def as_duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 20 min` or `5 days`."""
+    minutes = seconds / 60
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if minutes < 120:
+        return f"{minutes:.0f} min"
+    hours, rest = divmod(round(minutes), 60)
+    return f"{hours} h {rest} min" if hours < 48 else f"{minutes / 1440:.1f} days"
