@@ -18,10 +18,10 @@ demo: .venv/ready  ## the embedded default: offline, on a CPU, in about a minute
 	$(BIN)/sparta-bench
 
 test: .venv/ready  ## the tests: minutes, offline
-	$(BIN)/python -m pytest -m "not slow and not faults"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not faults"
 
 test-slow: .venv/ready  ## the rest: every shipped YAML runs, kills and resumes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 test-faults: .venv/ready  ## kills, full disks and the like; SPARTA_BENCH_FAULTS=long for all of them
 	$(BIN)/python -m pytest -m faults -n 2

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import weakref
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,19 @@ def device_of(name: str, option: str) -> torch.device:
 def device_for(config: Config) -> torch.device:
     """The device of a configuration. Raises InputError if it is not there."""
     return device_of(config.device, f"device={config.device}")
+
+
+@cache
+def _threads_at_start() -> int:
+    return torch.get_num_threads()
+
+
+def set_threads(config: Config) -> None:
+    """Compute an embedded model on one thread of the CPU: its tensors are so small that two threads
+    wait for each other, on busy cores for minutes. OMP_NUM_THREADS decides where it is set."""
+    threads = _threads_at_start()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1 if config.model.embedded else threads)
 
 
 def accelerator_of(config: Config) -> Accelerator:

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sparta_bench import devices
 from sparta_bench.config.compose import compose
+from sparta_bench.devices import set_threads
 from sparta_bench.errors import InputError
 from sparta_bench.records.read import read_json
 from sparta_bench.records.record import identity_of
@@ -32,6 +36,28 @@ RECORD_KEYS = {
 def quick(tmp_path: Path, *overrides: str) -> Any:
     places = [f"results_dir={tmp_path / 'results'}", f"cache_dir={tmp_path / 'cache'}"]
     return compose([*QUICK, *places, *overrides])
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    """How many threads torch has here; they are given back."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+def test_an_embedded_model_takes_one_thread_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    embedded = quick(tmp_path)
+    other = replace(embedded, model=replace(embedded.model, embedded=False))
+    monkeypatch.setattr(devices, "_threads_at_start", lambda: 2)
+    set_threads(embedded)
+    assert torch.get_num_threads() == threads  # OMP_NUM_THREADS is set here
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    for config, expected in ((embedded, 1), (other, 2), (embedded, 1)):
+        set_threads(config)
+        assert torch.get_num_threads() == expected
 
 
 @pytest.mark.parametrize("method", ["full_ft", "head", "lora", "sparta"])

@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `sparta-bench`; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _as_interrupt)
+    # before torch is loaded: its idle threads sleep, and leave the core to others
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = _command(arguments)
         sys.stdout.flush()

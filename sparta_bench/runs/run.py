@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from sparta_bench.config.schema import Config
-from sparta_bench.devices import accelerator_of, is_lack_of_memory
+from sparta_bench.devices import accelerator_of, is_lack_of_memory, set_threads
 from sparta_bench.errors import InputError, TrainingError, reason_of, tell
 from sparta_bench.files import remove_folder, write_json
 from sparta_bench.models.dtypes import precision_of
@@ -68,6 +68,7 @@ def run(
     """
     shared = Shared() if shared is None else shared
     accelerator = accelerator_of(config)
+    set_threads(config)
     run_id = identify(config, shared, accelerator.device, accelerator.num_processes)
     if agreed(accelerator, run_id) != run_id:
         raise RuntimeError("the processes of one run do not see the same data or base model")
