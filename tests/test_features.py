@@ -365,7 +365,7 @@ def test_a_broken_base_model_is_named_and_not_kept(
 @pytest.mark.slow
 def test_two_processes_compute_the_features_of_one(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     histories, found = [], []
     for name, start in (("one", []), ("two", launch), ("two", launch)):
         command = [sys.executable, *start, "-m", "sparta_bench.cli", *QUICK, "device=cpu"]

@@ -261,7 +261,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, method: str) -> No
     if method == "lora":
         settings.append("method.lora_dropout=0")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29513"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     histories, ids = [], set()
     for name, start in (("one", []), ("two", launch)):
         command = [sys.executable, *start, "-m", "sparta_bench.cli", *settings, "device=cpu"]
