@@ -379,7 +379,7 @@ def _median_step(ready: Any, batch: Any, task: Task) -> float:
 def real(task: Task) -> None:
     """Every method for a few hundred steps on a real model; the records stay in `real/`."""
     from sparta_bench.config.compose import compose
-    from sparta_bench.runs.assets import Shared
+    from sparta_bench.runs.assets import AssetCache
     from sparta_bench.runs.run import run
 
     if task.toy:
@@ -392,12 +392,12 @@ def real(task: Task) -> None:
         where = ["model=local", f"model.path='{task.model}'", "task=sst2", "device=cuda"]
         where += [f"task.data_dir='{task.data}'", "train.max_steps=200", "train.eval_every=50"]
         where += ["train.batch_size=32", "train.dropout=0", "train.epochs=1", "train.patience=0"]
-    shared = Shared()
+    assets = AssetCache()
     with tempfile.TemporaryDirectory() as cache:
         for method, settings in REAL_RUNS:
             words = [*where, f"method={method}", *settings, *task.overrides, "save=none"]
             words += [f"results_dir='{task.findings.folder / 'real'}'", f"cache_dir='{cache}'"]
-            record, _, _ = run(compose([*words, "force=true"]), shared)
+            record, _, _ = run(compose([*words, "force=true"]), assets)
             task.findings.add("runs", _run_row(record))
     if any(row["status"] != "completed" for row in task.findings.values["tables"]["runs"]):
         raise RuntimeError("a run has failed; its row names the cause")

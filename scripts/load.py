@@ -130,13 +130,13 @@ def _settings(work: Path) -> list[str]:
 def sweep(work: Path, runs: int) -> dict[str, Any]:
     """Memory after each of many runs of one process, of all four methods in turn."""
     from sparta_bench.config.compose import compose_all, sweep_jobs
-    from sparta_bench.runs.assets import Shared
+    from sparta_bench.runs.assets import AssetCache
     from sparta_bench.runs.grid import Grid
 
     seeds = ",".join(map(str, range(-(-runs // 4))))
     methods = "method=sparta,lora,head,full_ft"
     jobs = sweep_jobs([*_settings(work), f"seed={seeds}", methods])[:runs]
-    grid = Grid(compose_all(jobs), Shared())
+    grid = Grid(compose_all(jobs), AssetCache())
     bytes_after: list[int] = []
     faults: list[str] = []
 

@@ -72,7 +72,7 @@ def measure(folder: Path, cap: int | None) -> dict[str, float]:
     import pyarrow.parquet  # noqa: F401  # what is imported is not counted
 
     from sparta_bench.config.compose import compose
-    from sparta_bench.runs.assets import Shared
+    from sparta_bench.runs.assets import AssetCache
     from sparta_bench.runs.job import quiet_libraries
 
     quiet_libraries()
@@ -81,15 +81,15 @@ def measure(folder: Path, cap: int | None) -> dict[str, float]:
         ["model=tiny-gemma", "task=sst2", f"task.data_dir={folder}", limit,
          f"cache_dir={folder}/cache{cap}"]
     )  # fmt: skip
-    shared = Shared()
-    shared.tokenizer(config.model, config.task)
+    assets = AssetCache()
+    assets.tokenizer(config.model, config.task)
     started, before = time.process_time(), _status("VmRSS")
-    shared.data_fingerprint(config.task)
+    assets.data_fingerprint(config.task)
     read = time.process_time()
-    shared.data(config)
+    assets.data(config)
     encoded = time.process_time()
     held, peak = _status("VmRSS"), _status("VmHWM")
-    again = Shared()
+    again = AssetCache()
     again.tokenizer(config.model, config.task)
     splits = again.splits(config.task)
     middle = time.process_time()

@@ -28,8 +28,8 @@ class TrainingError(Exception):
     """A run that started and cannot go on, with the likely cause (exit code 1)."""
 
 
-def tell(*lines: str) -> None:
-    """Lines on standard error; of several processes only the main one speaks."""
+def log(*lines: str) -> None:
+    """Print lines to standard error; of several processes only the main one does."""
     if os.environ.get("RANK", "0") == "0":
         for line in lines:
             print(f"sparta-bench: {one_line(line)}", file=sys.stderr, flush=True)

@@ -31,7 +31,7 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
-from sparta_bench.errors import reason_of, tell
+from sparta_bench.errors import log, reason_of
 
 Kind = Literal["model", "dataset"]
 Cause = Literal["access", "connection", "other"]  # terms or login; network and cache
@@ -83,7 +83,7 @@ def look(repo: str, revision: str, kind: Kind) -> str | None:
         from datasets import config  # only where needed: it takes seconds
 
         constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
-        tell(f"{endpoint()} does not answer ({type(error).__name__}); only the cache is used")
+        log(f"{endpoint()} does not answer ({type(error).__name__}); only the cache is used")
         return known
 
 
@@ -133,7 +133,7 @@ class Bar(tqdm):  # type: ignore[misc]
             size = settings.get("total")
             known = f", {size / 1e6:,.1f} MB" if size else ""
             name = str(settings.get("desc")).rpartition("/")[2].partition(":")[0]
-            tell(f"downloading {name}{known}")
+            log(f"downloading {name}{known}")
 
     def update_transfer(self, count: int) -> None:
         """With this the client's own store (Xet) has one bar, not two."""

@@ -57,7 +57,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 def plain(folder: Path, base: Path | None, **how: Any) -> Any:
     loaded = load(folder, base and str(base), None, **how)
-    loaded.merge_for_good()
+    loaded.merge_and_unload()
     return loaded
 
 

@@ -29,7 +29,7 @@ from sparta_bench.records.record import LOCK, RUNNING
 from sparta_bench.records.write import write_record
 from sparta_bench.runs import grid as grid_module
 from sparta_bench.runs import job
-from sparta_bench.runs.assets import Shared
+from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.grid import Grid
 from sparta_bench.runs.lock import CHECKPOINT, BusyError
 from sparta_bench.runs.outcome import Outcome
@@ -130,7 +130,7 @@ def test_a_sweep_without_m_is_told() -> None:
 # ------------------------------------------------------------------------------ exactness
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
 def test_runs_that_share_a_process_end_as_if_alone(tmp_path: Path) -> None:
-    shared = Shared()
+    assets = AssetCache()
     orders = [
         ["method=lora"],
         ["method=sparta", "train.dropout=0.1"],
@@ -145,7 +145,7 @@ def test_runs_that_share_a_process_end_as_if_alone(tmp_path: Path) -> None:
     ]
     for number, overrides in enumerate(orders):
         base = [*QUICK, *overrides]
-        together, _, _ = run(compose([*base, *places(tmp_path, "together")]), shared)
+        together, _, _ = run(compose([*base, *places(tmp_path, "together")]), assets)
         alone, _, _ = run(compose([*base, *places(tmp_path, f"alone{number}")]))
         assert together["status"] == alone["status"] == "completed"
         assert [together[key] for key in SCORES] == [alone[key] for key in SCORES], overrides
@@ -164,10 +164,10 @@ def test_a_backbone_is_loaded_once_for_runs_that_restore_it(
         return original(model, *rest)
 
     monkeypatch.setattr(load, "load_backbone", counted)
-    shared = Shared()
+    assets = AssetCache()
     for seed, method in enumerate(("lora", "sparta", "head", "sparta", "full_ft", "head")):
         settings = [f"method={method}", f"seed={seed}", "train.dropout=0.1"]
-        run(compose([*QUICK, *places(tmp_path), *settings]), shared)
+        run(compose([*QUICK, *places(tmp_path), *settings]), assets)
     # full fine-tuning keeps no second copy of the weights
     assert loads == ["tiny-gemma", "tiny-gemma"]
 
@@ -177,7 +177,7 @@ def test_a_failed_run_leaves_nothing_to_the_next(
 ) -> None:
     from sparta_bench.training import loop
 
-    shared = Shared()
+    assets = AssetCache()
     alone, _, _ = run(compose([*QUICK, *places(tmp_path, "alone"), "method=sparta"]))
     with monkeypatch.context() as patch:
         original = loop.Training._step
@@ -189,9 +189,9 @@ def test_a_failed_run_leaves_nothing_to_the_next(
             return loss
 
         patch.setattr(loop.Training, "_step", breaks)
-        failed, _, _ = run(compose([*QUICK, *places(tmp_path), "seed=1"]), shared)
+        failed, _, _ = run(compose([*QUICK, *places(tmp_path), "seed=1"]), assets)
     assert failed["status"] == "failed"
-    after, _, _ = run(compose([*QUICK, *places(tmp_path), "method=sparta"]), shared)
+    after, _, _ = run(compose([*QUICK, *places(tmp_path), "method=sparta"]), assets)
     assert [after[key] for key in SCORES] == [alone[key] for key in SCORES]
 
 
@@ -216,9 +216,9 @@ def test_a_failed_run_is_freed_before_the_next_model_is_loaded(
 
     monkeypatch.setattr(module, "load_classifier", watched)
     monkeypatch.setattr(loop.Training, "_step", breaks)
-    shared = Shared()
+    assets = AssetCache()
     for seed in range(3):
-        run(compose([*QUICK, *places(tmp_path), f"seed={seed}"]), shared)
+        run(compose([*QUICK, *places(tmp_path), f"seed={seed}"]), assets)
     assert alive == [0, 0, 0]
 
 
@@ -250,7 +250,7 @@ def test_a_sweep_ends_where_the_device_does_not_answer(
 
     monkeypatch.setattr(loop.Training, "_step", breaks)
     monkeypatch.setattr(module, "_answers", lambda device: False)
-    grid = Grid(compose_all(sweep_jobs([*QUICK, *places(tmp_path), "seed=0,1,2"])), Shared())
+    grid = Grid(compose_all(sweep_jobs([*QUICK, *places(tmp_path), "seed=0,1,2"])), AssetCache())
     lines = [outcome.line for outcome in grid.run_all(lambda _: None)]
     assert [line.endswith("not tried") for line in lines] == [False, True, True]
     assert len(records(tmp_path / "results")) == 1
@@ -308,7 +308,7 @@ def test_the_heading_counts_and_what_failed_elsewhere_is_not_tried_again(
     error = {"type": "X", "message": "it broke there", "traceback": ""}
     failed |= {"status": "failed", "error": error}
     write_record(path.parent, failed)
-    grid = Grid(configs, Shared())
+    grid = Grid(configs, AssetCache())
     start = "3 runs: 1 done, 2 to go (1 of them failed before); about "
     assert grid.heading().startswith(start)
     assert grid.heading().endswith(" left for one process, by what runs of this kind took")
@@ -318,17 +318,17 @@ def test_the_heading_counts_and_what_failed_elsewhere_is_not_tried_again(
     assert [outcome.kind for outcome in outcomes] == ["done", "failed", "done"]
     assert "it broke there" in outcomes[1].line
     assert path.stat().st_mtime_ns == stamp
-    assert [o.kind for o in Grid(configs, Shared()).run_all(lambda _: None)] == ["done"] * 3
+    assert [o.kind for o in Grid(configs, AssetCache()).run_all(lambda _: None)] == ["done"] * 3
 
 
 def test_the_time_of_runs_that_nobody_has_made_is_estimated(tmp_path: Path) -> None:
     configs = compose_all([[*QUICK, *places(tmp_path)]])
-    heading = Grid(configs, Shared()).heading()
+    heading = Grid(configs, AssetCache()).heading()
     assert heading.startswith("1 run: 0 done, 1 to go; about ")
     assert heading.endswith(" s left for one process, roughly, by its FLOPs")
     # a tiny model's products take next to no time, its steps do
     longer = compose_all([["train.max_steps=500", "train.epochs=100", *places(tmp_path)]])
-    found = re.search(r"about (\d+) s left", Grid(longer, Shared()).heading())
+    found = re.search(r"about (\d+) s left", Grid(longer, AssetCache()).heading())
     assert found is not None and int(found[1]) >= 10
 
 
@@ -349,8 +349,8 @@ def test_a_fault_of_many_runs_is_looked_for_and_told_once(
         raise InputError("model=tiny-gemma: cannot be loaded")
 
     monkeypatch.setattr(module, "source_fingerprint", unreachable)
-    monkeypatch.setattr(job, "shared", lru_cache(Shared))
-    monkeypatch.setattr(cli, "shared", job.shared)
+    monkeypatch.setattr(job, "assets", lru_cache(AssetCache))
+    monkeypatch.setattr(cli, "assets", job.assets)
     assert main(["-m", "seed=0,1,2", *QUICK, *places(tmp_path)]) == 2
     assert asked == ["tiny-gemma"]
     assert capsys.readouterr().err.splitlines() == [
@@ -363,7 +363,7 @@ def test_a_fault_of_many_runs_is_looked_for_and_told_once(
 
 def test_the_same_run_twice_in_a_grid_is_one(tmp_path: Path) -> None:
     configs = compose_all([[*QUICK, *places(tmp_path)], [*QUICK, "device=cpu", *places(tmp_path)]])
-    assert Grid(configs, Shared()).runs == 1
+    assert Grid(configs, AssetCache()).runs == 1
 
 
 def test_a_forced_run_that_another_process_has_made_since_is_not_made_again(
@@ -371,7 +371,7 @@ def test_a_forced_run_that_another_process_has_made_since_is_not_made_again(
 ) -> None:
     configs = compose_all([[*QUICK, *places(tmp_path), "force=true"]])
     _, path, _ = run(configs[0])
-    grid = Grid(configs, Shared())
+    grid = Grid(configs, AssetCache())
     assert grid.heading().startswith("1 run: 0 done, 1 to go")
     assert not run(configs[0])[2]
     stamp = path.stat().st_mtime_ns

@@ -34,11 +34,11 @@ def load() -> ModuleType:
 def test_runs_leave_no_tensor_behind(load: ModuleType, tmp_path: Path) -> None:
     from sparta_bench.config.compose import compose_all, sweep_jobs
     from sparta_bench.devices import live_bytes
-    from sparta_bench.runs.assets import Shared
+    from sparta_bench.runs.assets import AssetCache
     from sparta_bench.runs.grid import Grid
 
     grid_words = [*load._settings(tmp_path), "seed=0,1,2", "method=sparta,lora,head"]
-    grid = Grid(compose_all(sweep_jobs(grid_words)), Shared())
+    grid = Grid(compose_all(sweep_jobs(grid_words)), AssetCache())
     after: list[int] = []
 
     def sample(outcome: Any) -> None:

@@ -386,9 +386,9 @@ def test_records_of_merges_that_cannot_be_used_are_counted(tmp_path: Path) -> No
         (tmp_path / "merges" / name).mkdir(parents=True)
         (tmp_path / "merges" / name / "merge.json").write_text(text)
     wrong = "lacks a key of a merge's record, or has one of another type"
-    found, left_out = read_merges([tmp_path], select([*made, unlike]))
+    found, excluded = read_merges([tmp_path], select([*made, unlike]))
     assert [len(merges) for merges in found.values()] == [1]
-    assert {left.path.parent.name: left.reason for left in left_out} == {
+    assert {left.path.parent.name: left.reason for left in excluded} == {
         "stranger": "a merge of runs that stand in no table",
         "unlike": "a merge of runs of two models, methods or densities",
         "weighted": "a merge with weights, which no table has",

@@ -18,8 +18,8 @@ from transformers import AutoModel, AutoTokenizer
 from sparta_bench.adapters import multi_head
 from sparta_bench.adapters.load_adapter import load
 from sparta_bench.adapters.merging.combine import multi_head_of
-from sparta_bench.adapters.merging.merge_methods import Entries, Rule, combine, thin
-from sparta_bench.adapters.merging.task_vectors import open_sources
+from sparta_bench.adapters.merging.merge_methods import Rule, SparseDelta, combine, thin
+from sparta_bench.adapters.merging.task_vectors import open_task_vectors
 from sparta_bench.adapters.multi_head import MultiHead
 from sparta_bench.cli.merge_command import _read
 from sparta_bench.errors import InputError
@@ -32,8 +32,8 @@ TINY_GEMMA = Path(multi_head.__file__).parents[1] / "tiny_models" / "tiny-gemma"
 BFLOAT16 = ("model.dtype=bfloat16", "train.max_steps=2", "train.eval_every=2")
 
 
-def entries(places: list[int] | None, values: list[float]) -> Entries:
-    return Entries(None if places is None else torch.tensor(places), torch.tensor(values))
+def entries(places: list[int] | None, values: list[float]) -> SparseDelta:
+    return SparseDelta(None if places is None else torch.tensor(places), torch.tensor(values))
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ def test_ties_keeps_the_mean_of_the_elected_sign() -> None:
 
 
 def test_dare_keeps_a_drawn_share_and_divides_by_it() -> None:
-    whole = Entries(None, torch.arange(1.0, 10_001.0))
+    whole = SparseDelta(None, torch.arange(1.0, 10_001.0))
     kept = thin(whole, 0.1, 7, "a")
     assert kept.places is not None
     assert torch.equal(kept.places, sample_indices(10_000, 0.1, 7, "a").long())
@@ -110,10 +110,10 @@ def test_blocks_of_a_large_tensor_are_combined_as_a_small_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base, values = torch.randn(7, 11), torch.randn(7, 11)
-    sparse = Entries(torch.tensor([0, 30, 76]), torch.randn(3))
-    expected = combine(base, [Entries(None, values), sparse], Rule())
+    sparse = SparseDelta(torch.tensor([0, 30, 76]), torch.randn(3))
+    expected = combine(base, [SparseDelta(None, values), sparse], Rule())
     monkeypatch.setattr("sparta_bench.adapters.merging.merge_methods._BLOCK", 10)
-    assert torch.equal(combine(base, [Entries(None, values), sparse], Rule()), expected)
+    assert torch.equal(combine(base, [SparseDelta(None, values), sparse], Rule()), expected)
     by_hand = base + values
     by_hand.view(-1)[sparse.places] += sparse.values
     torch.testing.assert_close(expected, by_hand)
@@ -125,7 +125,7 @@ def test_weights_are_the_originals_and_the_sum_of_the_deltas(
     trained: Callable[..., Any], tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     folders = [trained("sparta", *task, *more)[2] for task in (SST2, COLA)]
-    base, _ = open_sources(folders)
+    base, _ = open_task_vectors(folders)
     originals = {name: value.clone() for name, value in base.values.items()}
     assert merged(folders, tmp_path / "both") == []
     found = weights_of(tmp_path / "both")
@@ -152,7 +152,7 @@ def test_one_model_alone_is_what_bake_makes_of_it(
     folder = trained(method, *SST2)[2]
     merged([folder], tmp_path / "one")
     loaded = load(folder, None, None)
-    loaded.merge_for_good()
+    loaded.merge_and_unload()
     found = weights_of(tmp_path / "one")
     for name, value in loaded.classifier.backbone.named_parameters():
         assert torch.equal(found[name], value), name
@@ -162,7 +162,7 @@ def test_one_model_alone_is_what_bake_makes_of_it(
 
 def test_lora_is_added_up_by_peft_exactly(trained: Callable[..., Any], tmp_path: Path) -> None:
     folders = [trained("lora", *task)[2] for task in (SST2, COLA)]
-    base, sources = open_sources(folders)
+    base, sources = open_task_vectors(folders)
     originals = {name: value.clone() for name, value in base.values.items()}
     merged(folders, tmp_path / "both")
     changed = 0
@@ -205,7 +205,7 @@ def test_differences_of_full_fine_tuning_are_added_up_and_thinned(
     trained: Callable[..., Any], tmp_path: Path
 ) -> None:
     folders = [trained("full_ft", *task)[2] for task in (SST2, COLA)]
-    base, _ = open_sources(folders)
+    base, _ = open_task_vectors(folders)
     originals = {name: value.clone() for name, value in base.values.items()}
     tuned = [load_file(folder / "model.safetensors") for folder in folders]
     merged(folders, tmp_path / "sum")
@@ -436,7 +436,7 @@ def test_another_base_is_refused_whatever_the_method(
     values = load_file(base / "model.safetensors")
     save_file({name: 2 * value for name, value in values.items()}, base / "model.safetensors")
     with pytest.raises(InputError, match="was trained on another base model: the fingerprint"):
-        open_sources([folder], base=str(base))
+        open_task_vectors([folder], base=str(base))
 
 
 def test_a_whole_model_that_does_not_name_its_bases_values_is_read_and_not_merged(
@@ -448,7 +448,7 @@ def test_a_whole_model_that_does_not_name_its_bases_values_is_read_and_not_merge
     (folder / "classifier_config.json").write_text(json.dumps(about))
     assert load(folder, None, None).about.base_fingerprint is None
     with pytest.raises(InputError, match="does not say what its base's weights were"):
-        open_sources([folder])
+        open_task_vectors([folder])
 
 
 def test_a_baked_model_merges_as_its_adapter(
@@ -466,8 +466,8 @@ def test_an_added_token_of_another_seed_is_another_base(trained: Callable[..., A
     where = ("task=tiny-rte", "task.separator=sep_token")
     one, other = (trained("head", *where, f"seed={seed}")[2] for seed in (0, 1))
     with pytest.raises(InputError, match="whose embedding is drawn from the seed: 1, and 0 of"):
-        open_sources([one, other])
-    assert len(open_sources([one, one])[1]) == 2
+        open_task_vectors([one, other])
+    assert len(open_task_vectors([one, one])[1]) == 2
 
 
 def test_names_that_tasks_give_are_all_different(
@@ -479,7 +479,7 @@ def test_names_that_tasks_give_are_all_different(
         about = json.loads((folder / "adapter_config.json").read_text()) | {"task": task}
         (folder / "adapter_config.json").write_text(json.dumps(about))
         folders.append(folder)
-    assert [source.name for source in open_sources(folders)[1]] == ["a", "a-2", "a-3", "a-4"]
+    assert [source.name for source in open_task_vectors(folders)[1]] == ["a", "a-2", "a-3", "a-4"]
 
 
 def changed_adapter(folder: Path, values: dict[str, Any], head: Tensor | None) -> None:
@@ -516,7 +516,7 @@ def test_a_broken_adapter_is_refused(
     folder = shutil.copytree(trained(method, *SST2)[2], tmp_path / "broken")
     changed_adapter(folder, values, head)
     with pytest.raises(InputError, match=told):
-        open_sources([folder])
+        open_task_vectors([folder])
 
 
 @pytest.mark.parametrize(
@@ -528,7 +528,7 @@ def test_settings_of_lora_that_are_none_are_refused(
     folder = shutil.copytree(trained("lora", *SST2)[2], tmp_path / "broken")
     changed_adapter(folder, {"method": store.read_config(folder)["method"] | values}, None)
     with pytest.raises(InputError, match=f"method.{next(iter(values))}=.*: must be"):
-        open_sources([folder])
+        open_task_vectors([folder])
 
 
 @pytest.mark.parametrize("tensor", ["score.weight", "model.norm.weight"])
@@ -549,7 +549,7 @@ def test_a_whole_model_with_nan_in_it_is_refused(
 def test_json_of_endless_depth_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("[" * 100_000)
     with pytest.raises(InputError, match="JSON, or cut short"):
-        open_sources([tmp_path])
+        open_task_vectors([tmp_path])
 
 
 def test_a_merged_model_is_not_merged_again(
@@ -571,7 +571,7 @@ def test_overlap_counts_shared_entries_and_conflicts(
     (found,) = json.loads(out)
     adapters = [load_file(folder / "adapter.safetensors") for folder in folders]
     shared, conflicts, by_chance, changed = 0, 0, 0.0, [0, 0]
-    sizes = {name: value.numel() for name, value in open_sources(folders)[0].values.items()}
+    sizes = {name: value.numel() for name, value in open_task_vectors(folders)[0].values.items()}
     for name, size in sizes.items():
         signs = []
         for adapter in adapters:

@@ -144,7 +144,7 @@ def test_merging_for_good_keeps_the_logits(tmp_path: Path, word_tokenizer, name:
     classifier.eval()
     take_steps(classifier, trained)
     logits = classifier(IDS, MASK)
-    trained.merge_for_good()
+    trained.merge_and_unload()
     torch.testing.assert_close(classifier(IDS, MASK), logits, rtol=1e-5, atol=1e-6)
     assert not any("lora_" in key for key in classifier.state_dict())
 

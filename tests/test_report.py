@@ -302,9 +302,9 @@ def test_every_record_found_is_counted_once(tmp_path: Path) -> None:
     page = page_of(tmp_path / "records", "--page-only")
     counts = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page)
     assert counts == [("used", "2"), ("compared", "2"), ("failed", "2"), ("left out", "5")]
-    left_out = table_named(page, "Left out, and why")
-    assert [row[1] for row in left_out] == ["1"] * 5
-    assert ["a second copy of a run", "1", "records/0009"] in left_out
+    excluded = table_named(page, "Left out, and why")
+    assert [row[1] for row in excluded] == ["1"] * 5
+    assert ["a second copy of a run", "1", "records/0009"] in excluded
     assert "11 records" in page
     failures = table_named(page, "Failed runs")
     assert [row[4:] for row in failures] == [

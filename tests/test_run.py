@@ -22,7 +22,7 @@ from sparta_bench.errors import InputError
 from sparta_bench.records.read import read_json
 from sparta_bench.records.record import identity_of
 from sparta_bench.records.write import run_folder, write_record
-from sparta_bench.runs.assets import Shared
+from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.lock import CHECKPOINT
 from sparta_bench.runs.run import identify, run, summary_line
 
@@ -156,8 +156,8 @@ DRAWS_NOT = ["method=full_ft", "train.dropout=0"]
 def test_the_run_id_is_of_the_number_of_processes_where_dropout_is_drawn(
     tmp_path: Path, settings: list[str], ids: int
 ) -> None:
-    config, shared = quick(tmp_path, *settings), Shared()
-    found = [identify(config, shared, torch.device("cpu"), processes) for processes in (1, 2, 3)]
+    config, assets = quick(tmp_path, *settings), AssetCache()
+    found = [identify(config, assets, torch.device("cpu"), processes) for processes in (1, 2, 3)]
     assert len(set(found)) == ids
     # what stands in no run_id of one process changes none
     assert "processes" not in identity_of(config.as_dict(), 1)
@@ -168,7 +168,7 @@ def test_a_checkpoint_of_another_number_of_processes_is_told_and_not_gone_on_fro
 ) -> None:
     def told(*settings: str) -> list[str]:
         config = quick(tmp_path, *settings, "device=cpu", "save=none")
-        folder = run_folder(config, identify(config, Shared(), torch.device("cpu"), 2))
+        folder = run_folder(config, identify(config, AssetCache(), torch.device("cpu"), 2))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CHECKPOINT).write_text("of two processes")
         record, path, _ = run(config)

@@ -27,7 +27,7 @@ def selected(*raws: dict[str, Any]) -> Selection:
 
 
 def reasons(selection: Selection) -> list[str]:
-    return [left.reason for left in selection.left_out]
+    return [left.reason for left in selection.excluded]
 
 
 CELL = Cell("some-model", "sst2", "sparta", 0.05)
@@ -46,8 +46,8 @@ def test_the_setting_with_the_lower_dev_loss_is_chosen_whatever_its_test_scores_
     assert [run.train["learning_rate"] for run in chosen.runs] == [1e-4] * 3
     assert chosen.over_seeds("test", "accuracy").mean == 0.5
     assert chosen.settings_compared == 2
-    assert [record.train["learning_rate"] for record in selection.outdone] == [1e-3] * 3
-    assert selection.left_out == []
+    assert [record.train["learning_rate"] for record in selection.not_selected] == [1e-3] * 3
+    assert selection.excluded == []
 
 
 def test_no_test_score_can_change_the_choice() -> None:
@@ -76,7 +76,7 @@ def test_a_setting_with_fewer_seeds_does_not_compete() -> None:
     assert [run.seed for run in selection.cells[CELL].runs] == [0, 1, 2]
     assert selection.cells[CELL].settings_compared == 1
     assert reasons(selection) == ["a setting with fewer seeds than another of its cell"]
-    assert selection.left_out[0].cell == CELL
+    assert selection.excluded[0].cell == CELL
 
 
 def test_equal_dev_losses_are_decided_alike_in_any_order() -> None:
@@ -105,7 +105,7 @@ def test_failed_runs_are_counted_and_cut_off_ones_left_out() -> None:
 def test_a_run_that_failed_before_its_data_was_there_counts_as_failed() -> None:
     selection = selected(forge(seed=0), forge(seed=1, status="failed", data=None, parameters=None))
     assert selection.cells[CELL].failed == 1
-    assert selection.left_out == []
+    assert selection.excluded == []
 
 
 def test_a_cell_whose_runs_all_failed_has_no_runs() -> None:
@@ -168,10 +168,10 @@ def test_reading_says_of_every_file_why_it_is_no_record(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "result.json").write_text(text)
     write(tmp_path / "z", good)
-    found, left_out = read_records([tmp_path])
+    found, excluded = read_records([tmp_path])
     assert [record.run_id for record in found] == [good["run_id"]]
     lacks = "lacks a key of a record, or has one of another type"
-    assert {left.path.parent.name: left.reason for left in left_out} == {
+    assert {left.path.parent.name: left.reason for left in excluded} == {
         "a": "is no JSON",
         "b": "is no JSON object",
         "c": "schema 2; this version reads schema 1",
@@ -195,9 +195,9 @@ def test_a_copy_of_a_run_counts_once_and_the_completed_one_is_kept(tmp_path: Pat
     write(tmp_path / "a", failed)
     write(tmp_path / "b", done)
     write(tmp_path / "c", done)
-    found, left_out = read_records([tmp_path, tmp_path / "b"])
+    found, excluded = read_records([tmp_path, tmp_path / "b"])
     assert [record.status for record in found] == ["completed"]
-    assert [left.reason for left in left_out] == ["a second copy of a run"] * 3
+    assert [left.reason for left in excluded] == ["a second copy of a run"] * 3
 
 
 def test_of_two_copies_the_one_that_has_its_adapter_is_kept(tmp_path: Path) -> None:
@@ -235,8 +235,8 @@ def test_with_dropout_the_number_of_processes_is_a_setting(
         for number in (1, 2)
     ]
     write(tmp_path, *runs)
-    found, left_out = read_records([tmp_path])
-    assert (len(found), left_out) == (2, [])
+    found, excluded = read_records([tmp_path])
+    assert (len(found), excluded) == (2, [])
     assert len({record.setting for record in found}) == settings
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparta_bench.adapters.manifest import Description
+from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.config.compose import choices, compose
 from sparta_bench.config.relations import is_folder
 from sparta_bench.config.rules import is_hub_name
@@ -23,9 +23,7 @@ from sparta_bench.models.source import EMBEDDED, load_tokenizer, source_of
 from sparta_bench.sparta import store
 
 
-def base_of(
-    about: Description, base: str | None, tokenizer: str | None, folder: Path
-) -> ModelConfig:
+def base_of(about: Manifest, base: str | None, tokenizer: str | None, folder: Path) -> ModelConfig:
     """The base as it is to be loaded: where the user says, else where the description says.
 
     Raises
@@ -77,7 +75,7 @@ def named_by(name: str, option: str, model: ModelConfig) -> ModelConfig:
 
 
 def load_base(
-    about: Description, model: ModelConfig, told_as: str = "--base "
+    about: Manifest, model: ModelConfig, told_as: str = "--base "
 ) -> tuple[Classifier, Any]:
     """The base with a head of zeros, and its tokenizer. Faults of its folder are told of as the
     user gave it: with an option, or as the folder of a whole model."""
@@ -98,7 +96,7 @@ def load_base(
 
 
 def check_base(
-    about: Description, backbone: nn.Module, tokenizer: Any, folder: Path, shown: str
+    about: Manifest, backbone: nn.Module, tokenizer: Any, folder: Path, shown: str
 ) -> None:
     """Whether what is in the folder was trained on this backbone with this tokenizer; `shown` is
     what the user called them.

@@ -30,7 +30,7 @@ def bake(
     """
     refuse_to_replace(folder, out, force)
     loaded = load(folder, base, tokenizer, allow_pickle)
-    loaded.merge_for_good()
+    loaded.merge_and_unload()
     with written(out) as temporary:
         pad = write_whole(loaded.classifier, loaded.tokenizer, loaded.about, temporary)
     scalars = sum(parameter.numel() for parameter in loaded.classifier.parameters())

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from sparta_bench.adapters.base import base_of, check_base, load_base, named_by
-from sparta_bench.adapters.manifest import Description
+from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.adapters.whole_model import SCORE, WHOLE, read_whole
 from sparta_bench.config.check import method_of
 from sparta_bench.config.rules import RULES, is_hub_name, show
@@ -36,14 +36,14 @@ MULTI_HEAD = "multi_head_config.json"  # see `multi_head`
 class Loaded:
     """A classifier from disk, on the CPU, frozen, in evaluation mode, in the dtypes of training.
 
-    `sparta` is the attached adapter, where it is one; `merge_for_good` makes the backbone plain.
+    `sparta` is the attached adapter, where it is one; `merge_and_unload` makes the backbone plain.
     """
 
     classifier: Classifier
     tokenizer: Any
-    about: Description
+    about: Manifest
     sparta: SpartaAdapter | None
-    merge_for_good: Callable[[], None]
+    merge_and_unload: Callable[[], None]
 
 
 def load(
@@ -94,7 +94,7 @@ def why_nothing(folder: Path) -> str:
 # ------------------------------------------------------------------------ adapters of runs
 def _load_adapter(folder: Path, base: str | None, tokenizer: str | None) -> Loaded:
     config = store.read_config(folder)
-    about = Description.from_dict(config, folder / store.CONFIG)
+    about = Manifest.from_dict(config, folder / store.CONFIG)
     classifier, loaded_tokenizer = load_base(about, base_of(about, base, tokenizer, folder))
     check_base(about, classifier.backbone, loaded_tokenizer, folder, _shown(about, base))
     if about.method["name"] == "sparta":
@@ -108,10 +108,10 @@ def _load_adapter(folder: Path, base: str | None, tokenizer: str | None) -> Load
     check_shapes(tensors, trained.values, folder)
     trained.restore(tensors)
     classifier.requires_grad_(False).eval()
-    return Loaded(classifier, loaded_tokenizer, about, None, trained.merge_for_good)
+    return Loaded(classifier, loaded_tokenizer, about, None, trained.merge_and_unload)
 
 
-def _shown(about: Description, base: str | None) -> str:
+def _shown(about: Manifest, base: str | None) -> str:
     return f"--base {base}" if base is not None else about.model.name
 
 
@@ -135,7 +135,7 @@ def check_shapes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fold
             raise InputError(f"{folder / store.TENSORS}: {name} does not hold finite numbers")
 
 
-def lora_settings(about: Description, folder: Path) -> LoraConfig:
+def lora_settings(about: Manifest, folder: Path) -> LoraConfig:
     """Those of a LoRA adapter. Raises InputError if they are none."""
     try:
         settings = method_of(about.method)
@@ -146,7 +146,7 @@ def lora_settings(about: Description, folder: Path) -> LoraConfig:
 
 
 def _with_sparta(
-    classifier: Classifier, tokenizer: Any, about: Description, folder: Path, allow_pickle: bool
+    classifier: Classifier, tokenizer: Any, about: Manifest, folder: Path, allow_pickle: bool
 ) -> Loaded:
     adapter = SpartaAdapter.load(
         classifier, folder, merge_after_step=False, allow_pickle=allow_pickle
@@ -174,7 +174,7 @@ def _load_whole(folder: Path) -> Loaded:
 def _load_authors(
     folder: Path, base: str | None, tokenizer: str | None, allow_pickle: bool
 ) -> Loaded:
-    about = _authors_description(folder, base)
+    about = _authors_manifest(folder, base)
     model = about.model
     if tokenizer is not None:
         model = replace(model, tokenizer=tokenizer)
@@ -185,7 +185,7 @@ def _load_authors(
     return _with_sparta(classifier, loaded_tokenizer, about, folder, allow_pickle)
 
 
-def _authors_description(folder: Path, base: str | None) -> Description:
+def _authors_manifest(folder: Path, base: str | None) -> Manifest:
     """As much as their `config.json` says; they know single texts without a prompt alone."""
     config = peft_sparta.read_config(folder)
     labels = _authors_labels(config, folder)
@@ -202,7 +202,7 @@ def _authors_description(folder: Path, base: str | None) -> Description:
         kind="base", dtype=dtype, embedded=False, shape=None,
     )  # fmt: skip
     model = named_by(name, "--base", any_model)
-    return Description(
+    return Manifest(
         method={"name": "sparta"},
         density=None,
         seed=None,

@@ -23,7 +23,7 @@ from sparta_bench.files import json_of
 
 
 @dataclass(frozen=True)
-class Description:
+class Manifest:
     """What one must know to use what was trained; the part of `adapter_config.json` and
     `classifier_config.json` that all methods share.
 
@@ -55,7 +55,7 @@ class Description:
         return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: Path) -> Description:
+    def from_dict(cls, values: Mapping[str, Any], source: Path) -> Manifest:
         """Read from `source`; other keys are left alone.
 
         Raises
@@ -122,7 +122,7 @@ _RULES = {  # what a configuration has as well is checked as there
 _PROMPT_RULES = {f"prompt.{key}": RULES[f"task.prompt.{key}"] for key in _PROMPT}
 
 
-def portable(about: Description) -> dict[str, Any]:
+def portable(about: Manifest) -> dict[str, Any]:
     """The description as it stands beside a backbone and a tokenizer of its own."""
     known = about.as_dict()
     known["model"] |= {"path": about.model.path and Path(about.model.path).name, "tokenizer": None}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sparta_bench.adapters.base import load_base
 from sparta_bench.adapters.load_adapter import MULTI_HEAD, Loaded
-from sparta_bench.adapters.manifest import Description, portable, read_object
+from sparta_bench.adapters.manifest import Manifest, portable, read_object
 from sparta_bench.adapters.whole_model import padding_on_the_right
 from sparta_bench.errors import InputError, reason_of, shown
 from sparta_bench.files import sha256_of, write_json, write_tensors
@@ -52,7 +52,7 @@ class MultiHead(nn.Module):
         # a list, because a module's name may hold no dot, and a head's may
         self.heads = nn.ParameterList(heads.values())
         self.tokenizer: Any = None
-        self.about: dict[str, Description] = {}
+        self.about: dict[str, Manifest] = {}
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, **ignored: Any
@@ -85,7 +85,7 @@ class LoadedHeads:
 
     model: MultiHead
     tokenizer: Any
-    about: dict[str, Description]
+    about: dict[str, Manifest]
 
     def one(self, name: str) -> Loaded:
         """One head of it, as a classifier of its own."""
@@ -102,7 +102,7 @@ def is_in(folder: Path) -> bool:
 def write(
     model: MultiHead,
     tokenizer: Any,
-    about: Mapping[str, Description],
+    about: Mapping[str, Manifest],
     merged: Mapping[str, Any],
     folder: Path,
 ) -> None:
@@ -139,7 +139,7 @@ def load(folder: Path) -> LoadedHeads:
     """
     values = _read_config(folder)
     about = {
-        name: Description.from_dict(one, folder / CONFIG) for name, one in values["heads"].items()
+        name: Manifest.from_dict(one, folder / CONFIG) for name, one in values["heads"].items()
     }
     heads = _read_heads(folder, values.get("heads_sha256"))
     if sorted(heads) != sorted(about):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from sparta_bench.adapters.manifest import Description, portable, read_object
+from sparta_bench.adapters.manifest import Manifest, portable, read_object
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.files import write_json
 from sparta_bench.models.classifier import Classifier
@@ -20,7 +20,7 @@ WHOLE = "classifier_config.json"  # peft would take a folder with adapter_config
 SCORE = "score.weight"  # transformers' name of the head
 
 
-def write_whole(classifier: Classifier, tokenizer: Any, about: Description, folder: Path) -> str:
+def write_whole(classifier: Classifier, tokenizer: Any, about: Manifest, folder: Path) -> str:
     """Write a classifier whose backbone is plain as a folder that transformers alone can use.
 
     The head stays in its own dtype in the file. transformers loads everything in the dtype of
@@ -105,7 +105,7 @@ def _empty_classifier(classifier: Classifier, labels: list[str], pad: int) -> An
     return model
 
 
-def read_whole(folder: Path) -> Description:
+def read_whole(folder: Path) -> Manifest:
     """What a whole classifier says of itself. Raises InputError if it cannot be read."""
     path = folder / WHOLE
-    return Description.from_dict(read_object(path, store.FORMAT), path)
+    return Manifest.from_dict(read_object(path, store.FORMAT), path)

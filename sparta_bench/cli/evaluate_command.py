@@ -12,7 +12,7 @@ from sparta_bench.cli.options import Parser, add_sources, check_folder, check_se
 from sparta_bench.errors import InputError
 
 if TYPE_CHECKING:
-    from sparta_bench.adapters.manifest import Description
+    from sparta_bench.adapters.manifest import Manifest
 
 
 def _parser() -> Parser:
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> None:
     print(json.dumps(found, allow_nan=False) if options.json else as_text(found))
 
 
-def _of_task(heads: Mapping[str, Description], settings: Sequence[str]) -> list[str]:
+def _of_task(heads: Mapping[str, Manifest], settings: Sequence[str]) -> list[str]:
     """The heads that were trained on the task that is asked for; all where none is."""
     asked = [text.partition("=")[2] for text in settings if text.startswith("task=")]
     found = [name for name, about in heads.items() if about.task in asked or not asked]

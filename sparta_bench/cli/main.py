@@ -21,8 +21,8 @@ from sparta_bench import __version__
 from sparta_bench.cli import hints, usage
 from sparta_bench.config.compose import HYDRA_ERRORS, compose, compose_all, config_dir, sweep_jobs
 from sparta_bench.config.schema import Config
-from sparta_bench.errors import InputError, did_you_mean, reason_of, refusal_of, tell
-from sparta_bench.runs.job import INTERRUPTED, attempted, quiet_libraries, run_composed, shared
+from sparta_bench.errors import InputError, did_you_mean, log, reason_of, refusal_of
+from sparta_bench.runs.job import INTERRUPTED, assets, attempted, quiet_libraries, run_composed
 from sparta_bench.runs.outcome import Outcome, show
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
@@ -54,15 +54,15 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except InputError as error:
-        tell(*error.lines)
+        log(*error.lines)
         return WRONG_INPUT
     except KeyboardInterrupt:
-        tell("interrupted")
+        log("interrupted")
         return INTERRUPTED
     except OSError as error:  # a disk is full, a folder has gone
         _discard_what_is_left_to_print()
         if not isinstance(error, BrokenPipeError):  # of which the reader of our output knows
-            tell(refusal_of(error))
+            log(refusal_of(error))
         return WRONG_INPUT if error.errno in NO_SUCH_NAMES else FAILED
 
 
@@ -187,8 +187,8 @@ def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
         device_for(configs[0])  # before transformers and the like come, which takes many seconds
     from sparta_bench.runs.grid import Grid
 
-    grid = Grid(configs, shared(), elsewhere)
-    tell(grid.heading())
+    grid = Grid(configs, assets(), elsewhere)
+    log(grid.heading())
     try:
         if not elsewhere:
             grid.run_all(show)
@@ -203,12 +203,12 @@ def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
             except InputError:  # nothing was started
                 raise
             except Exception as error:  # a worker died, or its machines refused
-                tell(f"hydra/launcher: {type(error).__name__}: {reason_of(error)}")
+                log(f"hydra/launcher: {type(error).__name__}: {reason_of(error)}")
             grid.look_again()
     except KeyboardInterrupt:
         outcomes = grid.look_again(wait=False) if elsewhere else grid.outcomes
         done = sum(outcome.kind == "done" for outcome in outcomes)
-        tell(f"interrupted: {done:,} of {grid.runs:,} runs are done; the same command goes on")
+        log(f"interrupted: {done:,} of {grid.runs:,} runs are done; the same command goes on")
         return INTERRUPTED
     return _close(grid.outcomes)
 
@@ -218,7 +218,7 @@ def _close(outcomes: list[Outcome]) -> int:
     if bad and len(outcomes) > 1:
         lines = Counter(outcome.line.splitlines()[0] for outcome in bad)
         told = [f"{line} ({n:,} runs)" if n > 1 else line for line, n in lines.items()]
-        tell(f"{len(bad):,} of {len(outcomes):,} runs did not complete:", *told)
+        log(f"{len(bad):,} of {len(outcomes):,} runs did not complete:", *told)
     if all(outcome.kind == "refused" for outcome in bad):
         return WRONG_INPUT if bad else DONE
     return FAILED

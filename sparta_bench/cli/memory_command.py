@@ -11,7 +11,7 @@ from sparta_bench.analysis.memory.memory_tables import tables_of, values_table
 from sparta_bench.analysis.memory.peak_figure import peaks
 from sparta_bench.cli.options import Parser, check_folder, figure_path, positive
 from sparta_bench.config.compose import compose
-from sparta_bench.errors import InputError, tell
+from sparta_bench.errors import InputError, log
 from sparta_bench.files import whole_file, write_json
 from sparta_bench.report.plots import check_matplotlib, write_figures
 from sparta_bench.tables.render import as_csv, as_latex, as_markdown
@@ -113,7 +113,7 @@ def _found(options: argparse.Namespace) -> dict[str, Any]:
     return {
         **paper_values(),
         "settings": [estimated(one, options.gpu_gib) for one in known],
-        "measured": [measured(one, tell) for one in tried] if options.measure else None,
+        "measured": [measured(one, log) for one in tried] if options.measure else None,
     }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparta_bench.cli.options import Parser, add_base, add_sources, check_settings, check_there
 from sparta_bench.config.schema import METHODS
-from sparta_bench.errors import InputError, tell
+from sparta_bench.errors import InputError, log
 from sparta_bench.records.record import DEFAULT
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ def _pairs(options: Namespace) -> int:
         what = f"{len(found.records):,} pairs, {found.there:,} of them there already"
         where = "" if options.folder == DEFAULT else f" {options.folder}"
         print(f"{what} → {options.folder / 'merges'}; see sparta-bench tables{where}")
-    tell(*refusals)
+    log(*refusals)
     return 1 if refusals else 0
 
 
@@ -308,9 +308,9 @@ def _overlap(options: Namespace) -> None:
         raise InputError("merge overlap: at least two models are needed")
     check_there(options.adapters)
     from sparta_bench.adapters.merging.overlap import as_text, overlaps_of
-    from sparta_bench.adapters.merging.task_vectors import open_sources
+    from sparta_bench.adapters.merging.task_vectors import open_task_vectors
 
-    base, sources = open_sources(options.adapters, options.base, options.tokenizer)
+    base, sources = open_task_vectors(options.adapters, options.base, options.tokenizer)
     found = overlaps_of(sources, base)
     if options.json:
         print(json.dumps([overlap.as_dict() for overlap in found], allow_nan=False))

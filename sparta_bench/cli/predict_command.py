@@ -10,7 +10,7 @@ from sparta_bench.cli.options import Parser, add_sources, check_there, positive
 from sparta_bench.errors import InputError
 
 if TYPE_CHECKING:
-    from sparta_bench.adapters.manifest import Description
+    from sparta_bench.adapters.manifest import Manifest
 
 # batches that are read together, so that texts of like length meet and padding is short
 BATCHES_TOGETHER = 16
@@ -82,14 +82,14 @@ def main(arguments: list[str]) -> None:
         heads = heads_of(options)
         about = one_reading(heads.about)
         dtype = move(heads.model, about.dtypes["model"], device, options.dtype)
-        _tell_dtype(about, dtype)
+        _log_dtype(about, dtype)
         examples = read_texts(lines_of(options.texts, options.file), about, jsonl)
         as_line = as_json if options.jsonl else as_text
         for all_heads in predict_heads(heads, examples, options.batch_size, BATCHES_TOGETHER):
             print("\n".join(map(as_line, all_heads)), flush=True)
         return
     loaded = one_of(options)
-    _tell_dtype(loaded.about, ready(loaded, device, options.dtype))
+    _log_dtype(loaded.about, ready(loaded, device, options.dtype))
     examples = read_texts(lines_of(options.texts, options.file), loaded.about, jsonl)
     for some in predictions(loaded, examples, options.batch_size, BATCHES_TOGETHER):
         print(
@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> None:
         )
 
 
-def _tell_dtype(about: Description, dtype: str) -> None:
+def _log_dtype(about: Manifest, dtype: str) -> None:
     trained = about.dtypes["model"]
     if dtype != trained:
         print(f"sparta-bench: computes in {dtype}, training computed in {trained}", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sparta_bench.adapters.load_adapter import Loaded
-from sparta_bench.adapters.manifest import Description
+from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.config.compose import choices
 from sparta_bench.config.schema import Config, TaskConfig
 from sparta_bench.data.splits import Splits, load_splits
@@ -38,7 +38,7 @@ class Sets:
     fingerprint: str
 
 
-def check_fits(about: Description, task: TaskConfig, what: str) -> None:
+def check_fits(about: Manifest, task: TaskConfig, what: str) -> None:
     """Whether a classifier can be scored on a task: its labels and columns are the task's.
 
     Raises
@@ -55,9 +55,7 @@ def check_fits(about: Description, task: TaskConfig, what: str) -> None:
             )
 
 
-def sets_of(
-    about: Description, tokenizer: Any, config: Config, splits: Splits | None = None
-) -> Sets:
+def sets_of(about: Manifest, tokenizer: Any, config: Config, splits: Splits | None = None) -> Sets:
     """The sets of `config.task`, read as the classifier was trained to.
 
     Raises
@@ -94,7 +92,7 @@ def scores_of(classifier: Classifier, sets: Sets, config: Config) -> dict[str, d
     return scores
 
 
-def settings_for(about: Description, settings: Sequence[str], what: Path) -> list[str]:
+def settings_for(about: Manifest, settings: Sequence[str], what: Path) -> list[str]:
     """The overrides to compose: the given ones, and the classifier's own task where none is named.
 
     Raises
@@ -167,6 +165,6 @@ def evaluation_of(
     }
 
 
-def _environment(device: torch.device, about: Description, computes_in: str) -> dict[str, Any]:
+def _environment(device: torch.device, about: Manifest, computes_in: str) -> dict[str, Any]:
     precision = Precision(DTYPES[computes_in], DTYPES[about.dtypes["trained"]])
     return environment(device, precision, 1)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sparta_bench.adapters.load_adapter import Loaded
-from sparta_bench.adapters.manifest import Description
+from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.adapters.multi_head import LoadedHeads, MultiHead
 from sparta_bench.data.batches import evaluation_batches
 from sparta_bench.data.examples import BadRowError, is_unicode, parse_texts
@@ -82,7 +82,7 @@ def lines_of(texts: Sequence[str], file: str | None) -> Iterator[Line]:
         raise InputError(f"{name}: is empty, there is nothing to predict")
 
 
-def read_texts(lines: Iterable[Line], about: Description, jsonl: bool) -> Iterator[Example]:
+def read_texts(lines: Iterable[Line], about: Manifest, jsonl: bool) -> Iterator[Example]:
     """The texts of each line: one, or a pair with a tab between; or, of `jsonl`, the task's
     columns by name (or `text`, where the task has one column). Empty lines of jsonl are left out.
 
@@ -136,7 +136,7 @@ def ready(loaded: Loaded, device: torch.device, dtype: str | None) -> str:
     CPU float32 instead of bfloat16, which is far slower there.
     """
     if loaded.sparta is not None:
-        loaded.merge_for_good()
+        loaded.merge_and_unload()
     return move(loaded.classifier, loaded.about.dtypes["model"], device, dtype)
 
 
@@ -171,7 +171,7 @@ def predict(
         yield [predictions[""] for predictions in some]
 
 
-def one_reading(heads: Mapping[str, Description]) -> Description:
+def one_reading(heads: Mapping[str, Manifest]) -> Manifest:
     """By which of several heads' tasks a line is read: the first; all have as many columns.
 
     Raises
@@ -200,7 +200,7 @@ def predict_heads(
     InputError
         As `predict`.
     """
-    reading: dict[str, dict[str, Description]] = {}
+    reading: dict[str, dict[str, Manifest]] = {}
     for name, about in loaded.about.items():
         key = repr((about.prompt, about.separator, about.undo_spacing, about.model.kind))
         reading.setdefault(key, {})[name] = about
@@ -225,7 +225,7 @@ class _Reader:
 
     model: MultiHead
     tokenizer: Any
-    heads: dict[str, Description]
+    heads: dict[str, Manifest]
 
 
 def _predict_all(

@@ -23,7 +23,7 @@ def train_all(classifier: Classifier, precision: Precision, base: str | None) ->
     weights = dict(classifier.backbone.named_parameters(prefix="backbone"))
     if precision.model_dtype == precision.trained_dtype:
         return FullTrained({**weights, HEAD: classifier.head_weight}, base_fingerprint=base)
-    return Copies(weights, classifier.head_weight, precision.trained_dtype, base)
+    return MasterWeights(weights, classifier.head_weight, precision.trained_dtype, base)
 
 
 class FullTrained(Trained):
@@ -32,11 +32,11 @@ class FullTrained(Trained):
     def adapter(self) -> None:
         return None
 
-    def release(self) -> bool:
+    def unload(self) -> bool:
         return False  # no second copy of the weights is kept
 
 
-class Copies(FullTrained):
+class MasterWeights(FullTrained):
     """Copies of the weights in the trained dtype; each weight is its copy, rounded."""
 
     def __init__(

@@ -69,9 +69,9 @@ class LoraTrained(Trained):
         super().__init__(values, base_fingerprint=base_fingerprint)
         self.classifier = classifier
 
-    def merge_for_good(self) -> None:
+    def merge_and_unload(self) -> None:
         self.classifier.backbone = self.classifier.backbone.merge_and_unload()  # type: ignore[operator]
 
-    def release(self) -> bool:
+    def unload(self) -> bool:
         self.classifier.backbone = self.classifier.backbone.unload()  # type: ignore[operator]
         return True

@@ -52,9 +52,9 @@ class SpartaTrained(Trained):
         tensors, about = self.sparta.saved()
         return {**tensors, HEAD: self.values[HEAD].detach().cpu()}, about
 
-    def merge_for_good(self) -> None:
+    def merge_and_unload(self) -> None:
         self.sparta.bake()
 
-    def release(self) -> bool:
+    def unload(self) -> bool:
         self.sparta.detach()
         return True

@@ -71,10 +71,10 @@ class Trained:
         """Tensors and description of what is saved beside the result; null: nothing small is."""
         return self.snapshot(), {"base_fingerprint": self.base_fingerprint}
 
-    def merge_for_good(self) -> None:
+    def merge_and_unload(self) -> None:
         """Make the backbone plain, with all changes in its own weights."""
 
-    def release(self) -> bool:
+    def unload(self) -> bool:
         """Give the backbone back bit for bit as it was; false if that cannot be done. Not to be
-        called after `merge_for_good`."""
+        called after `merge_and_unload`."""
         return True

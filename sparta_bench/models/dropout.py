@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedConfig
 
-from sparta_bench.errors import InputError, tell
+from sparta_bench.errors import InputError, log
 
 # Routers multiply their input by noise of this width. (Another, PhiMoE's `router_jitter_noise`,
 # decides in evaluation as well, so it must stay.)
@@ -65,7 +65,7 @@ def set_dropout(backbone: nn.Module, rate: float) -> None:
     named = type(backbone).__name__
     others = sorted({str(s) for s in _settings(backbone) if s.value and not s.of_attention})
     if others:
-        tell(f"dropout of {named}: {', '.join(others)} set to 0 (train.dropout is the attention's)")
+        log(f"dropout of {named}: {', '.join(others)} set to 0 (train.dropout is the attention's)")
     no_dropout(backbone)
     if _draws(backbone):
         raise InputError(

@@ -10,7 +10,7 @@ from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from sparta_bench.config.schema import Config, ModelConfig
-from sparta_bench.errors import InputError, tell
+from sparta_bench.errors import InputError, log
 from sparta_bench.files import json_of
 from sparta_bench.models.answers import answer_tokens, vocabulary_rows
 from sparta_bench.models.attention import attention_of, with_attention
@@ -91,7 +91,7 @@ def load_backbone(model: ModelConfig, dtype: torch.dtype) -> Any:
         raise unreachable(model, error) from None
     _check_report(label, report)
     if attention_of(backbone) != "sdpa":
-        tell(f"{label}: its attention is not fused; transformers has only {attention_of(backbone)}")
+        log(f"{label}: its attention is not fused; transformers has only {attention_of(backbone)}")
     return backbone
 
 

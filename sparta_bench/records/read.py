@@ -23,7 +23,7 @@ from sparta_bench.records.record import (
     SCHEMA,
     STATUSES,
     Cell,
-    LeftOut,
+    Excluded,
     Record,
     identity_of,
 )
@@ -53,7 +53,7 @@ def look_into(folder: Path) -> dict[str, Any] | str | None:
     return raw
 
 
-def read_records(folders: Iterable[Path]) -> tuple[list[Record], list[LeftOut]]:
+def read_records(folders: Iterable[Path]) -> tuple[list[Record], list[Excluded]]:
     """Every `result.json` below the folders, in the order of their paths.
 
     A file that is no record of this version is left out with the reason, as is the second copy
@@ -69,13 +69,13 @@ def read_records(folders: Iterable[Path]) -> tuple[list[Record], list[LeftOut]]:
             gc.enable()
 
 
-def _read_records(names: Iterable[str]) -> tuple[list[Record], list[LeftOut]]:
+def _read_records(names: Iterable[str]) -> tuple[list[Record], list[Excluded]]:
     records: dict[str, Record] = {}
-    left_out: list[LeftOut] = []
+    excluded: list[Excluded] = []
     for path in map(Path, names):
         record = read_record(path)
         if isinstance(record, str):
-            left_out.append(LeftOut(path, record))
+            excluded.append(Excluded(path, record))
             continue
         other = records.get(record.run_id)
         if other is None:
@@ -84,8 +84,8 @@ def _read_records(names: Iterable[str]) -> tuple[list[Record], list[LeftOut]]:
         # a run that was cut off or failed may have been run again elsewhere
         kept, second = (record, other) if _worth(record) > _worth(other) else (other, record)
         records[record.run_id] = kept
-        left_out.append(LeftOut(second.path, "a second copy of a run", second.cell))
-    return list(records.values()), left_out
+        excluded.append(Excluded(second.path, "a second copy of a run", second.cell))
+    return list(records.values()), excluded
 
 
 def _worth(record: Record) -> tuple[bool, bool]:

@@ -100,7 +100,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class Excluded:
     """A record that no table uses, and why; `cell` is null where it could not be read."""
 
     path: Path

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparta_bench.records.record import LeftOut, Record
+from sparta_bench.records.record import Excluded, Record
 from sparta_bench.report.groups import cell_order, device_of
 from sparta_bench.tables import paper_tables
 from sparta_bench.tables.select import Selection
@@ -32,9 +32,9 @@ class Facts:
 
     folders: tuple[str, ...]
     used: int
-    outdone: int
+    not_selected: int
     failed: int
-    left_out: int
+    excluded: int
     reasons: tuple[Reason, ...]
     environments: tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
     first_day: str | None
@@ -43,7 +43,7 @@ class Facts:
     @property
     def found(self) -> int:
         """All of them."""
-        return self.used + self.outdone + self.failed + self.left_out
+        return self.used + self.not_selected + self.failed + self.excluded
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +70,17 @@ class Failure:
 
 
 def facts_of(
-    folders: Sequence[Path], told: Sequence[Record], left_out: list[LeftOut], selection: Selection
+    folders: Sequence[Path], told: Sequence[Record], excluded: list[Excluded], selection: Selection
 ) -> Facts:
     """Count what was found below the folders: the records that are told of, and the others."""
     days = sorted({day for record in told for day in _days(record)})
     return Facts(
         tuple(_last_parts(folder) for folder in folders),
         sum(len(chosen.runs) for chosen in selection.cells.values()),
-        len(selection.outdone),
+        len(selection.not_selected),
         sum(record.status == "failed" for record in told),
-        len(left_out),
-        _reasons(left_out, folders),
+        len(excluded),
+        _reasons(excluded, folders),
         _environments(told),
         days[0] if days else None,
         days[-1] if days else None,
@@ -101,9 +101,9 @@ def shown_path(path: Path, folders: Iterable[Path]) -> str:
     return str(path.parent)
 
 
-def _reasons(left_out: list[LeftOut], folders: Sequence[Path]) -> tuple[Reason, ...]:
+def _reasons(excluded: list[Excluded], folders: Sequence[Path]) -> tuple[Reason, ...]:
     found: dict[str, list[Path]] = defaultdict(list)
-    for item in left_out:
+    for item in excluded:
         found[item.reason].append(item.path)
     reasons = [
         Reason(text, len(paths), tuple(shown_path(path, folders) for path in paths[:EXAMPLES]))

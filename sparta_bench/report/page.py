@@ -216,9 +216,9 @@ def made_of(facts: Facts) -> str:
     """Counts, the reasons for what is left out, and where the records were made."""
     counts = [
         ("used", facts.used, "completed runs of the setting that is shown for their cell"),
-        ("compared", facts.outdone, "completed runs of settings with a higher mean dev loss"),
+        ("compared", facts.not_selected, "completed runs of settings with a higher mean dev loss"),
         ("failed", facts.failed, "runs that ended with an error"),
-        ("left out", facts.left_out, "records that could not be compared with the others"),
+        ("left out", facts.excluded, "records that could not be compared with the others"),
     ]
     items = "".join(
         f"<div><dt>{name}</dt><dd>{count:,}</dd><dd>{escaped(text)}</dd></div>"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sparta_bench.records.record import LeftOut, Record
+from sparta_bench.records.record import Excluded, Record
 from sparta_bench.report import figures as drawn
 from sparta_bench.report.chart import Figure
 from sparta_bench.report.facts import facts_of, failures_of, gaps_of
@@ -53,14 +53,14 @@ _NAME = re.compile(r"[^:,(]*?\bTable \d+|(?:[^:,(]|\([^)]*\))+")
 
 
 def report(
-    folders: Sequence[Path], records: list[Record], unread: list[LeftOut]
+    folders: Sequence[Path], records: list[Record], unread: list[Excluded]
 ) -> tuple[str, list[Figure]]:
     """The page, and its figures for papers."""
     selection = select(records)
-    gone = {item.path for item in selection.left_out}
+    gone = {item.path for item in selection.excluded}
     told = [record for record in records if record.path not in gone]
     groups = groups_of(selection, told)
-    facts = facts_of(folders, told, [*unread, *selection.left_out], selection)
+    facts = facts_of(folders, told, [*unread, *selection.excluded], selection)
     figures = _Figures()
     sections = [
         Section("What it is made of", made_of(facts)),

@@ -34,7 +34,7 @@ class Sizes:
     characters: float
 
 
-class Shared:
+class AssetCache:
     """The last data, tokenizer and backbone, and the fingerprints of all.
 
     One of each is kept: a sweep goes from model to model and from task to task, and two backbones
@@ -150,7 +150,7 @@ class Shared:
         """Keep the backbone for the next run, if the method can restore it exactly."""
         changed = config.save == "full" or config.task.separator == "sep_token"  # weights, new rows
         # checkpointing leaves hooks on the modules, a few more with every run
-        if changed or config.train.gradient_checkpointing or not trained.release():
+        if changed or config.train.gradient_checkpointing or not trained.unload():
             return
         self._kept["backbone"] = (_backbone_key(config, precision, device), classifier.backbone)
 

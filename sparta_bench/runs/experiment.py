@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sparta_bench.adapters.manifest import Description
+from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.adapters.whole_model import check_whole, write_whole
 from sparta_bench.config.schema import Config, ModelConfig
 from sparta_bench.data.batches import BatchSource, evaluation_batches
 from sparta_bench.data.tokenize import EncodedSplits, cache_folder, tokenizer_fingerprint
 from sparta_bench.devices import forget_peak, peak_bytes
-from sparta_bench.errors import InputError, tell
+from sparta_bench.errors import InputError, log
 from sparta_bench.files import whole_folder
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import Trained
@@ -37,7 +37,7 @@ from sparta_bench.models.features import (
 from sparta_bench.models.source import is_local
 from sparta_bench.records.environment import environment
 from sparta_bench.records.record import PROTOCOL, SAVED
-from sparta_bench.runs.assets import Shared
+from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.lock import CHECKPOINT
 from sparta_bench.sparta import store
 from sparta_bench.training.checkpoint import Checkpoint
@@ -48,11 +48,11 @@ from sparta_bench.training.progress import ProgressReporter, watched
 MOST_UNKNOWN = 0.05  # of the training tokens, before it is told
 
 
-def fill(
+def execute(
     record: dict[str, Any],
     config: Config,
     accelerator: Accelerator,
-    shared: Shared,
+    assets: AssetCache,
     folder: Path,
 ) -> None:
     """Make the experiment, and put whatever is known into the record at once, so that it is there
@@ -68,19 +68,19 @@ def fill(
     device = accelerator.device
     precision = precision_of(config, device)
     record["environment"] = environment(device, precision, accelerator.num_processes)
-    shared.keep_only(config, precision, device)
+    assets.keep_only(config, precision, device)
     forget_peak(device)
 
-    data = shared.data(config)
+    data = assets.data(config)
     record["data"] = data.summary
     if accelerator.is_main_process:
         _tell_of_unknown(data.summary["unknown_train_share"], config)
 
-    classifier = shared.take_classifier(config, precision, device)
+    classifier = assets.take_classifier(config, precision, device)
     record["environment"]["dropout"] = dropout_of(classifier.backbone)
     record["environment"]["attention"] = attention_of(classifier.backbone)
     if config.save == "full":
-        _check_savable(config, classifier, shared)
+        _check_savable(config, classifier, assets)
     counts = count_parameters(classifier.backbone, len(config.task.labels), config.method)
     trained = prepare(classifier, config, precision)
     record["environment"]["kernels"] = trained.kernels
@@ -92,14 +92,14 @@ def fill(
     }
     _train(record, config, accelerator, classifier, trained, data, folder)
     if accelerator.is_main_process:
-        tokenizer = shared.tokenizer(config.model, config.task)
+        tokenizer = assets.tokenizer(config.model, config.task)
         save(config, classifier, tokenizer, trained, record, folder)
-    shared.give_back(classifier, trained, config, precision, device)
+    assets.give_back(classifier, trained, config, precision, device)
 
 
 def _tell_of_unknown(share: float | None, config: Config) -> None:
     if share is not None and share > MOST_UNKNOWN:
-        tell(
+        log(
             f"{share:.0%} of the training tokens of {config.task.name} are unknown to the "
             f"tokenizer of {config.model.name}, which was made for other texts"
         )
@@ -195,8 +195,8 @@ def _training_summary(
     }
 
 
-def _check_savable(config: Config, classifier: Classifier, shared: Shared) -> None:
-    tokenizer = shared.tokenizer(config.model, config.task)
+def _check_savable(config: Config, classifier: Classifier, assets: AssetCache) -> None:
+    tokenizer = assets.tokenizer(config.model, config.task)
     try:
         check_whole(classifier, tokenizer, config.task.labels)
     except InputError as error:
@@ -218,20 +218,20 @@ def save(
         with whole_folder(folder / SAVED[config.save]) as temporary:
             store.write(temporary, tensors, {**description.as_dict(), **about})
     elif config.save == "full":
-        trained.merge_for_good()
+        trained.merge_and_unload()
         with whole_folder(folder / SAVED[config.save]) as temporary:
             write_whole(classifier, tokenizer, description, temporary)
 
 
 def _description(
     config: Config, tokenizer: Any, record: dict[str, Any], base_fingerprint: str | None
-) -> Description:
+) -> Manifest:
     """What somebody needs to know to use what was trained; like the record without paths."""
     model = ModelConfig(**record["config"]["model"])
     if not is_local(model):
         commit = record["base_model"]["fingerprint"].partition("+")[0]
         model = replace(model, revision=commit)
-    return Description(
+    return Manifest(
         method=record["config"]["method"],
         density=record["density"],
         seed=config.seed,

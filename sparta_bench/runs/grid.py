@@ -14,11 +14,11 @@ import torch
 
 from sparta_bench.config.schema import Config
 from sparta_bench.devices import accelerator_of
-from sparta_bench.errors import InputError, TrainingError, refusal_of, tell, without_secrets
+from sparta_bench.errors import InputError, TrainingError, log, refusal_of, without_secrets
 from sparta_bench.records.read import read_json
 from sparta_bench.records.record import LOCK, RESULT, RUNNING
 from sparta_bench.records.write import run_folder
-from sparta_bench.runs.assets import Shared
+from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.lock import BusyError, agreed, is_held, tidy
 from sparta_bench.runs.outcome import Outcome
 from sparta_bench.runs.run import identify, name_of, run, stamp_of, summary_line
@@ -28,7 +28,9 @@ from sparta_bench.text import as_duration
 SECONDS_BETWEEN_LOOKS = 1.0  # at runs that another process is at
 
 
-def attempt(config: Config, shared: Shared, **how: Any) -> tuple[Outcome, dict[str, Any] | None]:
+def attempt(
+    config: Config, assets: AssetCache, **how: Any
+) -> tuple[Outcome, dict[str, Any] | None]:
     """Run an experiment and say what came of it, whatever that is; `how` is passed to `run`.
 
     Raises
@@ -42,7 +44,7 @@ def attempt(config: Config, shared: Shared, **how: Any) -> tuple[Outcome, dict[s
         wait for it, and must be ended by whoever started them.
     """
     try:
-        record, path, was_there = run(config, shared, **how)
+        record, path, was_there = run(config, assets, **how)
     except InputError as error:
         return Outcome("refused", "\n".join(error.lines)), None
     except BusyError:
@@ -78,11 +80,13 @@ class Grid:
     `elsewhere`: the runs will be made by other machines, whose devices are not known here.
     """
 
-    def __init__(self, configs: Sequence[Config], shared: Shared, elsewhere: bool = False) -> None:
+    def __init__(
+        self, configs: Sequence[Config], assets: AssetCache, elsewhere: bool = False
+    ) -> None:
         asked = {config.device for config in configs}
         if {"cpu", "cuda"} <= asked:
             raise InputError("device=cpu,cuda: the runs of one grid share a device")
-        self.shared = shared
+        self.assets = assets
         self.outcomes: list[Outcome] = []
         self.pending: dict[str, Config] = {}  # by run_id: two jobs may be one run
         self.failed_before = 0
@@ -92,11 +96,11 @@ class Grid:
         self._devices = [accelerator.device] if accelerator else _devices(asked)
         self._folders: dict[str, list[Path]] = {}  # by run_id: where the run's record may be
         self._before: dict[Path, tuple[int, ...]] = {}  # by folder: its record at the start
-        self.times = Times(shared, self._devices[0])
+        self.times = Times(assets, self._devices[0])
         identified: dict[str, Config] = {}
         for config in configs:
             try:
-                ids = [identify(config, shared, device, processes) for device in self._devices]
+                ids = [identify(config, assets, device, processes) for device in self._devices]
             except InputError as error:
                 self.outcomes.append(Outcome("refused", "\n".join(error.lines)))
                 continue
@@ -174,7 +178,7 @@ class Grid:
                 try:
                     before = self._before[self._folders[run_id][0]]
                     outcome, record = attempt(
-                        config, self.shared, wait=False, before=before, label=label
+                        config, self.assets, wait=False, before=before, label=label
                     )
                 except BusyError:
                     continue
@@ -187,11 +191,11 @@ class Grid:
                 if outcome.kind == "failed" and not _answers(self._devices[0]):
                     # each run would fail here, and other processes take a failure as it is
                     self.outcomes += [_failed(c, "not tried") for c in self.pending.values()]
-                    tell("the device does not answer any more, so that no other run is tried")
+                    log("the device does not answer any more, so that no other run is tried")
                     return self.outcomes
             if len(self.pending) == count:
                 if not told:
-                    tell(f"waiting for {_runs(count)} that other processes are at")
+                    log(f"waiting for {_runs(count)} that other processes are at")
                 told = True
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         return self.outcomes

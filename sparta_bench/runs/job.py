@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from sparta_bench.config.check import from_dict
 from sparta_bench.config.compose import to_plain
-from sparta_bench.errors import InputError, tell
+from sparta_bench.errors import InputError, log
 from sparta_bench.runs.outcome import Outcome, show
 
 if TYPE_CHECKING:
-    from sparta_bench.runs.assets import Shared
+    from sparta_bench.runs.assets import AssetCache
 
 INTERRUPTED = 130
 
@@ -37,22 +37,22 @@ def attempted(composed: Any) -> Outcome:
         device_for(config)  # before transformers and the like come, which takes many seconds
         from sparta_bench.runs.grid import attempt
 
-        outcome, _ = attempt(config, shared())
+        outcome, _ = attempt(config, assets())
     except InputError as error:
         outcome = Outcome("refused", "\n".join(error.lines))
     except KeyboardInterrupt:
         # Hydra turns it into an error of its own; the exit code is ours to give
-        tell("interrupted")
+        log("interrupted")
         sys.exit(INTERRUPTED)
     return outcome
 
 
 @lru_cache(maxsize=1)
-def shared() -> Shared:
+def assets() -> AssetCache:
     """What this process's runs share; a launcher's worker runs many jobs."""
-    from sparta_bench.runs.assets import Shared
+    from sparta_bench.runs.assets import AssetCache
 
-    return Shared()
+    return AssetCache()
 
 
 def quiet_libraries() -> None:

@@ -29,7 +29,7 @@ class BusyError(Exception):
 
 
 @contextmanager
-def claimed(folder: Path, accelerator: Accelerator, wait: bool) -> Iterator[None]:
+def run_lock(folder: Path, accelerator: Accelerator, wait: bool) -> Iterator[None]:
     """Hold the run's lock; of several processes of one run the main one holds it for all.
 
     Raises

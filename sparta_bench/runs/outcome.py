@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from sparta_bench.errors import tell
+from sparta_bench.errors import log
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,6 @@ class Outcome:
 def show(outcome: Outcome) -> None:
     """Tell an outcome: results on standard output, faults of input on standard error."""
     if outcome.kind == "refused":
-        tell(*outcome.line.splitlines())
+        log(*outcome.line.splitlines())
     elif os.environ.get("RANK", "0") == "0":
         print(outcome.line, flush=True)

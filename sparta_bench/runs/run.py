@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from sparta_bench.config.schema import Config
 from sparta_bench.devices import accelerator_of, is_lack_of_memory, set_threads
-from sparta_bench.errors import InputError, TrainingError, reason_of, tell
+from sparta_bench.errors import InputError, TrainingError, log, reason_of
 from sparta_bench.files import remove_folder, write_json
 from sparta_bench.models.dtypes import precision_of
 from sparta_bench.records.read import look_into, read_json
@@ -25,16 +25,16 @@ from sparta_bench.records.write import (
     run_id_of,
     write_record,
 )
-from sparta_bench.runs.assets import Shared
-from sparta_bench.runs.experiment import fill
-from sparta_bench.runs.lock import CHECKPOINT, agreed, claimed
+from sparta_bench.runs.assets import AssetCache
+from sparta_bench.runs.experiment import execute
+from sparta_bench.runs.lock import CHECKPOINT, agreed, run_lock
 
 MOST_PROCESSES = 64  # of one run, whose checkpoints are looked for
 
 
 def run(
     config: Config,
-    shared: Shared | None = None,
+    assets: AssetCache | None = None,
     wait: bool = True,
     before: tuple[int, ...] | None = None,
     label: str = "",
@@ -46,7 +46,7 @@ def run(
 
     Parameters
     ----------
-    shared
+    assets
         What earlier runs of this process have left for this one.
     wait
         Wait for another process that is at this very run, and then take its record.
@@ -66,30 +66,30 @@ def run(
     KeyboardInterrupt
         If the run was interrupted.
     """
-    shared = Shared() if shared is None else shared
+    assets = AssetCache() if assets is None else assets
     accelerator = accelerator_of(config)
     set_threads(config)
-    run_id = identify(config, shared, accelerator.device, accelerator.num_processes)
+    run_id = identify(config, assets, accelerator.device, accelerator.num_processes)
     if agreed(accelerator, run_id) != run_id:
         raise RuntimeError("the processes of one run do not see the same data or base model")
     folder = run_folder(config, run_id)
     _make_folder(folder)
-    with claimed(folder, accelerator, wait):
+    with run_lock(folder, accelerator, wait):
         found = agreed(accelerator, read_json(folder))
         settled = found is not None and _is_settled(found, folder, config, before)
         if found is not None and agreed(accelerator, settled):
             return found, folder / RESULT, True
         _look_at_what_is_replaced(folder, config)
-        _look_for_other_checkpoints(config, shared, accelerator)
-        record = new_record(config, run_id, shared.base_fingerprint(config.model))
+        _look_for_other_checkpoints(config, assets, accelerator)
+        record = new_record(config, run_id, assets.base_fingerprint(config.model))
         if accelerator.is_main_process:  # for `status`
             write_json(folder / RUNNING, record)
-        unlike = _make(record, config, accelerator, shared, folder, label)
+        unlike = _make(record, config, accelerator, assets, folder, label)
         path = _finish(record, folder, accelerator)
         if unlike is not None:
             raise unlike
         if record["status"] == "failed":
-            shared.forget_backbone()
+            assets.forget_backbone()
         return record, path, False
 
 
@@ -97,7 +97,7 @@ def _make(
     record: dict[str, Any],
     config: Config,
     accelerator: Accelerator,
-    shared: Shared,
+    assets: AssetCache,
     folder: Path,
     label: str,
 ) -> Exception | None:
@@ -106,7 +106,7 @@ def _make(
     try:
         if accelerator.is_main_process:
             print(f"{label}{_what(record)}", file=sys.stderr, flush=True)
-        fill(record, config, accelerator, shared, folder)
+        execute(record, config, accelerator, assets, folder)
     except InputError:
         raise
     except KeyboardInterrupt:
@@ -125,7 +125,7 @@ def _make(
     return None
 
 
-def identify(config: Config, shared: Shared, device: torch.device, processes: int) -> str:
+def identify(config: Config, assets: AssetCache, device: torch.device, processes: int) -> str:
     """The `run_id` that `run` would give in so many processes. Reads data and the base model's
     files, no weights.
 
@@ -134,12 +134,12 @@ def identify(config: Config, shared: Shared, device: torch.device, processes: in
     InputError
         If either cannot be had, or the folder's model is of another shape than the one named.
     """
-    shared.check_architecture(config.model)
+    assets.check_architecture(config.model)
     return run_id_of(
         config,
         precision_of(config, device),
-        shared.base_fingerprint(config.model),
-        shared.data_fingerprint(config.task),
+        assets.base_fingerprint(config.model),
+        assets.data_fingerprint(config.task),
         processes,
     )
 
@@ -170,16 +170,18 @@ def _look_at_what_is_replaced(folder: Path, config: Config) -> None:
     line = f"{folder / 'result.json'}: {fault}"
     if fault.startswith(NOT_TO_REPLACE) and not config.force:
         raise InputError(f"{line}; move it away, or replace it with force=true")
-    tell(f"{line}; the run is made again")
+    log(f"{line}; the run is made again")
 
 
-def _look_for_other_checkpoints(config: Config, shared: Shared, accelerator: Accelerator) -> None:
+def _look_for_other_checkpoints(
+    config: Config, assets: AssetCache, accelerator: Accelerator
+) -> None:
     """Say where a checkpoint lies that another number of processes has left, whose run is another
     one because of dropout: nobody is to wonder why this one begins anew."""
     here = accelerator.num_processes
 
     def checkpoint_of(processes: int) -> Path:
-        run_id = identify(config, shared, accelerator.device, processes)
+        run_id = identify(config, assets, accelerator.device, processes)
         return run_folder(config, run_id) / CHECKPOINT
 
     own = checkpoint_of(here)
@@ -188,7 +190,7 @@ def _look_for_other_checkpoints(config: Config, shared: Shared, accelerator: Acc
     for processes in range(1, MOST_PROCESSES + 1):
         other = checkpoint_of(processes)
         if other != own and other.exists():
-            tell(
+            log(
                 f"start {processes} process{'es' * (processes > 1)} to go on from {other}; dropout "
                 f"is drawn by process, so that with {here} this is another run, which begins anew"
             )

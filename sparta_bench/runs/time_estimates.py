@@ -15,7 +15,7 @@ from sparta_bench.models.counts import count_parameters, empty_backbone
 from sparta_bench.models.dtypes import precision_of
 from sparta_bench.models.source import load_architecture
 from sparta_bench.records.read import seconds_of
-from sparta_bench.runs.assets import Shared
+from sparta_bench.runs.assets import AssetCache
 from sparta_bench.training.loop import plan_steps
 
 CHARACTERS_PER_TOKEN = 4.0  # of English, for texts whose tokens nobody has counted yet
@@ -28,8 +28,8 @@ SHARE_OF_PEAK = 0.4  # of a large product's rate, that a training step reaches
 class Times:
     """Seconds of training, evaluation and features that runs have taken."""
 
-    def __init__(self, shared: Shared, device: torch.device) -> None:
-        self._shared = shared
+    def __init__(self, assets: AssetCache, device: torch.device) -> None:
+        self._assets = assets
         self._device = device
         self._seconds: dict[Hashable, list[float]] = defaultdict(list)
         self._weights: dict[str, int] = {}
@@ -57,7 +57,7 @@ class Times:
     def _by_flops(self, config: Config) -> float:
         """Two FLOPs per weight and token forward; as many again backward for the inputs'
         gradients, and for the weights' where all of them train."""
-        sizes = self._shared.sizes(config.task)
+        sizes = self._assets.sizes(config.task)
         prompt = PROMPT_TOKENS if config.model.kind == "instruct" else 0
         tokens = sizes.characters / CHARACTERS_PER_TOKEN + prompt
         plan = plan_steps(sizes.train, config.train)

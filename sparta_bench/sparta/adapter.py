@@ -28,7 +28,7 @@ from sparta_bench.sparta import store
 from sparta_bench.sparta.backbone import Head, backbone_of, head_of
 from sparta_bench.sparta.gradient import WAYS, takes_kernel
 from sparta_bench.sparta.kernel_check import usable
-from sparta_bench.sparta.layer import DELTAS, Places, is_touched, touch, untouch
+from sparta_bench.sparta.layer import DELTAS, ChosenEntries, is_patched, patch, unpatch
 from sparta_bench.sparta.merge import write_at, write_merged
 from sparta_bench.sparta.sample import sample_all, sampled_tensors
 
@@ -127,23 +127,23 @@ class SpartaAdapter:
         self._where = _where(self.backbone, [name for name in places if len(places[name])])
         self._dtypes = {name: _tensor(sites[0]).dtype for name, sites in self._where.items()}
         deltas: dict[nn.Module, dict[str, nn.Parameter]] = {}  # by module, and by name there
-        kept: dict[nn.Module, dict[str, Places]] = {}
+        kept: dict[nn.Module, dict[str, ChosenEntries]] = {}
         for name, sites in self._where.items():
             tensor = _tensor(sites[0])
             indices = places[name].to(tensor.device)
-            here = Places(indices, _at(tensor, indices))
+            here = ChosenEntries(indices, _at(tensor, indices))
             zeros = nn.Parameter(torch.zeros(len(indices), dtype=dtype, device=tensor.device))
             for module, own_name in sites:
                 deltas.setdefault(module, {})[own_name] = zeros
                 kept.setdefault(module, {})[own_name] = here
         self.kernels = _kernels(self._where, places, dtype, gradient)
         # nothing of the model is changed before here
-        self._touched = list(deltas)
+        self._patched = list(deltas)
         self._were_trainable = [(p, p.requires_grad) for p in model.parameters()]
         model.requires_grad_(False)
         self._head = Head(model, dtype)
-        for module in self._touched:
-            touch(module, deltas[module], kept[module], gradient)
+        for module in self._patched:
+            patch(module, deltas[module], kept[module], gradient)
         # as long-lived as the model, also where nobody keeps the adapter
         object.__setattr__(model, "sparta_adapter", self)
         self._attached = True
@@ -194,9 +194,9 @@ class SpartaAdapter:
         """Per tensor name: the values at these places before training, in the tensor's dtype."""
         return {name: self._places(name).originals for name in self._where}
 
-    def _places(self, name: str) -> Places:
+    def _places(self, name: str) -> ChosenEntries:
         module, own_name = self._where[name][0]
-        places: Places = module.sparta_places[own_name]  # type: ignore[index, union-attr, assignment]
+        places: ChosenEntries = module.sparta_places[own_name]  # type: ignore[index, union-attr, assignment]
         return places
 
     # --------------------------------------------------------------------- into the weights
@@ -233,12 +233,12 @@ class SpartaAdapter:
     def _let_go(self) -> None:
         self._attached = False
         _forget(self)
-        for module in self._touched:
-            untouch(module)
+        for module in self._patched:
+            unpatch(module)
         for parameter, trainable in self._were_trainable:
             parameter.requires_grad_(trainable)
         del self.model.sparta_adapter
-        self._where, self._touched = {}, []
+        self._where, self._patched = {}, []
 
     def __enter__(self) -> SpartaAdapter:
         return self
@@ -371,7 +371,7 @@ class SpartaAdapter:
 
 
 def _refuse(model: nn.Module) -> None:
-    if any(is_touched(module) for module in model.modules()):
+    if any(is_patched(module) for module in model.modules()):
         raise ValueError("the model carries a SpaRTA adapter already; detach that first")
     if type(model).__module__.startswith("peft."):
         raise ValueError(

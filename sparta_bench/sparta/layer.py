@@ -1,6 +1,6 @@
 """Layers some of whose scalars train: the plain layer, with a gradient that goes to the deltas.
 
-A touched module gets a subclass of its own class and keeps its weights, names and hooks. The
+A patched module gets a subclass of its own class and keeps its weights, names and hooks. The
 deltas are parameters of the module, so that an optimizer, DDP, `state_dict` and `Trainer` find
 them; indices and originals are no buffers, since DDP would send buffers around at every step.
 """
@@ -30,7 +30,7 @@ DELTAS = "{}_deltas"  # name of the deltas of a tensor, in the module that holds
 
 
 @dataclass
-class Places:
+class ChosenEntries:
     """Where a tensor trains: flat indices (int32, sorted), and what stood there before, in the
     tensor's dtype."""
 
@@ -38,12 +38,12 @@ class Places:
     originals: Tensor
 
 
-class _Touched:
-    """What every touched module has beside its own class."""
+class _Patched:
+    """What every patched module has beside its own class."""
 
     sparta_plain: type
     sparta_names: tuple[str, ...]
-    sparta_places: dict[str, Places]
+    sparta_places: dict[str, ChosenEntries]
     sparta_gradient: str
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -53,7 +53,7 @@ class _Touched:
             indices = fn(places.indices)  # a change of device; a change of dtype is not for them
             if indices.dtype != torch.int32:
                 indices = places.indices.to(indices.device)
-            self.sparta_places[name] = Places(indices, fn(places.originals))
+            self.sparta_places[name] = ChosenEntries(indices, fn(places.originals))
         result = super()._apply(fn, recurse)  # type: ignore[misc]
         for name, places in self.sparta_places.items():
             if parameters[name].dtype != before[name]:
@@ -64,11 +64,11 @@ class _Touched:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # the class is made at run time: copies and pickles make it again
-        own_forward = isinstance(self, _TouchedLinear)
+        own_forward = isinstance(self, _PatchedLinear)
         return _empty, (self.sparta_plain, self.sparta_names, own_forward), self.__dict__
 
 
-class _TouchedLinear(_Touched, nn.Linear):
+class _PatchedLinear(_Patched, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         # the tensor itself: `self.weight` is for those who read it without this pass
         weight, deltas = self._parameters["weight"], self._parameters["weight_deltas"]
@@ -167,31 +167,31 @@ def _gathering(name: str) -> property:
 
 
 @cache
-def _touched_class(plain: type, names: tuple[str, ...], own_forward: bool) -> type:
+def _patched_class(plain: type, names: tuple[str, ...], own_forward: bool) -> type:
     """`plain` with the tensors `names` trained at places.
 
     Each is a property: whoever reads it, such as a norm's own code, gets it with its gradient going
     to the deltas. A linear layer's forward pass takes its weight otherwise; others may read it too
     (Mamba never calls the layer), so it is a property there as well.
     """
-    bases = (_TouchedLinear,) if own_forward else (_Touched, plain)
+    bases = (_PatchedLinear,) if own_forward else (_Patched, plain)
     members: dict[str, Any] = {name: _gathering(name) for name in names}
     members |= {"sparta_plain": plain, "sparta_names": names}
     return type(f"Sparta{plain.__name__}", bases, members)
 
 
 def _empty(plain: type, names: tuple[str, ...], own_forward: bool) -> Any:
-    made: Any = _touched_class(plain, names, own_forward)
+    made: Any = _patched_class(plain, names, own_forward)
     return made.__new__(made)
 
 
-def touch(
-    module: nn.Module, deltas: dict[str, nn.Parameter], places: dict[str, Places], way: str
+def patch(
+    module: nn.Module, deltas: dict[str, nn.Parameter], places: dict[str, ChosenEntries], way: str
 ) -> None:
     """Let `deltas` receive the gradients of the module's tensors of these names at `places`.
 
-    `way` is `auto`, `dense` or `sampled` (see `gradient.weight_gradient_at`). Values are not
-    touched, here and in `untouch`.
+    `way` is `auto`, `dense` or `sampled` (see `gradient.weight_gradient_at`). The values
+    stay as they are, here and in `unpatch`.
     """
     plain, names = type(module), tuple(sorted(deltas))
     for name, values in deltas.items():
@@ -200,12 +200,12 @@ def touch(
     module.sparta_gradient = way  # type: ignore[assignment]
     # a forward pass that somebody put on the module, as accelerate does, reads the weight itself
     own_forward = plain is nn.Linear and "weight" in names and "forward" not in vars(module)
-    module.__class__ = _touched_class(plain, names, own_forward)  # type: ignore[arg-type]
+    module.__class__ = _patched_class(plain, names, own_forward)  # type: ignore[arg-type]
 
 
-def untouch(module: nn.Module) -> None:
-    """Make the module, which must be touched, one of its own class again. Its values stay."""
-    assert isinstance(module, _Touched)
+def unpatch(module: nn.Module) -> None:
+    """Make the module, which must be patched, one of its own class again. Its values stay."""
+    assert isinstance(module, _Patched)
     names = module.sparta_names
     module.__class__ = module.sparta_plain
     del module.sparta_places, module.sparta_gradient
@@ -213,6 +213,6 @@ def untouch(module: nn.Module) -> None:
         del module._parameters[DELTAS.format(name)]
 
 
-def is_touched(module: nn.Module) -> bool:
+def is_patched(module: nn.Module) -> bool:
     """Whether an adapter trains some of the module's scalars."""
-    return isinstance(module, _Touched)
+    return isinstance(module, _Patched)

@@ -214,9 +214,9 @@ def write(
 
 def _tensors_of(adapter: SpartaAdapter) -> dict[str, Tensor]:
     """Coordinates (places x dimensions, int32) and deltas (float32) of every tensor of the
-    backbone, none of an untouched one."""
+    backbone; empty ones where no entry of a tensor trains."""
     prefix, all_indices, all_deltas = _prefix_of(adapter.backbone), adapter.indices, adapter.deltas
-    ours = {id(deltas) for deltas in all_deltas.values()}  # parameters of the touched modules too
+    ours = {id(deltas) for deltas in all_deltas.values()}  # parameters of the patched modules too
     tensors: dict[str, Tensor] = {}
     for name, tensor in adapter.backbone.named_parameters():
         if id(tensor) in ours:

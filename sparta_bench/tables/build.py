@@ -63,31 +63,31 @@ class _Usage:
     """What became of the records, by cell, and by model and task."""
 
     def __init__(self, selection: Selection) -> None:
-        self.outdone = Counter(record.cell for record in selection.outdone)
-        self.left_out: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-        for left in selection.left_out:
+        self.not_selected = Counter(record.cell for record in selection.not_selected)
+        self.excluded: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        for left in selection.excluded:
             if left.cell is not None:
-                self.left_out[left.cell.model, left.cell.task][left.reason] += 1
+                self.excluded[left.cell.model, left.cell.task][left.reason] += 1
 
     def notes(
         self, cells: dict[Cell, Chosen], places: Iterable[tuple[str, str]], split_by: str
     ) -> tuple[str, ...]:
         """Of the cells of one table, whose columns are the `places` (model and task)."""
         used = sum(len(chosen.runs) for chosen in cells.values())
-        outdone = sum(self.outdone[cell] for cell in cells)
+        not_selected = sum(self.not_selected[cell] for cell in cells)
         failed = sum(chosen.failed for chosen in cells.values())
-        left_out: Counter[str] = Counter()
+        excluded: Counter[str] = Counter()
         for place in places:
-            left_out += self.left_out.get(place, Counter())
+            excluded += self.excluded.get(place, Counter())
         parts = [f"{count(used, 'record')} used"]
-        if outdone:
-            parts.append(f"{outdone:,} of settings with a higher dev loss")
+        if not_selected:
+            parts.append(f"{not_selected:,} of settings with a higher dev loss")
         if failed:
             parts.append(f"{failed:,} failed")
         notes = [*_seed_notes(cells, split_by), "; ".join(parts) + "."]
-        if left_out:
-            why = "; ".join(f"{number:,}: {reason}" for reason, number in left_out.most_common())
-            notes.append(f"{count(left_out.total(), 'record')} left out: {why}.")
+        if excluded:
+            why = "; ".join(f"{number:,}: {reason}" for reason, number in excluded.most_common())
+            notes.append(f"{count(excluded.total(), 'record')} left out: {why}.")
         return tuple(notes)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sparta_bench.paper import rows_of
 from sparta_bench.records.read import files_below, read_merge
-from sparta_bench.records.record import MERGE, OVERLAP, LeftOut, Record
+from sparta_bench.records.record import MERGE, OVERLAP, Excluded, Record
 from sparta_bench.tables.format import MISSING, count, signed
 from sparta_bench.tables.paper_tables import row_name, task_name
 from sparta_bench.tables.protocol import TWIN_MODELS
@@ -69,26 +69,26 @@ class Merge:
 
 def read_merges(
     folders: Iterable[Path], selection: Selection
-) -> tuple[dict[str, list[Merge]], list[LeftOut]]:
+) -> tuple[dict[str, list[Merge]], list[Excluded]]:
     """The records of merged runs below the folders by model, of those runs that stand in tables."""
     used = {run.run_id: run for chosen in selection.cells.values() for run in chosen.runs}
     found: dict[str, dict[str, Merge]] = defaultdict(dict)
-    left_out = []
+    excluded = []
     for path in sorted(Path(name) for folder in folders for name in files_below(folder, MERGE)):
         raw = read_merge(path)
         if isinstance(raw, str):
-            left_out.append(LeftOut(path, raw))
+            excluded.append(Excluded(path, raw))
             continue
         one, other = (used.get(run["run_id"]) for run in raw["runs"])
         if one is None or other is None:
-            left_out.append(LeftOut(path, "a merge of runs that stand in no table"))
+            excluded.append(Excluded(path, "a merge of runs that stand in no table"))
         elif one.cell._replace(task="") != other.cell._replace(task=""):
-            left_out.append(LeftOut(path, "a merge of runs of two models, methods or densities"))
+            excluded.append(Excluded(path, "a merge of runs of two models, methods or densities"))
         elif raw["rule"].get("weights") is not None:
-            left_out.append(LeftOut(path, "a merge with weights, which no table has"))
+            excluded.append(Excluded(path, "a merge with weights, which no table has"))
         else:
             found[one.cell.model][raw["merge_id"]] = Merge(raw, (one, other))
-    return {model: list(merges.values()) for model, merges in found.items()}, left_out
+    return {model: list(merges.values()) for model, merges in found.items()}, excluded
 
 
 def merging_tables(merges: Mapping[str, Sequence[Merge]]) -> list[Table]:

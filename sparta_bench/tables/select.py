@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sparta_bench.records.record import Cell, LeftOut, Record
+from sparta_bench.records.record import Cell, Excluded, Record
 from sparta_bench.tables.protocol import reason_against
 
 
@@ -40,12 +40,12 @@ class Chosen:
 class Selection:
     """All cells that have records, the completed ones that are not of a best setting, and the rest.
 
-    `outdone` are completed runs of settings with a higher dev loss: compared, but not shown.
+    `not_selected` are completed runs of settings with a higher dev loss: compared, but not shown.
     """
 
     cells: dict[Cell, Chosen]
-    outdone: list[Record]
-    left_out: list[LeftOut]
+    not_selected: list[Record]
+    excluded: list[Excluded]
 
 
 def select(records: Iterable[Record]) -> Selection:
@@ -56,28 +56,28 @@ def select(records: Iterable[Record]) -> Selection:
     method settings are no runs of one experiment: those of which there are most are taken, the
     others are left out.
     """
-    left_out: list[LeftOut] = []
+    excluded: list[Excluded] = []
     by_cell: dict[Cell, list[Record]] = defaultdict(list)
     for record in records:
         reason = "interrupted" if record.status == "interrupted" else reason_against(record)
         if reason is not None:
-            left_out.append(LeftOut(record.path, reason, record.cell))
+            excluded.append(Excluded(record.path, reason, record.cell))
         else:
             by_cell[record.cell].append(record)
     cells: dict[Cell, Chosen] = {}
-    outdone: list[Record] = []
+    not_selected: list[Record] = []
     for cell, found in by_cell.items():
-        alike = _alike(found, left_out)
+        alike = _alike(found, excluded)
         completed = _one_a_seed(
-            [record for record in alike if record.status == "completed"], left_out
+            [record for record in alike if record.status == "completed"], excluded
         )
         failed = sum(record.status == "failed" for record in alike)
-        cells[cell], others = _best(cell, completed, failed, left_out)
-        outdone += others
-    return Selection(cells, outdone, left_out)
+        cells[cell], others = _best(cell, completed, failed, excluded)
+        not_selected += others
+    return Selection(cells, not_selected, excluded)
 
 
-def _alike(records: list[Record], left_out: list[LeftOut]) -> list[Record]:
+def _alike(records: list[Record], excluded: list[Excluded]) -> list[Record]:
     completed = [record for record in records if record.status == "completed"]
     if not completed:
         return records
@@ -90,24 +90,24 @@ def _alike(records: list[Record], left_out: list[LeftOut]) -> list[Record]:
             alike.append(record)
         else:
             reason = "other data, base model or settings of the method than most of its cell"
-            left_out.append(LeftOut(record.path, reason, record.cell))
+            excluded.append(Excluded(record.path, reason, record.cell))
     return alike
 
 
-def _one_a_seed(records: list[Record], left_out: list[LeftOut]) -> list[Record]:
+def _one_a_seed(records: list[Record], excluded: list[Excluded]) -> list[Record]:
     kept: dict[tuple[str, int], Record] = {}
     for record in records:
         key = (record.setting, record.seed)
         if key in kept:  # by another device or version, else the run would be the same
             reason = "the same setting and seed as another record"
-            left_out.append(LeftOut(record.path, reason, record.cell))
+            excluded.append(Excluded(record.path, reason, record.cell))
         else:
             kept[key] = record
     return list(kept.values())
 
 
 def _best(
-    cell: Cell, completed: list[Record], failed: int, left_out: list[LeftOut]
+    cell: Cell, completed: list[Record], failed: int, excluded: list[Excluded]
 ) -> tuple[Chosen, list[Record]]:
     by_setting: dict[str, list[Record]] = defaultdict(list)
     for record in completed:
@@ -118,7 +118,7 @@ def _best(
     compared = {key: runs for key, runs in by_setting.items() if len(runs) == seeds}
     for key in by_setting.keys() - compared.keys():
         reason = "a setting with fewer seeds than another of its cell"
-        left_out += [LeftOut(record.path, reason, record.cell) for record in by_setting[key]]
+        excluded += [Excluded(record.path, reason, record.cell) for record in by_setting[key]]
     best = min(
         compared,
         key=lambda key: (statistics.fmean(run.score("dev", "loss") for run in compared[key]), key),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sparta_bench.files import clear_leftovers, whole_file
-from sparta_bench.records.record import LeftOut
+from sparta_bench.records.record import Excluded
 from sparta_bench.tables.format import count
 from sparta_bench.tables.merge_tables import Merge
 from sparta_bench.tables.paper_tables import LAYOUTS
@@ -24,19 +24,19 @@ OVERVIEW = "tables.md"
 LIST = ".sparta-bench-tables"
 
 
-def summary(read: int, unread: Sequence[LeftOut], selection: Selection) -> str:
+def summary(read: int, unread: Sequence[Excluded], selection: Selection) -> str:
     """How many records were found, used and left out, and why."""
     used = sum(len(chosen.runs) for chosen in selection.cells.values())
     failed = sum(chosen.failed for chosen in selection.cells.values())
-    left_out = Counter(left.reason for left in (*selection.left_out, *unread))
+    excluded = Counter(left.reason for left in (*selection.excluded, *unread))
     parts = [
         f"{count(read + len(unread), 'record')} found: {used:,} used",
-        f"{len(selection.outdone):,} of settings with a higher dev loss",
+        f"{len(selection.not_selected):,} of settings with a higher dev loss",
         f"{failed:,} failed",
-        f"{left_out.total():,} left out",
+        f"{excluded.total():,} left out",
     ]
     lines = [", ".join(parts) + "."]
-    lines += [f"- left out, {number:,}: {reason}" for reason, number in left_out.most_common()]
+    lines += [f"- left out, {number:,}: {reason}" for reason, number in excluded.most_common()]
     return "\n".join(lines)
 
 
@@ -55,7 +55,7 @@ def missing(tables: Sequence[Table]) -> list[str]:
     return notes
 
 
-def merge_notes(merges: Mapping[str, Sequence[Merge]], unread: Sequence[LeftOut]) -> list[str]:
+def merge_notes(merges: Mapping[str, Sequence[Merge]], unread: Sequence[Excluded]) -> list[str]:
     """How many pairs of merged runs there were, and why others were left out."""
     if not merges and not unread:
         return []
@@ -114,20 +114,20 @@ def _listed(out: Path) -> set[str]:
 def tables_as_json(
     tables: Sequence[Table],
     read: int,
-    unread: Sequence[LeftOut],
+    unread: Sequence[Excluded],
     selection: Selection,
     faults: Sequence[str],
 ) -> str:
     """The tables, and the counts of records, as one JSON object."""
-    left_out = [*selection.left_out, *unread]
+    excluded = [*selection.excluded, *unread]
     return json.dumps(
         {
             "records": {
                 "found": read + len(unread),
                 "used": sum(len(chosen.runs) for chosen in selection.cells.values()),
-                "outdone": len(selection.outdone),
+                "outdone": len(selection.not_selected),
                 "failed": sum(chosen.failed for chosen in selection.cells.values()),
-                "left_out": [{"path": str(one.path), "reason": one.reason} for one in left_out],
+                "left_out": [{"path": str(one.path), "reason": one.reason} for one in excluded],
             },
             "plans_not_read": list(faults),
             "tables": [

@@ -44,12 +44,12 @@ def _warm_up() -> None:
 
     from sparta_bench.config.compose import compose
     from sparta_bench.models.dtypes import precision_of
-    from sparta_bench.runs.assets import Shared
+    from sparta_bench.runs.assets import AssetCache
 
     for overrides in ([], ["method=lora"], ["method=head"]):
         config = compose(overrides)
     device = torch.device("cpu")
-    Shared().take_classifier(config, precision_of(config, device), device)
+    AssetCache().take_classifier(config, precision_of(config, device), device)
     importlib.import_module("peft")
 
 

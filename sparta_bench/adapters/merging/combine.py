@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sparta_bench.adapters import multi_head
 from sparta_bench.adapters.load_adapter import lora_settings
-from sparta_bench.adapters.merging.merge_methods import Entries, Rule, combine, thin
+from sparta_bench.adapters.merging.merge_methods import Rule, SparseDelta, combine, thin
 from sparta_bench.adapters.merging.overlap import Overlap, overlaps_of
-from sparta_bench.adapters.merging.task_vectors import Base, Source, open_sources
+from sparta_bench.adapters.merging.task_vectors import Base, TaskVector, open_task_vectors
 from sparta_bench.adapters.multi_head import MultiHead
 from sparta_bench.adapters.output_folder import refuse_to_replace, written
 from sparta_bench.errors import InputError
@@ -44,7 +44,7 @@ def multi_head_of(
     _refuse_twice(folders)
     for folder in folders:
         refuse_to_replace(folder, out, force)
-    found, sources = open_sources(folders, base, tokenizer, names)
+    found, sources = open_task_vectors(folders, base, tokenizer, names)
     overlaps = overlaps_of(sources, found)
     merge_into(found, sources, rule)
     heads = {source.name: source.head for source in sources}
@@ -68,7 +68,9 @@ def _refuse_twice(folders: Sequence[Path]) -> None:
             raise InputError(f"{folder}: is given twice; combine --weights 2,… adds one up twice")
 
 
-def _origin(sources: Sequence[Source], rule: Rule, overlaps: Sequence[Overlap]) -> dict[str, Any]:
+def _origin(
+    sources: Sequence[TaskVector], rule: Rule, overlaps: Sequence[Overlap]
+) -> dict[str, Any]:
     """What the merged model was made of, without paths."""
     return {
         "rule": rule.as_dict(),
@@ -88,7 +90,7 @@ def _origin(sources: Sequence[Source], rule: Rule, overlaps: Sequence[Overlap]) 
     }
 
 
-def same_places(sources: Sequence[Source], overlaps: Sequence[Overlap]) -> list[str]:
+def same_places(sources: Sequence[TaskVector], overlaps: Sequence[Overlap]) -> list[str]:
     """A warning for each two SpaRTA adapters of one seed: their places are the same draw, or one's
     are among the other's."""
     by_name = {source.name: source for source in sources}
@@ -108,7 +110,7 @@ def same_places(sources: Sequence[Source], overlaps: Sequence[Overlap]) -> list[
 
 
 @torch.no_grad()
-def merge_into(base: Base, sources: Sequence[Source], rule: Rule) -> None:
+def merge_into(base: Base, sources: Sequence[TaskVector], rule: Rule) -> None:
     """Write the combined changes into the backbone, which must hold the base's values.
 
     Raises
@@ -134,7 +136,7 @@ def merge_into(base: Base, sources: Sequence[Source], rule: Rule) -> None:
         parameter.copy_(combine(base.values[name], changes, rule))
 
 
-def _entries(source: Source, name: str, base: Tensor, rule: Rule) -> Entries:
+def _entries(source: TaskVector, name: str, base: Tensor, rule: Rule) -> SparseDelta:
     """What one model changed in a tensor of the base, after DARE where the rule asks for that."""
     entries = source.entries(name, base)
     if rule.keep is None:
@@ -142,7 +144,7 @@ def _entries(source: Source, name: str, base: Tensor, rule: Rule) -> Entries:
     return thin(entries, rule.keep, rule.seed, f"{source.name}/{name}")
 
 
-def _merged_by_peft(base: Base, sources: Sequence[Source], rule: Rule) -> Any:
+def _merged_by_peft(base: Base, sources: Sequence[TaskVector], rule: Rule) -> Any:
     """The backbone with LoRA adapters in it as peft combines them: the sum exactly, by putting
     their matrices side by side; TIES and DARE on the products, of which as many singular
     directions are kept as all adapters have together. Weights go into the matrices, since peft's
@@ -181,7 +183,7 @@ def _kind(rule: Rule) -> str:
     return "dare_linear_svd" if rule.how == "sum" else "dare_ties_svd"
 
 
-def _fill(wrapped: Any, name: str, source: Source, weight: float) -> None:
+def _fill(wrapped: Any, name: str, source: TaskVector, weight: float) -> None:
     """Put an adapter's matrices in their places, one of each two multiplied by the weight."""
     assert source.factors is not None
     for own, parameter in wrapped.named_parameters():

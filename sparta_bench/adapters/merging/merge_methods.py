@@ -54,7 +54,7 @@ class Rule:
         return [1.0] * count if self.weights is None else list(self.weights)
 
 
-class Entries(NamedTuple):
+class SparseDelta(NamedTuple):
     """What changed in a tensor: `values` at flat, sorted `places`; null places: everywhere."""
 
     places: Tensor | None
@@ -72,17 +72,17 @@ class Entries(NamedTuple):
         return found
 
 
-Changes = Mapping[str, Callable[[Tensor], Entries]]  # by tensor: from the base's to the entries
+Changes = Mapping[str, Callable[[Tensor], SparseDelta]]  # by tensor: from the base's to the change
 
 
-def thin(entries: Entries, keep: float, seed: int, name: str) -> Entries:
+def thin(entries: SparseDelta, keep: float, seed: int, name: str) -> SparseDelta:
     """DARE's drop and rescale. `name` tells one model's tensor from all others."""
     chosen = sample_indices(entries.values.numel(), keep, seed, name).long()
     values = entries.values.view(-1)[chosen].double() / keep
-    return Entries(chosen if entries.places is None else entries.places[chosen], values)
+    return SparseDelta(chosen if entries.places is None else entries.places[chosen], values)
 
 
-def combine(base: Tensor, changes: Sequence[Entries], rule: Rule) -> Tensor:
+def combine(base: Tensor, changes: Sequence[SparseDelta], rule: Rule) -> Tensor:
     """The tensor with the combined change in it: round(base + change), rounded once, where it is
     not zero; everything else keeps its bits. Shape and dtype are the base's."""
     out = base.detach().reshape(-1).clone()
@@ -96,7 +96,7 @@ def combine(base: Tensor, changes: Sequence[Entries], rule: Rule) -> Tensor:
     return out.view_as(base)
 
 
-def changed_places(changes: Sequence[Entries], size: int) -> Iterator[Tensor]:
+def changed_places(changes: Sequence[SparseDelta], size: int) -> Iterator[Tensor]:
     """The flat places that any of them may change in a tensor of that many entries: at once where
     these are few, else block by block."""
     sparse = [entries.places for entries in changes if entries.places is not None]

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from sparta_bench.adapters.merging.merge_methods import Entries, changed_places
-from sparta_bench.adapters.merging.task_vectors import Base, Source
+from sparta_bench.adapters.merging.merge_methods import SparseDelta, changed_places
+from sparta_bench.adapters.merging.task_vectors import Base, TaskVector
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Overlap:
     shared_by_chance: float = 0.0
     conflicts: int = 0
 
-    def add(self, one: Entries, other: Entries, size: int) -> None:
+    def add(self, one: SparseDelta, other: SparseDelta, size: int) -> None:
         """Take in a tensor of that many entries."""
         first = second = 0
         for places in changed_places([one, other], size):
@@ -45,7 +45,7 @@ class Overlap:
         return asdict(self) | {"names": list(self.names), "conflicts_by_chance": conflicts}
 
 
-def overlaps_of(sources: Sequence[Source], base: Base) -> list[Overlap]:
+def overlaps_of(sources: Sequence[TaskVector], base: Base) -> list[Overlap]:
     """Of each two."""
     found = []
     for one, other in combinations(sources, 2):

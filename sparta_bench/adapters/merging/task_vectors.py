@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sparta_bench.adapters.base import base_of, check_base, load_base
 from sparta_bench.adapters.load_adapter import check_shapes, lora_settings, why_nothing
-from sparta_bench.adapters.manifest import Description
-from sparta_bench.adapters.merging.merge_methods import Changes, Entries
+from sparta_bench.adapters.manifest import Manifest
+from sparta_bench.adapters.merging.merge_methods import Changes, SparseDelta
 from sparta_bench.adapters.whole_model import SCORE, WHOLE, read_whole
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.methods.lora import lora
@@ -54,31 +54,32 @@ class Base:
 
 
 @dataclass
-class Source:
-    """A trained model. `name` is that of its head (classes x hidden); `factors` are LoRA's
-    matrices by peft's names, else null; `folder` is what the user called it."""
+class TaskVector:
+    """What a trained model changed in its base. `name` is that of its head (classes x hidden);
+    `factors` are LoRA's matrices by peft's names, else null; `folder` is what the user called
+    it."""
 
     name: str
     folder: Path
-    about: Description
+    about: Manifest
     head: Tensor
     changes: Changes
     factors: dict[str, Tensor] | None = None
     draw: store.Draw | None = None
 
-    def entries(self, name: str, base: Tensor) -> Entries:
+    def entries(self, name: str, base: Tensor) -> SparseDelta:
         """What it changed in a tensor of the base, which holds these values."""
         if name not in self.changes:
-            return Entries(torch.empty(0, dtype=torch.int64), torch.empty(0))
+            return SparseDelta(torch.empty(0, dtype=torch.int64), torch.empty(0))
         return self.changes[name](base)
 
 
-def open_sources(
+def open_task_vectors(
     folders: Sequence[Path],
     base: str | None = None,
     tokenizer: str | None = None,
     names: Sequence[str] | None = None,
-) -> tuple[Base, list[Source]]:
+) -> tuple[Base, list[TaskVector]]:
     """Adapters and whole classifiers of one base, checked, and that base.
 
     Parameters
@@ -105,17 +106,17 @@ def open_sources(
     if found.has_added_rows:
         refuse_other_rows(folders, abouts)
     sources = [
-        open_source(name, folder, about, found)
+        open_task_vector(name, folder, about, found)
         for name, folder, about in zip(named, folders, abouts, strict=True)
     ]
     return found, sources
 
 
 def open_base(
-    folder: Path, about: Description, base: str | None = None, tokenizer: str | None = None
+    folder: Path, about: Manifest, base: str | None = None, tokenizer: str | None = None
 ) -> Base:
     """The model on which what is in the folder was trained. Raises InputError if it cannot be had;
-    whether it is that one is for `open_source` to say."""
+    whether it is that one is for `open_task_vector` to say."""
     model = base_of(about, base, tokenizer, folder)
     classifier, words = load_base(about, model)
     added = len(words) > load_architecture(model).get_text_config().vocab_size
@@ -123,7 +124,7 @@ def open_base(
     return Base(classifier.backbone, words, about.dtypes["model"], added, str(shown))
 
 
-def open_source(name: str, folder: Path, about: Description, base: Base) -> Source:
+def open_task_vector(name: str, folder: Path, about: Manifest, base: Base) -> TaskVector:
     """What was trained on `base`, which must hold its own values. Raises InputError if it was
     trained on another, or a file is broken."""
     try:
@@ -132,7 +133,7 @@ def open_source(name: str, folder: Path, about: Description, base: Base) -> Sour
         raise InputError(reason_of(error)) from None
 
 
-def describe(folder: Path) -> Description:
+def describe(folder: Path) -> Manifest:
     """What the folder says of what is in it. Raises InputError if that cannot be merged."""
     if (folder / WHOLE).is_file():
         return read_whole(folder)
@@ -144,12 +145,12 @@ def describe(folder: Path) -> Description:
     if not (folder / store.CONFIG).is_file():
         raise InputError(f"{folder}: {why_nothing(folder)}")
     try:
-        return Description.from_dict(store.read_config(folder), folder / store.CONFIG)
+        return Manifest.from_dict(store.read_config(folder), folder / store.CONFIG)
     except ValueError as error:
         raise InputError(reason_of(error)) from None
 
 
-def refuse_unlike(folders: Sequence[Path], abouts: Sequence[Description]) -> None:
+def refuse_unlike(folders: Sequence[Path], abouts: Sequence[Manifest]) -> None:
     """Raise InputError if one is of another base, vocabulary or dtype than the first: told before
     any weights are read."""
     first = abouts[0]
@@ -167,7 +168,7 @@ def refuse_unlike(folders: Sequence[Path], abouts: Sequence[Description]) -> Non
                 )
 
 
-def refuse_other_rows(folders: Sequence[Path], abouts: Sequence[Description]) -> None:
+def refuse_other_rows(folders: Sequence[Path], abouts: Sequence[Manifest]) -> None:
     """Raise InputError for unlike seeds on a base that was given rows for added tokens: they are
     drawn from the run's seed."""
     for folder, about in zip(folders, abouts, strict=True):
@@ -195,7 +196,7 @@ def _refuse_names(names: Sequence[str]) -> None:
             raise InputError(f"{name!r}: no name for a head; --names gives others, one for each")
 
 
-def _open(name: str, folder: Path, about: Description, base: Base) -> Source:
+def _open(name: str, folder: Path, about: Manifest, base: Base) -> TaskVector:
     check_base(about, base.backbone, base.tokenizer, folder, base.shown)
     if (folder / WHOLE).is_file():
         return _whole(name, folder, about, base)
@@ -208,34 +209,34 @@ def _open(name: str, folder: Path, about: Description, base: Base) -> Source:
     if about.method["name"] == "lora":
         return _lora(name, folder, about, classifier, tensors)
     check_shapes(tensors, {HEAD: empty}, folder)
-    return Source(name, folder, about, tensors[HEAD], {})
+    return TaskVector(name, folder, about, tensors[HEAD], {})
 
 
-def _sparta(name: str, folder: Path, about: Description, classifier: Classifier) -> Source:
+def _sparta(name: str, folder: Path, about: Manifest, classifier: Classifier) -> TaskVector:
     with SpartaAdapter.load(classifier, folder, merge_after_step=False) as adapter:
         entries = {
-            tensor: Entries(adapter.indices[tensor].long(), deltas.detach().clone())
+            tensor: SparseDelta(adapter.indices[tensor].long(), deltas.detach().clone())
             for tensor, deltas in adapter.deltas.items()
         }
         head = classifier.head_weight.detach().clone()
     changes = {tensor: _constant(found) for tensor, found in entries.items()}
-    return Source(name, folder, about, head, changes, draw=adapter.draw)
+    return TaskVector(name, folder, about, head, changes, draw=adapter.draw)
 
 
-def _constant(entries: Entries) -> Any:
+def _constant(entries: SparseDelta) -> Any:
     return lambda base: entries
 
 
 def _lora(
-    name: str, folder: Path, about: Description, classifier: Classifier, tensors: dict[str, Tensor]
-) -> Source:
+    name: str, folder: Path, about: Manifest, classifier: Classifier, tensors: dict[str, Tensor]
+) -> TaskVector:
     settings = lora_settings(about, folder)
     precision = Precision(DTYPES[about.dtypes["model"]], DTYPES[about.dtypes["trained"]])
     trained = lora(classifier, settings, precision, seed=0)
     try:
         check_shapes(tensors, trained.values, folder)
     finally:
-        trained.release()
+        trained.unload()
     head = tensors.pop(HEAD)
     scale = settings.alpha / settings.r
     changes: dict[str, Any] = {}
@@ -244,14 +245,14 @@ def _lora(
         if found:
             a = tensors[key.replace(".lora_B.", ".lora_A.")]
             changes[f"{module}.weight"] = _product(a, b, scale)
-    return Source(name, folder, about, head, changes, factors=tensors)
+    return TaskVector(name, folder, about, head, changes, factors=tensors)
 
 
 def _product(a: Tensor, b: Tensor, scale: float) -> Any:
-    return lambda base: Entries(None, scale * (b.float() @ a.float()))
+    return lambda base: SparseDelta(None, scale * (b.float() @ a.float()))
 
 
-def _whole(name: str, folder: Path, about: Description, base: Base) -> Source:
+def _whole(name: str, folder: Path, about: Manifest, base: Base) -> TaskVector:
     checkpoint = open_checkpoint(str(folder))
     shapes = {tensor: tuple(value.shape) for tensor, value in base.values.items()}
     shapes[SCORE] = (len(about.labels), base.backbone.config.hidden_size)
@@ -262,15 +263,15 @@ def _whole(name: str, folder: Path, about: Description, base: Base) -> Source:
             raise InputError(f"{folder}: {tensor} is {here}, where {shape} belongs")
     changes = {tensor: _difference(checkpoint, tensor) for tensor in base.values}
     head = _finite_rows(checkpoint, SCORE, len(about.labels))
-    return Source(name, folder, about, head, changes)
+    return TaskVector(name, folder, about, head, changes)
 
 
 def _difference(checkpoint: Checkpoint, name: str) -> Any:
-    def entries(base: Tensor) -> Entries:
+    def entries(base: Tensor) -> SparseDelta:
         tuned = _finite_rows(checkpoint, name, len(base))
         # of float32 in float64, so that base + difference is the tuned value again
         wide = torch.float64 if base.dtype == torch.float32 else torch.float32
-        return Entries(None, tuned.to(wide).sub_(base))
+        return SparseDelta(None, tuned.to(wide).sub_(base))
 
     return entries
 

@@ -24,7 +24,7 @@ from sparta_bench.methods.full_ft import train_all
 from sparta_bench.methods.lora import wrap_in_lora
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.source import load_architecture
-from sparta_bench.sparta.layer import Places, touch
+from sparta_bench.sparta.layer import ChosenEntries, patch
 from sparta_bench.sparta.sample import sampled_tensors
 
 MANY_TOKENS = 1 << 22  # beside whose activations no gradient of a weight counts
@@ -125,10 +125,10 @@ def _touch(backbone: nn.Module, method: SpartaConfig, setting: Setting) -> list[
             if chosen:
                 deltas[name] = nn.Parameter(torch.zeros(chosen, dtype=dtype))
                 indices = torch.zeros(chosen, dtype=torch.int32)
-                places[name] = Places(indices, torch.zeros(chosen, dtype=tensor.dtype))
+                places[name] = ChosenEntries(indices, torch.zeros(chosen, dtype=tensor.dtype))
                 made += [deltas[name], indices]
                 if is_sampled_at(tensor.shape, chance, setting):
                     way = "sampled"
         if deltas:
-            touch(module, deltas, places, way)
+            patch(module, deltas, places, way)
     return made

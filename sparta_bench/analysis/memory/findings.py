@@ -101,19 +101,19 @@ class Estimates(NamedTuple):
 
     setting: Setting
     found: list[Estimate]
-    left_out: dict[str, str]
+    excluded: dict[str, str]
 
 
 def estimated(estimates: Estimates, limits_gib: Sequence[int]) -> dict[str, Any]:
     """What every method needs, and what fits memories of these sizes."""
-    setting, found, left_out = estimates
+    setting, found, excluded = estimates
     return {
         **_heading(setting, found),
         "device": setting.device.type,
         "kept_free_bytes": KEPT_FREE,
         "break_even": _own_break_even(setting, found[0].setting),
         "methods": [as_dict(one, limits_gib) for one in found],
-        "left_out": left_out,
+        "left_out": excluded,
     }
 
 
@@ -126,15 +126,15 @@ def estimates_of(setting: Setting) -> Estimates:
         If none fits, or the model cannot be had.
     """
     found: list[Estimate] = []
-    left_out: dict[str, str] = {}
+    excluded: dict[str, str] = {}
     for name in METHODS:
         try:
             found.append(estimate(name, setting))
         except InputError as error:
             if not found:  # full fine-tuning fits every model: it is the model's fault
                 raise
-            left_out[name] = error.lines[0]
-    return Estimates(setting, found, left_out)
+            excluded[name] = error.lines[0]
+    return Estimates(setting, found, excluded)
 
 
 def _heading(setting: Setting, found: Sequence[Estimate]) -> dict[str, Any]:
@@ -160,13 +160,13 @@ def _own_break_even(sparta: Setting, full_ft: Setting) -> dict[str, Any]:
 def measured(estimates: Estimates, say: Callable[[str], None]) -> dict[str, Any]:
     """The same methods measured on the setting's device, which must be there: on random weights,
     with and without gradient checkpointing. `say` is told what begins."""
-    setting, found, left_out = estimates
+    setting, found, excluded = estimates
     return {
         "date": now(),
         **environment(setting.device, setting.precision, 1),
         **_heading(setting, found),
         "methods": list(measured_methods(estimates, say)),
-        "left_out": left_out,
+        "left_out": excluded,
         "table1": [_table1_column(setting, column, say) for column in TABLE1],
     }
 

@@ -122,7 +122,7 @@ def measure_pairs(
 
 def _left_out(records: Sequence[Record]) -> str:
     """How many runs may stand in no table, and why the first of them."""
-    found = select(records).left_out
+    found = select(records).excluded
     return f"; {len(found)} left out, {found[0].path}: {found[0].reason}" if found else ""
 
 

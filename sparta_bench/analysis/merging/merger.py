@@ -12,10 +12,10 @@ from sparta_bench.adapters.merging.combine import merge_into
 from sparta_bench.adapters.merging.merge_methods import Rule
 from sparta_bench.adapters.merging.overlap import overlaps_of
 from sparta_bench.adapters.merging.task_vectors import (
-    Source,
+    TaskVector,
     describe,
     open_base,
-    open_source,
+    open_task_vector,
     refuse_other_rows,
     refuse_unlike,
 )
@@ -93,13 +93,13 @@ class Merger:
         self.base.keep()
         self._alone: dict[tuple[str, Rule], Scores | InputError] = {}
 
-    def _opened(self, run: Record) -> Source:
+    def _opened(self, run: Record) -> TaskVector:
         if run.cell.task not in self.configs:
             raise InputError(f"{run.path}: task={shown(run.cell.task)}: is none of conf/task")
         folder = folder_of(run)
-        return open_source(run.run_id, folder, describe(folder), self.base)
+        return open_task_vector(run.run_id, folder, describe(folder), self.base)
 
-    def _source(self, run: Record) -> Source:
+    def _source(self, run: Record) -> TaskVector:
         return _or_raise(self._sources[run.run_id])
 
     def alone(self, run: Record, rule: Rule) -> Scores:
@@ -137,7 +137,7 @@ class Merger:
         rows of added tokens."""
         return overlaps_of(self._both(pair), self.base)[0].as_dict()
 
-    def _both(self, pair: Pair) -> list[Source]:
+    def _both(self, pair: Pair) -> list[TaskVector]:
         sources = [self._source(run) for run in pair.runs]
         if self.base.has_added_rows:
             refuse_other_rows(
@@ -146,7 +146,7 @@ class Merger:
         return sources
 
     def _scores(
-        self, sources: Sequence[Source], runs: Sequence[Record], rule: Rule
+        self, sources: Sequence[TaskVector], runs: Sequence[Record], rule: Rule
     ) -> list[Scores]:
         self.base.restore()
         merge_into(self.base, sources, rule)
@@ -154,11 +154,11 @@ class Merger:
             self._score(source, run.cell.task) for source, run in zip(sources, runs, strict=True)
         ]
 
-    def _score(self, source: Source, task: str) -> Scores:
+    def _score(self, source: TaskVector, task: str) -> Scores:
         classifier = Classifier(self.base.backbone, source.head).requires_grad_(False)
         return scores_of(classifier, self._sets(source, task), self.configs[task])
 
-    def _sets(self, source: Source, task: str) -> Sets:
+    def _sets(self, source: TaskVector, task: str) -> Sets:
         about = source.about
         check_fits(about, self.configs[task].task, str(source.folder))
         key = repr((about.tokenizer_fingerprint, about.prompt, about.undo_spacing, task))
