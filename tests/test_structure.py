@@ -1,0 +1,51 @@
+"""The layout of docs/architecture.md: where modules are, and that imports go one way."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import sparta_bench
+
+PACKAGE = Path(sparta_bench.__file__).parent
+# each may import those after it, and none before it
+ORDER = [
+    "cli", "runs", "analysis", "report", "tables", "inference", "adapters", "training", "methods",
+    "records", "models", "data", "sparta", "devices", "config", "paper", "hub", "text", "files",
+    "errors", "__init__",
+]  # fmt: skip
+
+
+def test_six_modules_lie_beside_the_folders_and_no_file_name_stands_twice() -> None:
+    names = {path.name for path in PACKAGE.glob("*.py")}
+    assert names == {"__init__.py", "devices.py", "errors.py", "files.py", "hub.py", "text.py"}
+    found = Counter(path.name for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+    assert {name for name, count in found.items() if count > 1} == set()
+
+
+def test_imports_go_one_way() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {part}"
+        for path in PACKAGE.rglob("*.py")
+        for part in imported_parts(path)
+        if ORDER.index(part) < ORDER.index(part_of(path))
+    ]
+    assert wrong == []
+
+
+def part_of(path: Path) -> str:
+    """The folder or the module on the top level."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> Iterator[str]:
+    """Those that a module imports, also inside functions and for its types alone."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            head, *rest = str(node.module).split(".")
+            if head == "sparta_bench" and rest:
+                yield rest[0]
+            elif head == "sparta_bench":
+                yield from (name.name for name in node.names if name.name in ORDER)
