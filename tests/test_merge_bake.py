@@ -188,7 +188,7 @@ def test_the_texts_of_a_local_base_stay_without_its_path(tmp_path: Path, word_to
     assert predictions(tmp_path / "again", lines) == predictions(tmp_path / "baked", lines)
     # and it is a base model like another: its head is left out
     model = compose(["model=local", f"model.path={tmp_path}/baked"]).model
-    assert load_backbone(model, torch.float32, 0.0).config.hidden_size == SMALL["hidden_size"]
+    assert load_backbone(model, torch.float32).config.hidden_size == SMALL["hidden_size"]
     assert "needs none" in refusal(tmp_path / "baked", str(base))
 
 
