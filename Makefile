@@ -2,7 +2,6 @@
 # The pinned torch is the CUDA build where the package index offers that, else the CPU build.
 PYTHON ?= python3
 BIN := .venv/bin
-TORCH := $(shell grep '^torch==' constraints.txt)
 
 # Where the tables of the embedded twins are made, and by how many processes; results/tiny has ours.
 TINY ?= results/tiny-here
@@ -11,7 +10,7 @@ JOBS ?= 2
 EXAMPLES ?= 500
 PAPER := table3 table4 table5 table10 table11
 
-.PHONY: demo test test-slow test-faults fuzz lint types check bench gpu pretrain-tiny clean
+.PHONY: demo test test-slow test-faults test-oldest fuzz lint types check bench gpu pretrain-tiny clean
 .PHONY: tables report status paper table6 $(PAPER) tables-tiny
 
 demo: .venv/ready  ## the embedded default: offline, on a CPU, in about a minute
@@ -25,6 +24,9 @@ test-slow: .venv/ready  ## the rest: every shipped YAML runs, kills and resumes
 
 test-faults: .venv/ready  ## kills, full disks and the like; SPARTA_BENCH_FAULTS=long for all of them
 	$(BIN)/python -m pytest -m faults -n 2
+
+test-oldest: .venv-oldest/ready  ## `make test` with the oldest versions of the packages; 6 GB
+	.venv-oldest/bin/python -m pytest -m "not slow and not faults"
 
 fuzz: .venv/ready  ## the fuzz at length, other examples each time: an hour
 	SPARTA_BENCH_FUZZ=$(EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_commands.py tests/test_fuzz_runs.py
@@ -73,12 +75,16 @@ gpu: .venv/ready  ## ten minutes on a CUDA GPU: results/cuda/NAME; ARGS="--model
 pretrain-tiny: .venv/ready  ## make the embedded models anew
 	$(BIN)/python scripts/pretrain_tiny.py
 
-.venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -c constraints.txt hatchling editables
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
+.venv/ready: PINS := constraints.txt
+.venv/ready: constraints.txt
+.venv-oldest/ready: PINS := constraints-oldest.txt
+.venv-oldest/ready: constraints-oldest.txt
+.venv/ready .venv-oldest/ready: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet $$(grep '^torch==' $(PINS))
+	$(@D)/bin/python -m pip install --quiet -c $(PINS) hatchling editables
+	$(@D)/bin/python -m pip install --quiet --no-build-isolation -c $(PINS) -e '.[dev]'
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist build
+	rm -rf .venv .venv-oldest .mypy_cache .ruff_cache .pytest_cache dist build

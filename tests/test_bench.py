@@ -181,7 +181,9 @@ def test_flops_of_the_linear_layers(report: tuple[dict[str, Any], Path]) -> None
     full = rows["full_ft"]
     attention = full["forward_flops"] - layers - head
     pairs = 2 * 2 * ROWS * TOKENS * TOKENS * HIDDEN * LAYERS  # scores, and their weighted values
-    assert attention == pairs
+    # transformers 5.17 forms the rotary angles by a matrix product, once for the whole batch
+    angles = 2 * (HIDDEN // HEADS // 2) * TOKENS
+    assert attention in (pairs, pairs + angles)
     assert full["backward_flops"] - 2 * (layers + head) == 2.5 * pairs  # the scores twice
     assert rows["head"]["forward_flops"] == full["forward_flops"]
     assert rows["head"]["backward_flops"] == head  # the head's weight alone has a gradient

@@ -87,7 +87,7 @@ def test_rows_are_written_and_measured(load_rows: ModuleType, tmp_path: Path, su
     for cap in (None, 100):
         found = load_rows.measure(tmp_path, cap)
         assert set(found) <= set(load_rows.COLUMNS)
-        assert found["peak_mb"] >= found["held_mb"] >= 0
+        assert found["peak_mb"] >= found["held_mb"]  # which is below 0 where pages were given back
         assert (tmp_path / f"cache{cap}").is_dir()
 
 

@@ -34,6 +34,7 @@ from sparta_bench.training.gradients import never_trained
 from sparta_bench.training.loop import Training, plan_steps
 from sparta_bench.training.metrics import score
 from sparta_bench.training.optimizer import StochasticAdamW, learning_rate_at, store_rounded
+from sparta_bench.training.progress import ProgressReporter, watched
 
 
 class Silent:
@@ -508,3 +509,12 @@ def test_an_update_needs_room_for_a_piece_only(monkeypatch: pytest.MonkeyPatch) 
     assert room() == STOCHASTIC_UPDATE * value.numel()
     monkeypatch.setattr("sparta_bench.training.optimizer.PIECE", 1000)
     assert room() == STOCHASTIC_UPDATE * 1000
+
+
+def test_without_a_terminal_no_empty_line_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(watched([[0, 1], [2]], "features", speaks=True)) == [[0, 1], [2]]
+    with ProgressReporter(steps=2) as reporter:
+        reporter.step(1, loss=0.5, rate=0.1)
+        reporter.warn("a warning")
+    lines = ["features: 3 examples, once for all epochs", "sparta-bench: a warning"]
+    assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))

@@ -39,9 +39,9 @@ def watched(
     if not console.is_terminal:
         examples = sum(len(rows) for rows in batches)
         console.print(f"{what}: {examples} examples, once for all epochs", highlight=False)
-    yield from track(
-        batches, what, console=console, disable=not console.is_terminal, transient=True
-    )
+        yield from batches
+    else:
+        yield from track(batches, what, console=console, transient=True)
 
 
 class ProgressReporter:
@@ -76,7 +76,8 @@ class ProgressReporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.bar.stop()
+        if not self.bar.disable:  # rich 14 ends a disabled bar with an empty line
+            self.bar.stop()
 
     def step(self, step: int, loss: float, rate: float) -> None:
         """Shown in the bar only."""

@@ -39,7 +39,8 @@ class Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        if not self.bar.disable:  # rich 14 ends a disabled bar with an empty line
+            self.bar.stop()
 
     def begin(self, what: str) -> None:
         """The next matrix, before it is read."""
