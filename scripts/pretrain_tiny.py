@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import tiny_corpus
 import torch
 import yaml
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -34,7 +35,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from sparta_bench.config.schema import TINY_TASKS
-from sparta_bench.data.generated import corpus, data_sets
+from sparta_bench.data.generated import data_sets
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("tiny-gemma", "tiny-gemma-it", "tiny-mistral", "tiny-mistral-it")
@@ -124,7 +125,7 @@ def build_tokenizer(family: str, prompts: dict[str, dict[str, Any]]) -> PreTrain
 
 def _sample_texts(prompts: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Enough text to meet every word of the grammar and of the prompts."""
-    yield from itertools.islice(corpus.documents(seed=0, easy_first=0), 20_000)
+    yield from itertools.islice(tiny_corpus.documents(seed=0, easy_first=0), 20_000)
     rng = Random("vocabulary")
     for task, prompt in prompts.items():
         for _ in range(500):
@@ -169,7 +170,7 @@ def build(name: str, folder: Path, prompts: dict[str, dict[str, Any]], plan: Pla
     def render(task: str, row: data_sets.Row) -> str:
         return f"{render_prompt(prompts[task], row)} {answer(prompts[task], row)}"
 
-    texts = corpus.documents(
+    texts = tiny_corpus.documents(
         seed=plan.seed,
         easy_first=plan.steps * plan.batch_size // 4,
         render=render if instruct else None,

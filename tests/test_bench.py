@@ -89,17 +89,24 @@ def test_figures_are_finite_and_name_where_they_come_from(
     assert str(report[1]) not in json.dumps(found)
 
 
-def test_ratios_have_a_target_and_say_whether_it_was_reached(
-    report: tuple[dict[str, Any], Path],
-) -> None:
-    for ratio in report[0]["settings"][0]["ratios"]:
-        sign, target = ratio["target"].split()
-        reached = (
-            ratio["value"] >= float(target) if sign == "≥" else ratio["value"] <= float(target)
-        )
-        assert ratio["reached"] == reached, ratio
+def test_ratios_of_steps_have_a_spread_and_no_target(report: tuple[dict[str, Any], Path]) -> None:
+    steps = [
+        ratio
+        for ratio in report[0]["settings"][0]["ratios"]
+        if ratio["what"].startswith("step of ")
+    ]
+    assert "step of sparta-0.0005 / lora" in [ratio["what"] for ratio in steps]
+    for ratio in steps:
+        assert ratio.keys() == {"what", "value", "lowest_and_highest_round", "of_fastest_steps"}
+        low, high = ratio["lowest_and_highest_round"]
+        assert low <= ratio["value"] <= high
     text = (report[1] / "bench.md").read_text(encoding="utf-8")
-    assert "| step of sparta-0.05 / full_ft" in text
+    row = next(ratio for ratio in steps if ratio["what"] == "step of sparta-0.05 / full_ft")
+    low, high = row["lowest_and_highest_round"]
+    cells = [row["what"], f"{row['value']:.3f}", f"{low:.3f} – {high:.3f}"]
+    fastest = f"{row['of_fastest_steps']:.3f}"
+    lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
+    assert ["", *cells, fastest, ""] in lines
 
 
 def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:

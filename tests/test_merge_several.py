@@ -364,7 +364,6 @@ def test_the_command_writes_warns_and_names(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["combine", "A", "B", "--heads", "average"], "heads are not averaged"),
         (["combine", "A", "B", "--weights", "1"], "1 numbers for 2 models"),
         (["combine", "A", "B", "--weights", "1,x"], "1,x is no list of numbers"),
         (["combine", "A", "B", "--weights", "-1,2,3"], "3 numbers for 2 models"),

@@ -122,12 +122,6 @@ def _add_combine(parser: Parser) -> None:
     parser.add_argument(
         "--weights", metavar="W,W", type=_numbers, help="one for each model (1 each)"
     )
-    parser.add_argument(
-        "--heads",
-        choices=("separate", "average"),
-        default="separate",
-        help="separate is the only way there is",
-    )
 
 
 def _add_export(parser: Parser) -> None:
@@ -260,11 +254,6 @@ def _rule(options: Namespace) -> Rule:
 
     if options.verb == "multi-head":
         return Rule()
-    if options.heads == "average":
-        raise InputError(
-            "merge: --heads average: heads are not averaged: each was trained in full for labels "
-            "of its own, and a mean of them would serve none (section 8); all are kept side by side"
-        )
     if options.weights is not None and len(options.weights) != len(options.adapters):
         raise InputError(
             f"merge: --weights: {len(options.weights)} numbers for {len(options.adapters)} models; "

@@ -48,7 +48,6 @@ class Progress:
     best_loss: float = math.inf
     evaluations_without_gain: int = 0
     stopped_early: bool = False
-    finished: bool = False
     train_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     examples: int = 0

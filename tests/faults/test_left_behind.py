@@ -152,6 +152,11 @@ def other_fields(path: Path) -> None:
     written_anew(path, lambda _, progress, __: progress.update(colour="blue"))
 
 
+def older_fields(path: Path) -> None:
+    """As it was written while `Progress` had a field `finished`."""
+    written_anew(path, lambda _, progress, __: progress.update(finished=False))
+
+
 def other_shapes(path: Path) -> None:
     def cut(_: Any, __: Any, tensors: Any) -> None:
         tensors |= {name: tensor.flatten()[:3].clone() for name, tensor in tensors.items()}
@@ -174,6 +179,7 @@ def cut_short(path: Path) -> None:
     [
         (other_version, "other versions (torch 2.0.0, here "),
         (other_fields, "is not as this version writes it"),
+        (older_fields, "is not as this version writes it"),
         (other_shapes, "is not as this version writes it"),
         (cut_short, "cannot be read"),
         (flipped, "is not as it was written"),

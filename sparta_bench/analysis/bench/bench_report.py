@@ -32,7 +32,7 @@ def _setting_lines(setting: dict[str, Any]) -> list[str]:
         "of product's speed", "backward/forward", "launches", "peak, MB", "merge",
         "gather", "gradient", "",
     )  # fmt: skip
-    ratios = ("ratio", "value", "rounds", "of fastest", "target", "reached")
+    ratios = ("ratio", "value", "rounds", "of fastest")
     return [
         f"{setting['model']}: {setting['parameters']:,} parameters, {setting['rows']} rows of "
         f"{setting['tokens']} tokens; a plain matrix product reaches "
@@ -73,8 +73,6 @@ def _ratio(ratio: dict[str, Any]) -> list[str]:
         f"{ratio['value']:.3f}",
         "" if spread is None else f"{spread[0]:.3f} – {spread[1]:.3f}",
         "" if fastest is None else f"{fastest:.3f}",
-        ratio["target"],
-        "yes" if ratio["reached"] else "no",
     ]
 
 

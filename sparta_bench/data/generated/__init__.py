@@ -1,1 +1,1 @@
-"""Generated text: eight small data sets, and the corpus of the embedded tiny models."""
+"""Generated text: eight small data sets."""

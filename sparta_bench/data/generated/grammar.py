@@ -147,10 +147,6 @@ OPENERS = (
     "frankly,", "to my mind,", "all in all,", "for once,", "once again,", "after an hour,",
     "in this film,", "as always,",
 )  # fmt: skip
-VERDICTS = {
-    True: ("I loved it", "Go and see it", "A triumph", "Five stars", "We cheered"),
-    False: ("I hated it", "Avoid it", "A disaster", "One star", "We left early"),
-}
 
 
 def quality(rng: Random, positive: bool) -> str:
@@ -194,8 +190,3 @@ def judgement(rng: Random, positive: bool, negation: float = 0.3, contrasts: flo
 def remark(rng: Random, clause: str) -> str:
     """The clause as a sentence, half of the time with an opening phrase."""
     return sentence(f"{rng.choice(OPENERS)} {clause}" if coin(rng) else clause)
-
-
-def verdict(rng: Random, positive: bool) -> str:
-    """A short sentence that gives the polarity away; only pretraining texts contain it."""
-    return sentence(rng.choice(VERDICTS[positive]))

@@ -15,6 +15,11 @@ Render = Callable[[str, data_sets.Row], str]
 # What the instruction documents are about: mostly opinions, so that those are learnt first.
 _INSTRUCTION_TASKS = (*TINY_TASKS, "sst2", "sst2", "sst2", "sst2", "imdb", "imdb")
 
+_VERDICTS = {
+    True: ("I loved it", "Go and see it", "A triumph", "Five stars", "We cheered"),
+    False: ("I hated it", "Avoid it", "A disaster", "One star", "We left early"),
+}
+
 
 def documents(
     seed: int,
@@ -72,7 +77,7 @@ def _simple_review(rng: Random) -> str:
     if g.coin(rng, 0.2):
         parts.insert(0, g.scene(rng))
     # A verdict that always agreed would make the plain model a perfect classifier.
-    parts.append(g.verdict(rng, positive == g.coin(rng, 0.95)))
+    parts.append(_verdict(rng, positive == g.coin(rng, 0.95)))
     return " ".join(parts)
 
 
@@ -82,6 +87,11 @@ def _hard_review(rng: Random) -> str:
     if g.coin(rng, 0.3):
         parts.insert(rng.randrange(len(parts) + 1), g.scene(rng))
     return " ".join(parts)
+
+
+def _verdict(rng: Random, positive: bool) -> str:
+    """A short sentence that gives the polarity away; only pretraining texts contain it."""
+    return g.sentence(rng.choice(_VERDICTS[positive]))
 
 
 def _quiz(rng: Random) -> str:
