@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from sparta_bench.runs.grid import Grid
 from sparta_bench.runs.lock import CHECKPOINT, BusyError
 from sparta_bench.runs.outcome import Outcome
 from sparta_bench.runs.run import run
+from sparta_bench.runs.time_estimates import Times, kinds_of
 from sparta_bench.text import as_duration
 
 QUICK = ["train.max_steps=4", "train.eval_every=2", "task.max_train_examples=200", "save=none"]
@@ -311,7 +311,7 @@ def test_the_heading_counts_and_what_failed_elsewhere_is_not_tried_again(
     grid = Grid(configs, AssetCache())
     start = "3 runs: 1 done, 2 to go (1 of them failed before); about "
     assert grid.heading().startswith(start)
-    assert grid.heading().endswith(" left for one process, by what runs of this kind took")
+    assert grid.heading().endswith(" left for one process, by what such runs took")
     write_record(path.parent, failed)  # by another process, after the start
     stamp = path.stat().st_mtime_ns
     outcomes = grid.run_all(lambda _: None)
@@ -321,15 +321,36 @@ def test_the_heading_counts_and_what_failed_elsewhere_is_not_tried_again(
     assert [o.kind for o in Grid(configs, AssetCache()).run_all(lambda _: None)] == ["done"] * 3
 
 
-def test_the_time_of_runs_that_nobody_has_made_is_estimated(tmp_path: Path) -> None:
-    configs = compose_all([[*QUICK, *places(tmp_path)]])
-    heading = Grid(configs, AssetCache()).heading()
-    assert heading.startswith("1 run: 0 done, 1 to go; about ")
-    assert heading.endswith(" s left for one process, roughly, by its FLOPs")
-    # a tiny model's products take next to no time, its steps do
-    longer = compose_all([["train.max_steps=500", "train.epochs=100", *places(tmp_path)]])
-    found = re.search(r"about (\d+) s left", Grid(longer, AssetCache()).heading())
-    assert found is not None and int(found[1]) >= 10
+def test_the_time_of_runs_that_nobody_has_made_is_unknown(tmp_path: Path) -> None:
+    configs = compose_all(sweep_jobs(["method=head,lora", *QUICK, *places(tmp_path)]))
+    start, end = "2 runs: ", "time left unknown, since not every kind of run has been made"
+    assert Grid(configs, AssetCache()).heading() == f"{start}0 done, 2 to go; {end}"
+    run(configs[0])
+    assert Grid(configs, AssetCache()).heading() == f"{start}1 done, 1 to go; {end}"
+
+
+def test_the_time_of_a_run_is_the_median_of_runs_like_it(tmp_path: Path) -> None:
+    head, small, large, lora, longer = compose_all(
+        [
+            [*QUICK, *places(tmp_path), *words]
+            for words in (
+                ["method=head", "train.batch_size=8"],
+                ["method=head", "train.batch_size=16"],
+                ["method=head", "train.batch_size=32"],
+                ["method=lora"],
+                ["method=head", "train.max_steps=500"],
+            )
+        ]
+    )
+    times = Times()
+    for config, seconds in ((head, 1.0), (head, 5.0), (head, 2.0), (small, 9.0), (lora, None)):
+        times.add(kinds_of(config), seconds)
+    assert times.left([kinds_of(head), kinds_of(head)]) == 4.0
+    assert times.left([kinds_of(small)]) == 9.0
+    assert times.left([kinds_of(large)]) == 3.5  # of all four: no run has its batch size
+    assert times.left([kinds_of(head), kinds_of(lora)]) is None
+    assert times.left([kinds_of(longer)]) is None
+    assert times.left([]) == 0.0
 
 
 def test_durations() -> None:

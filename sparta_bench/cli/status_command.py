@@ -79,4 +79,4 @@ def _as_text(tables: list[Progress]) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    return "not known yet" if seconds is None else as_duration(seconds)
+    return "unknown" if seconds is None else as_duration(seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import torch
@@ -24,16 +24,6 @@ from sparta_bench.sparta.store import fingerprint_of
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Examples of the three sets, and the mean characters of a training text, before encoding."""
-
-    train: int
-    dev: int
-    test: int
-    characters: float
-
-
 class AssetCache:
     """The last data, tokenizer and backbone, and the fingerprints of all.
 
@@ -44,7 +34,6 @@ class AssetCache:
     def __init__(self) -> None:
         self._kept: dict[str, tuple[str, Any]] = {}
         self._fingerprints: dict[str, str] = {}
-        self._sizes: dict[str, Sizes] = {}
         self._checked: set[str] = set()
         self._faults: dict[str, InputError] = {}
         self._values = ""  # the kept backbone's, so that one that was not restored is noticed
@@ -56,7 +45,6 @@ class AssetCache:
         splits = self._last("splits", key, lambda: load_splits(task))
         if key not in self._fingerprints:
             self._fingerprints[key] = splits.fingerprint()
-            self._sizes[key] = _sizes_of(splits)
         return splits
 
     def data_fingerprint(self, task: TaskConfig) -> str:
@@ -65,11 +53,6 @@ class AssetCache:
         if key not in self._fingerprints:
             self._unless_it_failed(key, lambda: self.splits(task))
         return self._fingerprints[key]
-
-    def sizes(self, task: TaskConfig) -> Sizes:
-        """How much data the task has."""
-        self.data_fingerprint(task)
-        return self._sizes[_key(task)]
 
     def base_fingerprint(self, model: ModelConfig) -> str:
         """What identifies the base model's files. Raises InputError if the hub cannot be asked."""
@@ -175,9 +158,3 @@ def _backbone_key(config: Config, precision: Precision, device: torch.device) ->
         config.task.separator,
     )
     return f"{_key(config.model)} {settings}"
-
-
-def _sizes_of(splits: Splits) -> Sizes:
-    texts = splits.train.texts
-    characters = sum(len(part) for parts in texts for part in parts) / len(texts)
-    return Sizes(len(texts), len(splits.dev), len(splits.test), characters)

@@ -15,14 +15,14 @@ import torch
 from sparta_bench.config.schema import Config
 from sparta_bench.devices import accelerator_of
 from sparta_bench.errors import InputError, TrainingError, log, refusal_of, without_secrets
-from sparta_bench.records.read import read_json
+from sparta_bench.records.read import read_json, seconds_of
 from sparta_bench.records.record import LOCK, RESULT, RUNNING
 from sparta_bench.records.write import run_folder
 from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.lock import BusyError, agreed, is_held, tidy
 from sparta_bench.runs.outcome import Outcome
 from sparta_bench.runs.run import identify, name_of, run, stamp_of, summary_line
-from sparta_bench.runs.time_estimates import Times
+from sparta_bench.runs.time_estimates import Times, kinds_of
 from sparta_bench.text import as_duration
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at runs that another process is at
@@ -96,7 +96,7 @@ class Grid:
         self._devices = [accelerator.device] if accelerator else _devices(asked)
         self._folders: dict[str, list[Path]] = {}  # by run_id: where the run's record may be
         self._before: dict[Path, tuple[int, ...]] = {}  # by folder: its record at the start
-        self.times = Times(assets, self._devices[0])
+        self.times = Times()
         identified: dict[str, Config] = {}
         for config in configs:
             try:
@@ -135,7 +135,7 @@ class Grid:
         for found, folder in self._records(run_id)[:1]:
             if found["status"] == "completed":
                 tidy(folder)
-                self.times.add(config, found)
+                self.times.add(kinds_of(config), seconds_of(found))
                 if not config.force:
                     self.outcomes.append(_outcome(found, folder / RESULT, was_there=True))
                     return
@@ -152,9 +152,10 @@ class Grid:
         return f"{text}; {self._time_left()}" if self.pending else text
 
     def _time_left(self) -> str:
-        seconds, measured = self.times.left(self.pending.values())
-        basis = "by what runs of this kind took" if measured else "roughly, by its FLOPs"
-        return f"about {as_duration(seconds)} left for one process, {basis}"
+        seconds = self.times.left(map(kinds_of, self.pending.values()))
+        if seconds is None:
+            return "time left unknown, since not every kind of run has been made"
+        return f"about {as_duration(seconds)} left for one process, by what such runs took"
 
     def run_all(self, show: Callable[[Outcome], None]) -> list[Outcome]:
         """Run what is not done, and give `show` each outcome.
@@ -177,7 +178,7 @@ class Grid:
                 label = f"[{number + 1}/{self.runs}] "
                 try:
                     before = self._before[self._folders[run_id][0]]
-                    outcome, record = attempt(
+                    outcome, _ = attempt(
                         config, self.assets, wait=False, before=before, label=label
                     )
                 except BusyError:
@@ -186,8 +187,6 @@ class Grid:
                 del self.pending[run_id]
                 self.outcomes.append(outcome)
                 show(outcome)
-                if record is not None and outcome.kind == "done":
-                    self.times.add(config, record)
                 if outcome.kind == "failed" and not _answers(self._devices[0]):
                     # each run would fail here, and other processes take a failure as it is
                     self.outcomes += [_failed(c, "not tried") for c in self.pending.values()]

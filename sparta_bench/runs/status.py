@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,6 +13,7 @@ from sparta_bench.config.sweeps import Sweep, sweeps_of
 from sparta_bench.records.read import files_below, read_record, read_records, seconds_of
 from sparta_bench.records.record import LOCK, PROTOCOL, RUNNING, Cell, Record
 from sparta_bench.runs.lock import is_held
+from sparta_bench.runs.time_estimates import Times
 from sparta_bench.tables.paper_tables import LAYOUTS
 from sparta_bench.tables.protocol import reason_against
 
@@ -123,16 +123,12 @@ def _running(folders: list[Path]) -> list[Record]:
 
 def _seconds_left(left: Iterable[Run], records: list[Record]) -> float | None:
     """Each run as the median of those of its cell, else of its model, task and method."""
-    seconds: dict[Any, list[float]] = defaultdict(list)
+    times = Times()
     for record in records:
-        took = seconds_of(record.raw) if record.status == "completed" else None
-        if took is not None:
-            seconds[record.cell].append(took)
-            seconds[record.cell[:3]].append(took)
-    total = 0.0
-    for run in left:
-        alike = seconds.get(run.cell) or seconds.get(run.cell[:3])
-        if not alike:
-            return None
-        total += statistics.median(alike)
-    return total
+        if record.status == "completed":
+            times.add(_kinds(record.cell), seconds_of(record.raw))
+    return times.left(_kinds(run.cell) for run in left)
+
+
+def _kinds(cell: Cell) -> tuple[Hashable, ...]:
+    return cell, cell[:3]

@@ -20,12 +20,10 @@ COMPARED = {
 
 def tables_of(found: dict[str, Any]) -> list[Table]:
     """All tables, in the order in which they are shown."""
-    tables = [_table1(found["table1"]), _savings(found["savings"]), _break_even(found)]
-    for setting in found["settings"]:
-        tables += [_parts(setting), _peaks(setting), _fits(setting)]
-    for setting in found["measured"] or []:
-        tables += [_measured_parts(setting), _compared(setting), _measured_table1(setting)]
-    return tables
+    tables = [_table1(found["table1"])]
+    if found["settings"]:
+        tables += [_parts(found["settings"]), _fits(found["settings"])]
+    return [*tables, *map(_compared, found["measured"] or [])]
 
 
 def label_of(name: str) -> str:
@@ -68,44 +66,6 @@ def _is_as_printed(value: float, text: str) -> bool:
     return abs(value - number_of(text)) <= half_unit(text) + 1e-9
 
 
-def _savings(savings: Sequence[dict[str, Any]]) -> Table:
-    rows = [
-        [
-            f"{row['sparsity']} %",
-            *(
-                text
-                for name in ("more_storage", "less_memory")
-                for text in (f"{row['formula'][name]:.1%}", row["printed"][name])
-            ),
-        ]
-        for row in savings
-    ]
-    names = ["sparsity", "more storage", "paper", "less memory than full FT", "paper"]
-    return _table(
-        "savings", "What SpaRTA adds on disk, and saves in training (section 5)", names, rows
-    )
-
-
-def _break_even(found: dict[str, Any]) -> Table:
-    cases = [*found["break_even"], *(setting["break_even"] for setting in found["settings"])]
-    rows = [
-        [
-            case["case"],
-            *(str(case[f"{name}_bytes"]) for name in ("full_ft", "frozen", "chosen")),
-            f"{case['density']:.1%}",
-        ]
-        for case in cases
-    ]
-    names = ["case", "full FT", "SpaRTA, frozen", "SpaRTA, chosen", "break-even"]
-    title = "Bytes a scalar, and the share of chosen scalars from which SpaRTA saves nothing"
-    notes = (
-        "Chosen: delta, gradient, two moments and the place; here the original value too, without "
-        "which a bfloat16 base drifts.",
-        "Of all scalars of the model; embeddings are never chosen from.",
-    )
-    return _table("break-even", title, names, rows, *notes)
-
-
 # ------------------------------------------------------------------------------- estimated
 def _where(setting: dict[str, Any]) -> str:
     return (
@@ -118,10 +78,12 @@ def _batch(setting: dict[str, Any]) -> str:
     return f"{setting['rows']:,} rows of {setting['tokens']:,} tokens"
 
 
-def _parts(setting: dict[str, Any]) -> Table:
-    unit = _Unit([row["total_bytes"] for row in setting["methods"]])
+def _parts(settings: Sequence[dict[str, Any]]) -> Table:
+    methods = [(setting["model"], row) for setting in settings for row in setting["methods"]]
+    unit = _Unit([row["total_bytes"] for _, row in methods])
     rows = [
         [
+            model,
             label_of(row["name"]),
             f"{row['trainable']:,}",
             row["dtypes"]["trained"],
@@ -129,56 +91,53 @@ def _parts(setting: dict[str, Any]) -> Table:
             unit.text(row["total_bytes"]),
             unit.text(row["paper_formula_bytes"]),
         ]
-        for row in setting["methods"]
+        for model, row in methods
     ]
-    title = f"{_where(setting)}: {unit.name} of each part, activations aside"
-    names = ["method", "scalars trained", "trained in", *PARTS, "all", "paper's formula"]
+    title = f"{unit.name} of each part, activations aside"
+    names = ["model", "method", "scalars trained", "trained in", *PARTS, "all", "paper's formula"]
     notes = [
+        *(f"{_where(setting)}." for setting in settings),
         "trained: what trains beside the weights (copies, deltas, matrices, the head); all: with "
         "all gradients.",
-        *(f"{label_of(name)} is left out: {why}" for name, why in setting["left_out"].items()),
+        *(
+            f"{setting['model']}: {label_of(name)} is left out: {why}"
+            for setting in settings
+            for name, why in setting["left_out"].items()
+        ),
     ]
-    return _table(f"{setting['model']}-parts", title, names, rows, *notes)
+    return _table("parts", title, names, rows, *notes)
 
 
-def _peaks(setting: dict[str, Any]) -> Table:
-    unit = _Unit([row[way]["peak_bytes"] for row in setting["methods"] for way in WAYS])
-    sizes = ("activation_bytes", "peak_bytes")
-    rows = [
-        [label_of(row["name"]), *(unit.text(row[way][size]) for way in WAYS for size in sizes)]
-        for row in setting["methods"]
-    ]
-    title = f"{setting['model']}: {unit.name} in a step with {_batch(setting)}"
-    names = [f"{name}{more}" for more in WAYS.values() for name in ("activations", "peak")]
-    note = (
-        "Activations are estimated by a dry run. They are never all there at once with all "
-        "gradients, so the peak is less than the sum of all parts."
-    )
-    return _table(f"{setting['model']}-peaks", title, ["method", *names], rows, note)
-
-
-def _fits(setting: dict[str, Any]) -> Table:
+def _fits(settings: Sequence[dict[str, Any]]) -> Table:
+    methods = [(setting, row) for setting in settings for row in setting["methods"]]
+    unit = _Unit([row[way]["peak_bytes"] for _, row in methods for way in WAYS])
     rows = [
         [
+            setting["model"],
             label_of(row["name"]),
+            *(unit.text(row[way]["peak_bytes"]) for way in WAYS),
             *(
                 f"{most:,}" if most else "does not fit"
                 for way in WAYS
                 for most in row[way]["largest_rows"].values()
             ),
         ]
-        for row in setting["methods"]
+        for setting, row in methods
     ]
-    limits = list(setting["methods"][0]["plain"]["largest_rows"])
-    names = [f"{limit} GiB{more}" for more in WAYS.values() for limit in limits]
-    title = (
-        f"{setting['model']}: rows of {setting['tokens']:,} tokens in the largest batch that fits"
+    limits = list(settings[0]["methods"][0]["plain"]["largest_rows"])
+    names = [
+        *(f"peak, {unit.name}{more}" for more in WAYS.values()),
+        *(f"{limit} GiB{more}" for more in WAYS.values() for limit in limits),
+    ]
+    title = "Peak of a step, and rows of the largest batch that fits"
+    notes = (
+        *(f"{setting['model']}: a step with {_batch(setting)}." for setting in settings),
+        "Activations are estimated by a dry run. They are never all there at once with all "
+        "gradients, so the peak is less than the sum of all parts.",
+        f"{settings[0]['kept_free_bytes'] / 2**30:g} GiB of a GPU is kept free for CUDA itself: a "
+        "guess. train.accumulation_steps cuts a batch into parts that fit.",
     )
-    note = (
-        f"{setting['kept_free_bytes'] / 2**30:g} GiB of a GPU is kept free for CUDA itself: a "
-        "guess. train.accumulation_steps cuts a batch into parts that fit."
-    )
-    return _table(f"{setting['model']}-fits", title, ["method", *names], rows, note)
+    return _table("fits", title, ["model", "method", *names], rows, *notes)
 
 
 class _Unit:
@@ -193,23 +152,6 @@ class _Unit:
 
 
 # -------------------------------------------------------------------------------- measured
-def _measured_parts(setting: dict[str, Any]) -> Table:
-    rows = [row for row in setting["methods"] if not row["gradient_checkpointing"]]
-    unit = _Unit([row["estimated"]["held_bytes"] for row in rows])
-    body = []
-    for row in rows:
-        if row["measured"] is None:
-            body.append([label_of(row["name"]), *[""] * (len(PARTS) + 1), row["status"]])
-            continue
-        parts, held = row["measured"]["parts_bytes"], row["measured"]["held_bytes"]
-        unexplained = held - (sum(parts.values()) - parts["gradients"])
-        sizes = [*(parts[part] for part in PARTS), held, unexplained]
-        body.append([label_of(row["name"]), *map(unit.text, sizes)])
-    title = f"{_where(setting)}, measured: {unit.name} of each part"
-    names = ["method", *PARTS, "held between steps", "of it in no part"]
-    return _table(f"{setting['model']}-measured-parts", title, names, body, _device(setting))
-
-
 def _device(setting: dict[str, Any]) -> str:
     device, versions = setting["device"], setting["versions"]
     what = "CUDA's allocator" if device["type"] == "cuda" else "all tensors of the process"
@@ -233,33 +175,8 @@ def _compared(setting: dict[str, Any]) -> Table:
         "held: between two steps; 1 token: with a batch of one row with one token; activations: "
         "what the batch adds to that."
     )
-    return _table(f"{setting['model']}-compared", title, ["method", *names], body, note)
-
-
-def _measured_table1(setting: dict[str, Any]) -> Table:
-    columns = setting["table1"]
-    unit = _Unit([column["formula_bytes"] or 0 for column in columns])
-    cells = [_table1_cells(column, unit) for column in columns]
-    kinds = ("the paper's formula", "all parts", "all but the originals", "peak of a step")
-    rows = [[kind, *row] for kind, row in zip(kinds, zip(*cells, strict=True), strict=True)]
-    where = f"Table 1 measured at the size of {setting['model']}"
-    title = f"{where}: {unit.name}, everything in bfloat16, one token"
-    names = [_column(column["column"]) for column in columns]
-    note = (
-        "The paper's SpaRTA has no originals. The peak holds the largest weight's gradient, or "
-        "what stochastic rounding of the largest tensor works with, 27 bytes a scalar in pieces of "
-        "16,777,216 scalars."
-    )
-    return _table(f"{setting['model']}-table1", title, ["", *names], rows, note)
-
-
-def _table1_cells(column: dict[str, Any], unit: _Unit) -> list[str]:
-    formula, parts = column["formula_bytes"], column["parts_bytes"]
-    first = "–" if formula is None else unit.text(formula)
-    if parts is None:
-        return [first, column["status"], "", ""]
-    total = sum(parts.values())
-    return [first, *map(unit.text, (total, total - parts["originals"], column["peak_bytes"]))]
+    notes = (note, _device(setting))
+    return _table(f"{setting['model']}-compared", title, ["method", *names], body, *notes)
 
 
 def _off(share: float | None) -> str:
