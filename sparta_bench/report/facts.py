@@ -47,16 +47,6 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
-    """A table of the paper: its cells, those without a completed run, and which these are."""
-
-    title: str
-    cells: int
-    missing: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Failure:
     """A run that failed."""
 
@@ -148,36 +138,6 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _said(value: Any) -> str:
     return "not recorded" if value is None else shortened(value, 60)
-
-
-# -------------------------------------------------------------------------------- what lacks
-def gaps_of(selection: Selection) -> list[Gap]:
-    """The paper's tables, and of the twins' those that have a record at all."""
-    gaps = []
-    for table in paper_tables.LAYOUTS:
-        missing: dict[str, list[str]] = defaultdict(list)
-        for row in table.rows:
-            for column in table.columns:
-                chosen = selection.cells.get(table.cell(row, column))
-                if chosen is None or not chosen.runs:
-                    missing[_row_label(table, row)].append(column.head)
-        cells = len(table.rows) * len(table.columns)
-        count = sum(map(len, missing.values()))
-        if table.twins and count == cells:
-            continue
-        text = "; ".join(
-            f"{label}: {'all' if len(heads) == len(table.columns) else ', '.join(heads)}"
-            for label, heads in missing.items()
-        )
-        twins = " (embedded twins)" if table.twins else ""
-        title = f"Table {table.number}{twins}: {table.title.partition(',')[0]}"
-        gaps.append(Gap(title, cells, count, "all" if count == cells else text))
-    return gaps
-
-
-def _row_label(table: paper_tables.Layout, row: paper_tables.Row) -> str:
-    """As the table has it: the paper's shares are not those of the twins."""
-    return paper_tables.row_name(row.method, row.density) if table.twins else table.label(row)
 
 
 def failures_of(records: Iterable[Record], folders: Sequence[Path]) -> list[Failure]:

@@ -1,0 +1,433 @@
+"""What the panels of the report show: tables, scores over density, losses, settings, costs."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sparta_bench.records.record import Record
+from sparta_bench.report.cards import Card, signed
+from sparta_bench.report.groups import (
+    METHODS,
+    Group,
+    device_of,
+    median,
+    number,
+    share_of,
+    tone_of,
+    value_at,
+)
+from sparta_bench.report.plots import MARKS, TONES, WIDTH, Frame, Key, Panel, plain_ticks
+from sparta_bench.tables import paper_tables
+from sparta_bench.tables.select import Chosen
+from sparta_bench.text import counted, shortened, spread_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_POINTS = 60  # of a curve; a panel is not much wider than 300 pixels
+MAX_FAILED, MAX_CELLS = 3, 12  # curves in one panel
+LABELS, ROW = 88, 17  # of a card: width of the names of its rows, height of a row
+STYLES = ("-", (0, (4, 2)), (0, (1.2, 1.6)))  # SpaRTA's densities, the highest first
+
+
+def method_keys(methods: Iterable[str]) -> tuple[Key, ...]:
+    """The legend of colours and markers."""
+    tones = {tone_of(method) for method in methods}
+    keys = [
+        Key(paper_tables.method_name(method), method, MARKS[method])
+        for method in METHODS
+        if method in tones
+    ]
+    return (*keys, *([Key("other methods", "other", MARKS["other"])] if "other" in tones else []))
+
+
+def task_of(task: str) -> str:
+    """A task's name, as a title has it."""
+    return shortened(paper_tables.task_name(task), 40)
+
+
+def name_of(chosen: Chosen) -> str:
+    """Method and density."""
+    return shortened(paper_tables.row_name(chosen.cell.method, chosen.cell.density), 40)
+
+
+# ------------------------------------------------------------------------------------- cards
+def card_panel(card: Card) -> Panel:
+    """Scores with spread above, each column with its own scale; differences as a heat map below.
+
+    Both have the same rows and columns.
+    """
+    rows, columns = len(card.rows), len(card.columns)
+    below = 52 + ROW * rows
+    height = below + ROW * rows + 2
+
+    def draw(frame: Frame) -> None:
+        axes = frame.axes(0, 0, 0, 0)
+        axes.set_xlim(0, WIDTH)
+        axes.set_ylim(height, 0)  # downwards, like lines of a page
+        axes.axis("off")
+        room = (WIDTH - LABELS) / columns
+        ink, muted = TONES["ink"].light, TONES["muted"].light
+        for column, name in enumerate(card.columns):
+            middle = LABELS + (column + 0.5) * room
+            axes.text(middle, 8, shortened(name, round(room / 5)), ha="center", fontsize=8.5)
+            _card_scores(axes, card, column, LABELS + column * room, room)
+        what = "paper’s" if card.printed else card.against
+        axes.text(0, below - 8, f"Points less {what}", fontsize=8.5, color=muted, va="center")
+        limit = max(1.0, *(abs(one.points) for one in card.differences.values()), 0.0)
+        for row, name in enumerate(card.rows):
+            for top in (16, below):
+                middle = top + (row + 0.5) * ROW
+                axes.text(0, middle, name, fontsize=8.5, va="center", color=ink)
+            for column in range(columns):
+                x, y = LABELS + column * room, below + row * ROW
+                one = card.differences.get((row, column))
+                text, color, weight = "–", muted, "normal"
+                if one is not None:
+                    text, color = signed(one.points), ink
+                    weight = "bold" if one.within is False else "normal"
+                    tone = TONES["above" if one.points > 0 else "below"].light
+                    alpha = 0.04 + 0.36 * min(1.0, abs(one.points) / limit)
+                    box = ((x + 1, x + room - 1), y + 1, y + ROW - 1)
+                    axes.fill_between(*box, color=tone, alpha=round(alpha, 2), linewidth=0)
+                elif not card.printed and row == 0:
+                    text = ""
+                size = 8.5 if room > 34 else 7.5
+                at = (x + room / 2, y + ROW / 2 + 0.3)
+                axes.text(*at, text, ha="center", va="center", fontsize=size, color=color,
+                          fontweight=weight)  # fmt: skip
+
+    return Panel("", "", f"{card.title}: {_said(card)}", draw, WIDTH, height)
+
+
+def _card_scores(axes: Axes, card: Card, column: int, left: float, room: float) -> None:
+    """The scores of a column: a marker and a bar for ours, a line across for the paper's."""
+    ours = {row: one for (row, where), one in card.scores.items() if where == column}
+    printed = {row: value for (row, where), value in card.printed.items() if where == column}
+    ends = [one.mean + sign * (one.std or 0.0) for one in ours.values() for sign in (-1, 1)]
+    ends += printed.values()
+    bottom = 16 + ROW * len(card.rows)
+    axes.plot([left + 3, left + room - 3], [bottom + 1] * 2, color=TONES["rule"].light, lw=1)
+    if not ends:
+        return
+    low, high = min(ends), max(ends)
+    span = max(high - low, 1e-9)
+
+    def x(value: float) -> float:
+        return left + 7 + (room - 14) * ((value - low) / span if high > low else 0.5)
+
+    digits = 1 if high - low < 2 else 0
+    text = f"{low:.{digits}f}–{high:.{digits}f}" if high - low >= 0.1 else f"{low:.{digits}f}"
+    axes.text(left + room / 2, bottom + 9, text, ha="center", va="center", fontsize=7.5,
+              color=TONES["muted"].light)  # fmt: skip
+    for row, tone in enumerate(card.tones):
+        y = 16 + (row + 0.5) * ROW
+        color = TONES[tone].light
+        if row in printed:
+            at = x(printed[row])
+            axes.plot([at, at], [y - 6, y + 6], color=TONES["muted"].light, lw=1.6)
+        if row in ours:
+            mean, std = ours[row].mean, ours[row].std or 0.0
+            axes.plot([x(mean - std), x(mean + std)], [y, y], color=color, lw=1.4)
+            axes.plot([x(mean)], [y], MARKS[tone], color=color, markersize=4.5, markeredgewidth=0)
+
+
+def _said(card: Card) -> str:
+    parts = []
+    for column, head in enumerate(card.columns):
+        values = []
+        for row, name in enumerate(card.rows):
+            score, printed = card.scores.get((row, column)), card.printed.get((row, column))
+            if score is not None:
+                beside = "" if printed is None else f" (paper {printed:g})"
+                values.append(f"{name} {spread_text(score.mean, score.std, 1)}{beside}")
+        if values:
+            parts.append(f"{head}: {', '.join(values)}")
+    return "; ".join(parts) or "no run completed"
+
+
+# ------------------------------------------------------------------------------- by density
+class _Point(NamedTuple):
+    """A cell: share of scalars trained in percent; accuracy in percent, or mcc × 100."""
+
+    chosen: Chosen
+    share: float
+    mean: float
+    std: float | None
+
+
+def density_panel(task: str, cells: Sequence[Chosen]) -> Panel | None:
+    """Test score over the share of all scalars that were trained; None where nothing is known."""
+    metric = paper_tables.score_of(task)
+    points = sorted(_points(cells, metric), key=lambda point: point.share)
+    if not points:
+        return None
+
+    def draw(frame: Frame) -> None:
+        axes = frame.axes()
+        axes.set_xscale("log")
+        by_method: dict[str, list[_Point]] = defaultdict(list)
+        for point in points:
+            by_method[point.chosen.cell.method].append(point)
+        # SpaRTA last, so that it lies over what it is compared with
+        for method, found in sorted(by_method.items(), key=lambda item: "sparta" in item[0]):
+            tone = tone_of(method)
+            line = "-" if method.startswith("sparta") else ""
+            xs, ys = [one.share for one in found], [one.mean for one in found]
+            color = TONES[tone].light
+            axes.plot(xs, ys, line, color=color, marker=MARKS[tone], markeredgewidth=0)
+            for one in found:
+                if one.std:
+                    low, high = one.mean - one.std, one.mean + one.std
+                    axes.plot([one.share] * 2, [low, high], color=color, lw=1)
+        axes.margins(0.08, 0.1)
+        plain_ticks(axes.xaxis, log=True)
+        plain_ticks(axes.yaxis)
+        axes.set_xlabel("% of all scalars trained")
+        axes.grid(axis="y")
+
+    what = "test accuracy, %" if metric == "accuracy" else "test mcc × 100"
+    said = "; ".join(
+        f"{name_of(point.chosen)} {spread_text(point.mean, point.std, 1)}" for point in points
+    )
+    return Panel(task_of(task), what, f"{what} on {task_of(task)}: {said}", draw)
+
+
+def _points(cells: Iterable[Chosen], metric: str) -> Iterator[_Point]:
+    for chosen in cells:
+        share = share_of(chosen)
+        if chosen.runs and share is not None:
+            spread = chosen.over_seeds("test", metric)
+            mean = number(100 * spread.mean)
+            if mean is not None:
+                yield _Point(chosen, 100 * share, mean, spread.std and 100 * spread.std)
+
+
+# ------------------------------------------------------------------------------------- loss
+class _Curve(NamedTuple):
+    """Dev loss of a run by step, thinned; `kept` is the index of the state that was kept."""
+
+    run: Record
+    steps: list[float]
+    losses: list[float]
+    kept: int | None
+
+
+def loss_panel(task: str, cells: Sequence[Chosen], failed: dict[Any, list[Record]]) -> Panel | None:
+    """Dev loss of the settings shown, a line a seed; None where no run has a history."""
+    curves: list[tuple[Chosen, Any, _Curve]] = []
+    lost: list[_Curve] = []
+    for chosen, line in zip(cells, _styles(cells), strict=True):
+        curves += [(chosen, line, curve) for run in chosen.runs if (curve := _curve(run))]
+        runs = sorted(failed.get(chosen.cell, ()), key=lambda run: (run.seed, run.run_id))
+        lost += [curve for run in runs[:MAX_FAILED] if (curve := _curve(run))]
+    if len({chosen.cell for chosen, _, _ in curves}) > MAX_CELLS:
+        shown = list(dict.fromkeys(chosen.cell for chosen, _, _ in curves))[:MAX_CELLS]
+        curves = [one for one in curves if one[0].cell in shown]
+    lost = lost[:MAX_FAILED]
+    if not curves and not lost:
+        return None
+
+    def draw(frame: Frame) -> None:
+        axes = frame.axes()
+        for chosen, line, curve in curves:
+            color = TONES[tone_of(chosen.cell.method)].light
+            axes.plot(curve.steps, curve.losses, linestyle=line, color=color, lw=1, alpha=0.85)
+            if curve.kept is not None:
+                at = curve.steps[curve.kept], curve.losses[curve.kept]
+                axes.plot(*at, "o", color=color, markersize=3.5, markeredgewidth=0)
+        sound = [loss for _, _, curve in curves for loss in curve.losses]
+        sound = sound or [loss for curve in lost for loss in curve.losses]
+        # what ran far away leaves the frame; its end is marked at the edge
+        top = min(max(sound), 4 * statistics.median(sound))
+        bad = TONES["bad"].light
+        for curve in lost:
+            axes.plot(curve.steps, curve.losses, color=bad, lw=1)
+            end = max(0.0, min(curve.losses[-1], 1.06 * top))
+            axes.plot(curve.steps[-1], end, "x", color=bad, clip_on=False)
+        axes.set_ylim(min(0.0, *sound), 1.06 * top or 1.0)
+        axes.set_xlim(left=0)
+        plain_ticks(axes.xaxis)
+        plain_ticks(axes.yaxis)
+        axes.set_xlabel("steps")
+        axes.grid(axis="y")
+
+    said = [f"{name_of(chosen)} {_course(curve)}" for chosen, _, curve in curves]
+    said += [f"failed: {_course(curve)}" for curve in lost]
+    note = "dev loss, nats" + (f", {counted(len(lost), 'failed', 'failed')}" if lost else "")
+    return Panel(task_of(task), note, f"Dev loss on {task_of(task)}: {'; '.join(said[:12])}", draw)
+
+
+def _styles(cells: Sequence[Chosen]) -> Iterator[Any]:
+    """A line style for each cell: densities of one method, the highest first."""
+    seen: dict[str, int] = defaultdict(int)
+    for chosen in cells:
+        yield STYLES[min(seen[chosen.cell.method], len(STYLES) - 1)]
+        seen[chosen.cell.method] += 1
+
+
+def _curve(run: Record) -> _Curve | None:
+    history = run.raw.get("history")
+    found = []
+    for entry in history if isinstance(history, list) else ():
+        if isinstance(entry, dict):
+            step, loss = number(entry.get("step")), number(entry.get("dev_loss"))
+            if step is not None and loss is not None:
+                found.append((step, loss))
+    if not found:
+        return None
+    found.sort()
+    best = value_at(run, "training", "best_step")
+    kept = [index for index, (step, _) in enumerate(found) if step == best]
+    shown = thinned(len(found), MAX_POINTS, kept)
+    steps, losses = ([found[index][axis] for index in shown] for axis in (0, 1))
+    return _Curve(run, steps, losses, shown.index(kept[-1]) if kept else None)
+
+
+def thinned(length: int, at_most: int, keep: Sequence[int] = ()) -> list[int]:
+    """Evenly spaced indices of a sequence, its first and last and those of `keep` among them."""
+    if length <= at_most:
+        return list(range(length))
+    even = {round(index * (length - 1) / (at_most - 1)) for index in range(at_most)}
+    return sorted(even | set(keep))
+
+
+def _course(curve: _Curve) -> str:
+    return (
+        f"seed {curve.run.seed} {curve.losses[0]:.3f}, lowest {min(curve.losses):.3f}, "
+        f"{curve.losses[-1]:.3f} at step {curve.steps[-1]:.0f}"
+    )
+
+
+# --------------------------------------------------------------------------------- settings
+def settings_panel(
+    task: str, cells: Sequence[Chosen], others: dict[Any, list[Record]]
+) -> Panel | None:
+    """Mean dev loss of every setting compared, by learning rate; the one shown has a ring.
+
+    None where no cell had a choice.
+    """
+    found = []
+    for chosen, line in zip(cells, _styles(cells), strict=True):
+        settings: dict[str, list[Record]] = defaultdict(list)
+        for run in (*chosen.runs, *others.get(chosen.cell, ())):
+            settings[run.setting].append(run)
+        points = sorted(
+            (rate, loss, runs[0].setting == chosen.runs[0].setting)
+            for runs in settings.values()
+            if (rate := number(runs[0].train.get("learning_rate"))) is not None
+            and rate > 0
+            and (loss := number(statistics.fmean(run.score("dev", "loss") for run in runs)))
+            is not None
+        )
+        if points:
+            found.append((chosen, line, points))
+    found = found[:MAX_CELLS]
+    if max((len(points) for _, _, points in found), default=0) < 2:
+        return None
+
+    def draw(frame: Frame) -> None:
+        axes = frame.axes()
+        axes.set_xscale("log")
+        for chosen, line, points in found:
+            color = TONES[tone_of(chosen.cell.method)].light
+            xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
+            axes.plot(xs, ys, linestyle=line, color=color, lw=1, marker="o", markersize=2.5)
+            for x, y, best in points:
+                if best:
+                    axes.plot(x, y, "o", color=color, markersize=7, markerfacecolor="none")
+        losses = [loss for _, _, points in found for _, loss, _ in points]
+        top = min(max(losses), 4 * statistics.median(losses))
+        room = 0.08 * (top - min(losses)) or 0.05
+        axes.set_ylim(min(losses) - room, top + room)
+        axes.margins(x=0.08)
+        plain_ticks(axes.xaxis, log=True)
+        plain_ticks(axes.yaxis)
+        axes.set_xlabel("learning rate")
+        axes.grid(axis="y")
+
+    said = "; ".join(
+        f"{name_of(chosen)} {min(loss for _, loss, _ in points):.3f} at "
+        f"{next(rate for rate, _, best in points if best):g}, of {len(points)}"
+        for chosen, _, points in found
+        if any(best for _, _, best in points)
+    )
+    note = "dev loss of the settings compared"
+    return Panel(task_of(task), note, f"Settings compared on {task_of(task)}: {said}", draw)
+
+
+# ------------------------------------------------------------------------------------ costs
+def cost_panels(group: Group) -> list[Panel]:
+    """Time and memory, a panel a device: times on different devices are not compared."""
+    devices = sorted({device_of(run) for chosen in group.cells for run in chosen.runs})
+    panels = (_cost_panel(group, device, *cost) for device in devices for cost in COSTS)
+    return [panel for panel in panels if panel is not None]
+
+
+def _cost_panel(
+    group: Group,
+    device: str,
+    title: str,
+    cost: Callable[[Record], float | None],
+    show: Callable[[float], str],
+) -> Panel | None:
+    """A row for each method and density, a dot for each task: the median over seeds."""
+    rows: dict[str, tuple[str, list[float]]] = {}
+    for chosen in group.cells:
+        value = median(cost(run) for run in chosen.runs if device_of(run) == device)
+        if value is not None and value > 0:
+            rows.setdefault(name_of(chosen), (chosen.cell.method, []))[1].append(value)
+    left_out = len(rows) - MAX_CELLS
+    rows = dict(list(rows.items())[:MAX_CELLS])
+    if not rows:
+        return None
+    height = 58 + ROW * len(rows)
+
+    def draw(frame: Frame) -> None:
+        axes = frame.axes(left=108, right=14, bottom=24)
+        for row, (method, values) in enumerate(rows.values()):
+            color = TONES[tone_of(method)].light
+            axes.plot(values, [row] * len(values), "o", color=color, markersize=5, alpha=0.7,
+                      markeredgewidth=0)  # fmt: skip
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(left=0)
+        axes.set_yticks(range(len(rows)), [shortened(name, 18) for name in rows])
+        axes.tick_params(axis="y", labelcolor=TONES["ink"].light)
+        axes.locator_params(axis="x", nbins=4)
+        axes.xaxis.set_major_formatter(lambda value, _: show(value) if value else "0")
+        axes.grid(axis="both")
+
+    said = "; ".join(f"{name} {', '.join(map(show, values))}" for name, (_, values) in rows.items())
+    note = shortened(device, 36) + (f", {left_out} more not drawn" if left_out > 0 else "")
+    return Panel(title, note, f"{title} on {device}: {said}", draw, WIDTH, height)
+
+
+def seconds_text(seconds: float) -> str:
+    """`7.6 s`, `1,234 s`."""
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:,.0f} s"
+
+
+def bytes_text(count: float) -> str:
+    """`868 MB`, `25.1 GB`; powers of ten."""
+    return f"{count / 1e6:,.0f} MB" if count < 1e10 else f"{count / 1e9:,.1f} GB"
+
+
+def training_seconds(run: Record) -> float | None:
+    """Seconds of training without evaluations, but with Head's one pass for its features."""
+    seconds = value_at(run, "training", "seconds")
+    features = value_at(run, "training", "features_seconds")
+    return seconds if seconds is None else seconds + (features or 0.0)
+
+
+def peak_bytes(run: Record) -> float | None:
+    """Memory at its peak, in bytes."""
+    return value_at(run, "training", "peak_memory_bytes")
+
+
+COSTS = (
+    ("Training time", training_seconds, seconds_text),
+    ("Peak memory", peak_bytes, bytes_text),
+)
