@@ -136,7 +136,7 @@ def _card(
         for column, cell in enumerate(line)
         if cell in found and found[cell].runs
     }
-    scores = {at: score for at, one in chosen.items() if (score := _score(one)) is not None}
+    scores = {at: score for at, one in chosen.items() if (score := test_score(one)) is not None}
     differences = dict(
         _from_paper(scores, printed) if printed else _from_first_row(scores, len(heads))
     )
@@ -155,7 +155,8 @@ def _card(
     )
 
 
-def _score(chosen: Chosen) -> Score | None:
+def test_score(chosen: Chosen) -> Score | None:
+    """Of the runs shown; None where it is no finite number."""
     spread = chosen.over_seeds("test", score_of(chosen.cell.task))
     mean = number(100 * spread.mean)
     return None if mean is None else Score(mean, spread.std and 100 * spread.std, spread.n)
@@ -230,7 +231,7 @@ def _verdict_on_lora(chosen: Mapping[tuple[int, int], Chosen]) -> str:
     for column in sorted({column for _, column in chosen}):
         here = [one for (_, where), one in chosen.items() if where == column]
         pair = _equal_pair(here)
-        scores = [] if pair is None else [score for one in pair if (score := _score(one))]
+        scores = [] if pair is None else [score for one in pair if (score := test_score(one))]
         if len(scores) == 2:
             sparta, lora = scores
             level = _level(sparta, lora)

@@ -32,6 +32,11 @@ class Group:
         """The model's name, as a heading has it."""
         return shortened(self.model, 60) + (" (embedded tiny model)" if self.embedded else "")
 
+    @property
+    def methods(self) -> list[str]:
+        """The methods of its cells."""
+        return [chosen.cell.method for chosen in self.cells]
+
     def tasks(self) -> dict[str, list[Chosen]]:
         """The cells of each task, in their order."""
         found: dict[str, list[Chosen]] = defaultdict(list)

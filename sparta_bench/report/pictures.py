@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sparta_bench.records.record import Record
-from sparta_bench.report.cards import Card, signed
+from sparta_bench.records.record import Cell, Record
+from sparta_bench.report.cards import Card, Score, signed, test_score
 from sparta_bench.report.groups import (
     METHODS,
     Group,
@@ -22,7 +22,7 @@ from sparta_bench.report.groups import (
 from sparta_bench.report.plots import MARKS, TONES, WIDTH, Frame, Key, Panel, plain_ticks
 from sparta_bench.tables import paper_tables
 from sparta_bench.tables.select import Chosen
-from sparta_bench.text import counted, shortened, spread_text
+from sparta_bench.text import shortened, spread_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,7 +132,7 @@ def _card_scores(axes: Axes, card: Card, column: int, left: float, room: float) 
         if row in ours:
             mean, std = ours[row].mean, ours[row].std or 0.0
             axes.plot([x(mean - std), x(mean + std)], [y, y], color=color, lw=1.4)
-            axes.plot([x(mean)], [y], MARKS[tone], color=color, markersize=4.5, markeredgewidth=0)
+            axes.plot([x(mean)], [y], MARKS[tone], color=color, markersize=4.5, mew=0)
 
 
 def _said(card: Card) -> str:
@@ -150,141 +150,129 @@ def _said(card: Card) -> str:
 
 
 # ------------------------------------------------------------------------------- by density
-class _Point(NamedTuple):
-    """A cell: share of scalars trained in percent; accuracy in percent, or mcc × 100."""
-
-    chosen: Chosen
-    share: float
-    mean: float
-    std: float | None
-
-
 def density_panel(task: str, cells: Sequence[Chosen]) -> Panel | None:
     """Test score over the share of all scalars that were trained; None where nothing is known."""
-    metric = paper_tables.score_of(task)
-    points = sorted(_points(cells, metric), key=lambda point: point.share)
-    if not points:
+    by_method: dict[str, list[tuple[float, Score, Chosen]]] = defaultdict(list)
+    for chosen in cells:
+        share, score = share_of(chosen), test_score(chosen) if chosen.runs else None
+        if share is not None and score is not None:
+            by_method[chosen.cell.method].append((100 * share, score, chosen))
+    if not by_method:
         return None
 
     def draw(frame: Frame) -> None:
         axes = frame.axes()
         axes.set_xscale("log")
-        by_method: dict[str, list[_Point]] = defaultdict(list)
-        for point in points:
-            by_method[point.chosen.cell.method].append(point)
         # SpaRTA last, so that it lies over what it is compared with
-        for method, found in sorted(by_method.items(), key=lambda item: "sparta" in item[0]):
-            tone = tone_of(method)
+        for method in sorted(by_method, key=lambda method: "sparta" in method):
+            color, mark = TONES[tone_of(method)].light, MARKS[tone_of(method)]
+            points = sorted((share, score.mean) for share, score, _ in by_method[method])
             line = "-" if method.startswith("sparta") else ""
-            xs, ys = [one.share for one in found], [one.mean for one in found]
-            color = TONES[tone].light
-            axes.plot(xs, ys, line, color=color, marker=MARKS[tone], markeredgewidth=0)
-            for one in found:
-                if one.std:
-                    low, high = one.mean - one.std, one.mean + one.std
-                    axes.plot([one.share] * 2, [low, high], color=color, lw=1)
+            axes.plot(*zip(*points, strict=True), line, color=color, marker=mark, mew=0)
+            for share, score, _ in by_method[method]:
+                if score.std:
+                    ends = score.mean - score.std, score.mean + score.std
+                    axes.plot([share] * 2, ends, color=color, lw=1)
         axes.margins(0.08, 0.1)
-        plain_ticks(axes.xaxis, log=True)
-        plain_ticks(axes.yaxis)
-        axes.set_xlabel("% of all scalars trained")
-        axes.grid(axis="y")
+        _finish(axes, "% of all scalars trained", log=True)
 
-    what = "test accuracy, %" if metric == "accuracy" else "test mcc × 100"
+    what = "test accuracy, %" if paper_tables.score_of(task) == "accuracy" else "test mcc × 100"
     said = "; ".join(
-        f"{name_of(point.chosen)} {spread_text(point.mean, point.std, 1)}" for point in points
+        f"{name_of(chosen)} {spread_text(score.mean, score.std, 1)}"
+        for found in by_method.values()
+        for _, score, chosen in found
     )
     return Panel(task_of(task), what, f"{what} on {task_of(task)}: {said}", draw)
 
 
-def _points(cells: Iterable[Chosen], metric: str) -> Iterator[_Point]:
-    for chosen in cells:
-        share = share_of(chosen)
-        if chosen.runs and share is not None:
-            spread = chosen.over_seeds("test", metric)
-            mean = number(100 * spread.mean)
-            if mean is not None:
-                yield _Point(chosen, 100 * share, mean, spread.std and 100 * spread.std)
+def _finish(axes: Axes, label: str, log: bool = False) -> None:
+    plain_ticks(axes.xaxis, log)
+    plain_ticks(axes.yaxis)
+    axes.set_xlabel(label)
+    axes.grid(axis="y")
 
 
 # ------------------------------------------------------------------------------------- loss
 class _Curve(NamedTuple):
-    """Dev loss of a run by step, thinned; `kept` is the index of the state that was kept."""
+    """Dev loss of a run by step, thinned; `kept` is the point that was kept."""
 
-    run: Record
+    name: str
+    color: str
+    line: Any
     steps: list[float]
     losses: list[float]
-    kept: int | None
+    kept: tuple[float, float] | None
+
+    @property
+    def course(self) -> str:
+        return (
+            f"{self.name} {self.losses[0]:.3f}, lowest {min(self.losses):.3f}, "
+            f"{self.losses[-1]:.3f} at step {self.steps[-1]:.0f}"
+        )
 
 
-def loss_panel(task: str, cells: Sequence[Chosen], failed: dict[Any, list[Record]]) -> Panel | None:
+def loss_panel(
+    task: str, cells: Sequence[Chosen], failed: Mapping[Cell, Sequence[Record]]
+) -> Panel | None:
     """Dev loss of the settings shown, a line a seed; None where no run has a history."""
-    curves: list[tuple[Chosen, Any, _Curve]] = []
-    lost: list[_Curve] = []
-    for chosen, line in zip(cells, _styles(cells), strict=True):
-        curves += [(chosen, line, curve) for run in chosen.runs if (curve := _curve(run))]
+    curves, lost = [], []
+    for chosen, color, line in _styled(cells):
+        curves += [_curve(run, name_of(chosen), color, line) for run in chosen.runs]
         runs = sorted(failed.get(chosen.cell, ()), key=lambda run: (run.seed, run.run_id))
-        lost += [curve for run in runs[:MAX_FAILED] if (curve := _curve(run))]
-    if len({chosen.cell for chosen, _, _ in curves}) > MAX_CELLS:
-        shown = list(dict.fromkeys(chosen.cell for chosen, _, _ in curves))[:MAX_CELLS]
-        curves = [one for one in curves if one[0].cell in shown]
-    lost = lost[:MAX_FAILED]
-    if not curves and not lost:
+        lost += [_curve(run, "failed:", TONES["bad"].light, "-") for run in runs]
+    good = [curve for curve in curves if curve is not None]
+    bad = [curve for curve in lost if curve is not None][:MAX_FAILED]
+    if not good and not bad:
         return None
+    losses = [loss for curve in good or bad for loss in curve.losses]
+    # what ran far away leaves the frame; the end of a failed run is marked at its edge
+    low, high = min(0.0, *losses), 1.06 * min(max(losses), 4 * statistics.median(losses)) or 1.0
 
     def draw(frame: Frame) -> None:
         axes = frame.axes()
-        for chosen, line, curve in curves:
-            color = TONES[tone_of(chosen.cell.method)].light
-            axes.plot(curve.steps, curve.losses, linestyle=line, color=color, lw=1, alpha=0.85)
-            if curve.kept is not None:
-                at = curve.steps[curve.kept], curve.losses[curve.kept]
-                axes.plot(*at, "o", color=color, markersize=3.5, markeredgewidth=0)
-        sound = [loss for _, _, curve in curves for loss in curve.losses]
-        sound = sound or [loss for curve in lost for loss in curve.losses]
-        # what ran far away leaves the frame; its end is marked at the edge
-        top = min(max(sound), 4 * statistics.median(sound))
-        bad = TONES["bad"].light
-        for curve in lost:
-            axes.plot(curve.steps, curve.losses, color=bad, lw=1)
-            end = max(0.0, min(curve.losses[-1], 1.06 * top))
-            axes.plot(curve.steps[-1], end, "x", color=bad, clip_on=False)
-        axes.set_ylim(min(0.0, *sound), 1.06 * top or 1.0)
+        for one in (*good, *bad):
+            axes.plot(one.steps, one.losses, color=one.color, linestyle=one.line, lw=1)
+            if one.kept is not None:
+                axes.plot(*one.kept, "o", color=one.color, markersize=3.5, mew=0)
+        for one in bad:
+            end = max(low, min(one.losses[-1], high))
+            axes.plot(one.steps[-1], end, "x", color=one.color, clip_on=False)
+        axes.set_ylim(low, high)
         axes.set_xlim(left=0)
-        plain_ticks(axes.xaxis)
-        plain_ticks(axes.yaxis)
-        axes.set_xlabel("steps")
-        axes.grid(axis="y")
+        _finish(axes, "steps")
 
-    said = [f"{name_of(chosen)} {_course(curve)}" for chosen, _, curve in curves]
-    said += [f"failed: {_course(curve)}" for curve in lost]
-    note = "dev loss, nats" + (f", {counted(len(lost), 'failed', 'failed')}" if lost else "")
-    return Panel(task_of(task), note, f"Dev loss on {task_of(task)}: {'; '.join(said[:12])}", draw)
+    said = "; ".join(curve.course for curve in (*good, *bad)[:MAX_CELLS])
+    note = "dev loss, nats" + (f", {len(bad)} failed" if bad else "")
+    return Panel(task_of(task), note, f"Dev loss on {task_of(task)}: {said}", draw)
 
 
-def _styles(cells: Sequence[Chosen]) -> Iterator[Any]:
-    """A line style for each cell: densities of one method, the highest first."""
+def _styled(cells: Sequence[Chosen]) -> Iterator[tuple[Chosen, str, Any]]:
+    """The first cells with a colour and a line: densities of a method, the highest first."""
     seen: dict[str, int] = defaultdict(int)
-    for chosen in cells:
-        yield STYLES[min(seen[chosen.cell.method], len(STYLES) - 1)]
-        seen[chosen.cell.method] += 1
+    for chosen in cells[:MAX_CELLS]:
+        method = chosen.cell.method
+        yield chosen, TONES[tone_of(method)].light, STYLES[min(seen[method], len(STYLES) - 1)]
+        seen[method] += 1
 
 
-def _curve(run: Record) -> _Curve | None:
+def _curve(run: Record, name: str, color: str, line: Any) -> _Curve | None:
     history = run.raw.get("history")
-    found = []
-    for entry in history if isinstance(history, list) else ():
-        if isinstance(entry, dict):
-            step, loss = number(entry.get("step")), number(entry.get("dev_loss"))
-            if step is not None and loss is not None:
-                found.append((step, loss))
+    found = [
+        (step, loss)
+        for entry in (history if isinstance(history, list) else ())
+        if isinstance(entry, dict)
+        and (step := number(entry.get("step"))) is not None
+        and (loss := number(entry.get("dev_loss"))) is not None
+    ]
     if not found:
         return None
     found.sort()
     best = value_at(run, "training", "best_step")
     kept = [index for index, (step, _) in enumerate(found) if step == best]
-    shown = thinned(len(found), MAX_POINTS, kept)
-    steps, losses = ([found[index][axis] for index in shown] for axis in (0, 1))
-    return _Curve(run, steps, losses, shown.index(kept[-1]) if kept else None)
+    points = [found[index] for index in thinned(len(found), MAX_POINTS, kept)]
+    steps, losses = map(list, zip(*points, strict=True))
+    at = found[kept[-1]] if kept else None
+    return _Curve(f"{name} seed {run.seed}", color, line, steps, losses, at)
 
 
 def thinned(length: int, at_most: int, keep: Sequence[int] = ()) -> list[int]:
@@ -295,68 +283,59 @@ def thinned(length: int, at_most: int, keep: Sequence[int] = ()) -> list[int]:
     return sorted(even | set(keep))
 
 
-def _course(curve: _Curve) -> str:
-    return (
-        f"seed {curve.run.seed} {curve.losses[0]:.3f}, lowest {min(curve.losses):.3f}, "
-        f"{curve.losses[-1]:.3f} at step {curve.steps[-1]:.0f}"
-    )
-
-
 # --------------------------------------------------------------------------------- settings
 def settings_panel(
-    task: str, cells: Sequence[Chosen], others: dict[Any, list[Record]]
+    task: str, cells: Sequence[Chosen], others: Mapping[Cell, Sequence[Record]]
 ) -> Panel | None:
     """Mean dev loss of every setting compared, by learning rate; the one shown has a ring.
 
     None where no cell had a choice.
     """
-    found = []
-    for chosen, line in zip(cells, _styles(cells), strict=True):
-        settings: dict[str, list[Record]] = defaultdict(list)
-        for run in (*chosen.runs, *others.get(chosen.cell, ())):
-            settings[run.setting].append(run)
-        points = sorted(
-            (rate, loss, runs[0].setting == chosen.runs[0].setting)
-            for runs in settings.values()
-            if (rate := number(runs[0].train.get("learning_rate"))) is not None
-            and rate > 0
-            and (loss := number(statistics.fmean(run.score("dev", "loss") for run in runs)))
-            is not None
-        )
-        if points:
-            found.append((chosen, line, points))
-    found = found[:MAX_CELLS]
-    if max((len(points) for _, _, points in found), default=0) < 2:
+    lines = [
+        (chosen, color, line, points)
+        for chosen, color, line in _styled(cells)
+        if (points := _settings(chosen, others.get(chosen.cell, ())))
+    ]
+    if all(len(points) < 2 for *_, points in lines):
         return None
+    losses = [loss for *_, points in lines for _, loss, _ in points]
+    high = min(max(losses), 4 * statistics.median(losses))
+    room = 0.08 * (high - min(losses)) or 0.05
 
     def draw(frame: Frame) -> None:
         axes = frame.axes()
         axes.set_xscale("log")
-        for chosen, line, points in found:
-            color = TONES[tone_of(chosen.cell.method)].light
-            xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
+        for _, color, line, points in lines:
+            xs, ys, _ = zip(*points, strict=True)
             axes.plot(xs, ys, linestyle=line, color=color, lw=1, marker="o", markersize=2.5)
-            for x, y, best in points:
-                if best:
-                    axes.plot(x, y, "o", color=color, markersize=7, markerfacecolor="none")
-        losses = [loss for _, _, points in found for _, loss, _ in points]
-        top = min(max(losses), 4 * statistics.median(losses))
-        room = 0.08 * (top - min(losses)) or 0.05
-        axes.set_ylim(min(losses) - room, top + room)
+            best = [(x, y) for x, y, shown in points if shown]
+            axes.plot(*zip(*best, strict=True), "o", color=color, markersize=7, mfc="none")
+        axes.set_ylim(min(losses) - room, high + room)
         axes.margins(x=0.08)
-        plain_ticks(axes.xaxis, log=True)
-        plain_ticks(axes.yaxis)
-        axes.set_xlabel("learning rate")
-        axes.grid(axis="y")
+        _finish(axes, "learning rate", log=True)
 
     said = "; ".join(
-        f"{name_of(chosen)} {min(loss for _, loss, _ in points):.3f} at "
-        f"{next(rate for rate, _, best in points if best):g}, of {len(points)}"
-        for chosen, _, points in found
-        if any(best for _, _, best in points)
+        f"{name_of(chosen)} {loss:.3f} at {rate:g}, of {len(points)}"
+        for chosen, *_, points in lines
+        for rate, loss, shown in points
+        if shown
     )
     note = "dev loss of the settings compared"
     return Panel(task_of(task), note, f"Settings compared on {task_of(task)}: {said}", draw)
+
+
+def _settings(chosen: Chosen, others: Sequence[Record]) -> list[tuple[float, float, bool]]:
+    """Learning rate, mean dev loss, and whether it is shown; nothing where that one has none."""
+    by_setting: dict[str, list[Record]] = defaultdict(list)
+    for run in (*chosen.runs, *others):
+        by_setting[run.setting].append(run)
+    points = [
+        (rate, loss, runs[0].setting == chosen.runs[0].setting)
+        for runs in by_setting.values()
+        if (rate := number(runs[0].train.get("learning_rate"))) and rate > 0
+        and (loss := number(statistics.fmean(run.score("dev", "loss") for run in runs))) is not None
+    ]  # fmt: skip
+    return sorted(points) if any(shown for *_, shown in points) else []
 
 
 # ------------------------------------------------------------------------------------ costs
@@ -391,7 +370,7 @@ def _cost_panel(
         for row, (method, values) in enumerate(rows.values()):
             color = TONES[tone_of(method)].light
             axes.plot(values, [row] * len(values), "o", color=color, markersize=5, alpha=0.7,
-                      markeredgewidth=0)  # fmt: skip
+                      mew=0)  # fmt: skip
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(left=0)
         axes.set_yticks(range(len(rows)), [shortened(name, 18) for name in rows])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from sparta_bench.records.record import Cell, LeftOut, Record
 from sparta_bench.report.cards import Card, cards_of, tables_without_runs
-from sparta_bench.report.facts import facts_of, failures_of
+from sparta_bench.report.facts import facts_of
 from sparta_bench.report.groups import Group, groups_of
 from sparta_bench.report.numbers import numbers_table
 from sparta_bench.report.page import page
@@ -27,42 +30,12 @@ from sparta_bench.report.plots import Figure, Key, Panel, inline_svg, style
 from sparta_bench.tables.build import TWIN_NOTE, build_tables
 from sparta_bench.tables.select import Selection, select
 from sparta_bench.tables.table import Table
-from sparta_bench.text import counted, plain, shortened
+from sparta_bench.text import plain, shortened
 
 MAX_PANELS = 400  # of models on the page: what is looked at at all, and less than 2 MB
-KINDS = ("density", "loss", "settings", "cost")
 PAPER = Key("the paper", "muted", "|")
 # a table of the paper, or a title's words up to its first comma or colon outside of parentheses
 _NAME = re.compile(r"[^:,(]*?\bTable \d+|(?:[^:,(]|\([^)]*\))+")
-
-
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """What there is to look at of a model: by task the panels of the first three kinds; costs."""
-
-    group: Group
-    tasks: list[list[Panel | None]]
-    costs: list[Panel]
-
-    @property
-    def keys(self) -> tuple[Key, ...]:
-        """The legend."""
-        return method_keys(chosen.cell.method for chosen in self.group.cells)
-
-    @property
-    def rows(self) -> list[list[Panel]]:
-        """Panels that stand side by side."""
-        rows = [[panel for panel in row if panel is not None] for row in self.tasks]
-        return [row for row in (*rows, self.costs) if row]
-
-    def figures(self) -> list[Figure]:
-        """The files: of each kind all tasks together."""
-        by_kind = [*zip(*self.tasks, strict=True), self.costs]
-        return [
-            Figure(f"{kind} {self.group.name}", kind, tuple(filter(None, panels)), self.keys)
-            for kind, panels in zip(KINDS, by_kind, strict=True)
-            if any(panels)
-        ]
 
 
 def report(
@@ -72,75 +45,82 @@ def report(
     selection = select(records)
     gone = {item.path for item in selection.left_out}
     told = [record for record in records if record.path not in gone]
-    cards = cards_of(selection)
-    models = [_pictures(group, selection) for group in groups_of(selection, told)]
+    cards = [(card, card_panel(card)) for card in cards_of(selection)]
+    groups = groups_of(selection, told)
+    compared: dict[Cell, list[Record]] = defaultdict(list)
+    for record in selection.outdone:
+        compared[record.cell].append(record)
+    panels = [(group, _panels(group, compared)) for group in groups]
     with style():
         text = page(
-            facts_of(folders, told, [*unread, *selection.left_out], selection),
-            cards=[(card, inline_svg(card_panel(card), f"c{at}")) for at, card in enumerate(cards)],
+            facts=facts_of(folders, told, [*unread, *selection.left_out], selection),
+            cards=[
+                (card, Markup(inline_svg(panel, f"c{number}")))
+                for number, (card, panel) in enumerate(cards)
+            ],
             without_runs=tables_without_runs(selection),
-            keys=_all_keys(cards, models),
-            models=_drawn(models),
+            keys=_keys(
+                [method for group in groups for method in group.methods],
+                [card for card, _ in cards],
+            ),
+            models=list(_models(panels)),
             tables=_tables(selection),
             tiny_note=TWIN_NOTE,
-            failures=failures_of(told, folders),
         )
-    figures = [Figure(card.key, card.title, (card_panel(card),), card_keys(card)) for card in cards]
-    figures += [figure for one in models for figure in one.figures()]
+    figures = [
+        Figure(card.key, card.title, (panel,), _keys(card.tones, [card])) for card, panel in cards
+    ]
+    for group, kinds in panels:
+        keys = method_keys(group.methods)
+        figures += [
+            Figure(f"{kind} {group.name}", kind, tuple(filter(None, found)), keys)
+            for kind, found in kinds.items()
+            if any(found)
+        ]
     return text, _named(figures)
 
 
-def card_keys(card: Card) -> tuple[Key, ...]:
-    """The legend of a card."""
-    return (*method_keys(card.tones), *([PAPER] if card.printed else []))
+def _keys(methods: Sequence[str], cards: Sequence[Card]) -> tuple[Key, ...]:
+    """The legend of cards."""
+    return (*method_keys(methods), *([PAPER] if any(card.printed for card in cards) else []))
 
 
-def _all_keys(cards: list[Card], models: list[Pictures]) -> list[Key]:
-    keys = method_keys(chosen.cell.method for one in models for chosen in one.group.cells)
-    return [*keys, *([PAPER] if any(card.printed for card in cards) else [])]
+def _panels(group: Group, compared: Mapping[Cell, list[Record]]) -> dict[str, list[Panel | None]]:
+    """What there is to look at of a model, by kind: a panel a task, and the costs."""
+    tasks = group.tasks().items()
+    return {
+        "density": [density_panel(task, cells) for task, cells in tasks],
+        "loss": [loss_panel(task, cells, group.failed) for task, cells in tasks],
+        "settings": [settings_panel(task, cells, compared) for task, cells in tasks],
+        "cost": [*cost_panels(group)],
+    }
 
 
-def _pictures(group: Group, selection: Selection) -> Pictures:
-    others: dict[Cell, list[Record]] = defaultdict(list)
-    for record in selection.outdone:
-        others[record.cell].append(record)
-    tasks = [
-        [
-            density_panel(task, cells),
-            loss_panel(task, cells, group.failed),
-            settings_panel(task, cells, others),
-        ]
-        for task, cells in group.tasks().items()
-    ]
-    return Pictures(group, tasks, cost_panels(group))
-
-
-def _drawn(models: list[Pictures]) -> list[dict[str, Any]]:
-    """The models as the template needs them, with their panels up to a limit."""
-    parts, drawn = [], 0
-    for one in models:
-        rows = []
-        for row in one.rows:
-            if drawn + len(row) <= MAX_PANELS:
-                rows.append([inline_svg(panel, f"m{drawn + at}") for at, panel in enumerate(row)])
-                drawn += len(row)
-        left = sum(map(len, one.rows)) - sum(map(len, rows))
-        group = one.group
-        runs = sum(len(chosen.runs) for chosen in group.cells)
-        tasks = counted(len(group.tasks()), "task", "tasks")
-        parts.append(
-            {
-                "name": group.name,
-                "about": f"{tasks}, {counted(runs, 'run', 'runs')} shown",
-                "embedded": group.embedded,
-                "keys": one.keys,
-                "rows": rows,
-                "most": max(map(len, rows), default=1),
-                "left": left,
-                "numbers": numbers_table(group),
-            }
-        )
-    return parts
+def _models(
+    panels: Sequence[tuple[Group, dict[str, list[Panel | None]]]],
+) -> Iterator[dict[str, Any]]:
+    """The models as the template needs them, with a row of drawings a task, up to a limit."""
+    numbers = count()
+    for group, kinds in panels:
+        *by_task, costs = kinds.values()
+        rows, left = [], 0
+        for row in (*zip(*by_task, strict=True), costs):
+            found = [panel for panel in row if panel is not None]
+            drawn = [
+                Markup(inline_svg(panel, f"m{number}"))
+                for panel, number in zip(found, numbers, strict=False)
+                if number < MAX_PANELS
+            ]
+            rows.append(drawn)
+            left += len(found) - len(drawn)
+        yield {
+            "group": group,
+            "runs": sum(len(chosen.runs) for chosen in group.cells),
+            "keys": method_keys(group.methods),
+            "rows": list(filter(None, rows)),
+            "left": left,
+            "numbers": numbers_table(group),
+        }
 
 
 def _tables(selection: Selection) -> list[tuple[str, bool, list[Table]]]:
