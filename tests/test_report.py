@@ -288,6 +288,19 @@ def test_other_models_compare_sparta_with_lora(tmp_path: Path) -> None:
     )
 
 
+def test_without_such_a_pair_the_best_method_is_named(tmp_path: Path) -> None:
+    scores = {"rte": (0.8, 0.6), "sst2": (0.7, 0.9), "qnli": (0.8, 0.7)}
+    runs = [
+        run(method, task=task, score=score)
+        for task, pair in scores.items()
+        for method, score in zip(("lora", "head"), pair, strict=True)
+    ]
+    write(tmp_path / "records", *runs)
+    ((verdict, missing),) = cards_on(page_of(tmp_path / "records", "--page-only")).values()
+    assert verdict == "Highest mean test score: LoRA on QNLI, RTE; Head on SST2."
+    assert missing == ""
+
+
 def test_embedded_models_come_last_and_are_called_so(tmp_path: Path) -> None:
     records = [run(model=name, task="sst2", seed=seed) for name in ("a", "b") for seed in (0, 1)]
     records += [run(model="tiny-gemma", task="tiny-sst2", seed=seed) for seed in (0, 1)]

@@ -150,7 +150,9 @@ def _card(
         scores,
         {at: number_of(text) for at, text in printed.items()},
         differences,
-        _verdict_on_paper(differences, lines, heads) if printed else _verdict_on_lora(chosen),
+        _verdict_on_paper(differences, lines, heads)
+        if printed
+        else _verdict_on_lora(chosen, heads),
         missing,
     )
 
@@ -222,7 +224,7 @@ def _verdict_on_paper(
     )
 
 
-def _verdict_on_lora(chosen: Mapping[tuple[int, int], Chosen]) -> str:
+def _verdict_on_lora(chosen: Mapping[tuple[int, int], Chosen], heads: Sequence[str]) -> str:
     """SpaRTA against LoRA, where they train about equally many scalars."""
     if not chosen:
         return "No run completed."
@@ -240,7 +242,7 @@ def _verdict_on_lora(chosen: Mapping[tuple[int, int], Chosen]) -> str:
             counts["level" if level or sparta.mean == lora.mean else ahead] += 1
     total = sum(counts.values())
     if not total:
-        return "No SpaRTA and LoRA with about as many trained scalars to compare."
+        return _best(chosen, heads)
     said = ", ".join(f"{name} on {count}" for name, count in counts.items() if count)
     by = (
         "one seed each: this may be chance" if one_seed else "level: within their spread over seeds"
@@ -248,6 +250,21 @@ def _verdict_on_lora(chosen: Mapping[tuple[int, int], Chosen]) -> str:
     return (
         f"SpaRTA beside LoRA with as many trained scalars, test scores: {said} of {total} ({by})."
     )
+
+
+def _best(chosen: Mapping[tuple[int, int], Chosen], heads: Sequence[str]) -> str:
+    """Which method has the highest mean in which columns."""
+    best: dict[str, list[str]] = defaultdict(list)
+    for column, head in enumerate(heads):
+        scores = [
+            (score.mean, row_name(one.cell.method, one.cell.density))
+            for (_, where), one in chosen.items()
+            if where == column and (score := test_score(one)) is not None
+        ]
+        if scores:
+            best[max(scores)[1]].append(head)
+    said = "; ".join(f"{shortened(name, 40)} on {', '.join(on)}" for name, on in best.items())
+    return f"Highest mean test score: {said}." if best else "No run has a score."
 
 
 def _equal_pair(chosen: Iterable[Chosen]) -> tuple[Chosen, Chosen] | None:

@@ -62,7 +62,8 @@ def card_panel(card: Card) -> Panel:
     """
     rows, columns = len(card.rows), len(card.columns)
     below = 52 + ROW * rows
-    height = below + ROW * rows + 2
+    mapped = bool(card.printed or card.differences)
+    height = below + ROW * rows + 2 if mapped else below - 18
 
     def draw(frame: Frame) -> None:
         axes = frame.axes(0, 0, 0, 0)
@@ -70,37 +71,46 @@ def card_panel(card: Card) -> Panel:
         axes.set_ylim(height, 0)  # downwards, like lines of a page
         axes.axis("off")
         room = (WIDTH - LABELS) / columns
-        ink, muted = TONES["ink"].light, TONES["muted"].light
+        for row, name in enumerate(card.rows):
+            axes.text(0, 16 + (row + 0.5) * ROW, name, fontsize=8.5, va="center")
         for column, name in enumerate(card.columns):
             middle = LABELS + (column + 0.5) * room
             axes.text(middle, 8, shortened(name, round(room / 5)), ha="center", fontsize=8.5)
             _card_scores(axes, card, column, LABELS + column * room, room)
-        what = "paper’s" if card.printed else card.against
-        axes.text(0, below - 8, f"Points less {what}", fontsize=8.5, color=muted, va="center")
-        limit = max(1.0, *(abs(one.points) for one in card.differences.values()), 0.0)
-        for row, name in enumerate(card.rows):
-            for top in (16, below):
-                middle = top + (row + 0.5) * ROW
-                axes.text(0, middle, name, fontsize=8.5, va="center", color=ink)
-            for column in range(columns):
-                x, y = LABELS + column * room, below + row * ROW
-                one = card.differences.get((row, column))
-                text, color, weight = "–", muted, "normal"
-                if one is not None:
-                    text, color = signed(one.points), ink
-                    weight = "bold" if one.within is False else "normal"
-                    tone = TONES["above" if one.points > 0 else "below"].light
-                    alpha = 0.04 + 0.36 * min(1.0, abs(one.points) / limit)
-                    box = ((x + 1, x + room - 1), y + 1, y + ROW - 1)
-                    axes.fill_between(*box, color=tone, alpha=round(alpha, 2), linewidth=0)
-                elif not card.printed and row == 0:
-                    text = ""
-                size = 8.5 if room > 34 else 7.5
-                at = (x + room / 2, y + ROW / 2 + 0.3)
-                axes.text(*at, text, ha="center", va="center", fontsize=size, color=color,
-                          fontweight=weight)  # fmt: skip
+        if mapped:
+            _card_differences(axes, card, below, room)
 
     return Panel("", "", f"{card.title}: {_said(card)}", draw, WIDTH, height)
+
+
+def _card_differences(axes: Axes, card: Card, below: float, room: float) -> None:
+    """A coloured field with a number for each difference."""
+    what = "paper’s" if card.printed else card.against
+    muted, ink = TONES["muted"].light, TONES["ink"].light
+    axes.text(0, below - 8, f"Points less {what}", fontsize=8.5, color=muted, va="center")
+    limit = max(1.0, *(abs(one.points) for one in card.differences.values()), 0.0)
+    for row, name in enumerate(card.rows):
+        top = below + row * ROW
+        axes.text(0, top + 0.5 * ROW, name, fontsize=8.5, va="center")
+        for column in range(len(card.columns)):
+            left = LABELS + column * room
+            one = card.differences.get((row, column))
+            text, color, weight = "–", muted, "normal"
+            if one is not None:
+                text, color = signed(one.points), ink
+                weight = "bold" if one.within is False else "normal"
+                tone = TONES["above" if one.points > 0 else "below"].light
+                alpha = round(0.04 + 0.36 * min(1.0, abs(one.points) / limit), 2)
+                box = (left + 1, left + room - 1), top + 1, top + ROW - 1
+                axes.fill_between(*box, color=tone, alpha=alpha, linewidth=0)
+            elif not card.printed and row == 0:
+                continue
+            look: Any = {
+                "fontsize": 8.5 if room > 34 else 7.5,
+                "color": color,
+                "fontweight": weight,
+            }
+            axes.text(left + room / 2, top + ROW / 2, text, ha="center", va="center", **look)
 
 
 def _card_scores(axes: Axes, card: Card, column: int, left: float, room: float) -> None:
@@ -121,6 +131,7 @@ def _card_scores(axes: Axes, card: Card, column: int, left: float, room: float) 
 
     digits = 1 if high - low < 2 else 0
     text = f"{low:.{digits}f}–{high:.{digits}f}" if high - low >= 0.1 else f"{low:.{digits}f}"
+    text = text.replace("-", "−")
     axes.text(left + room / 2, bottom + 9, text, ha="center", va="center", fontsize=7.5,
               color=TONES["muted"].light)  # fmt: skip
     for row, tone in enumerate(card.tones):
