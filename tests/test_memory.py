@@ -21,14 +21,13 @@ from sparta_bench.analysis.memory.activations import Activations, activations_of
 from sparta_bench.analysis.memory.estimate import METHODS, Estimate, setting_of
 from sparta_bench.analysis.memory.memory_tables import tables_of
 from sparta_bench.analysis.memory.parts import Parts, Transient, per_scalar
-from sparta_bench.analysis.memory.peak_figure import peaks
+from sparta_bench.analysis.memory.peak_figure import PARTS, bars_of, peaks
 from sparta_bench.cli import memory_command
 from sparta_bench.cli.main import main
 from sparta_bench.errors import InputError
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.paper import number_of, rows_of
-from sparta_bench.report import svg
-from sparta_bench.report.chart import Bar, Bars, Piece
+from sparta_bench.report.plots import Frame
 
 HIDDEN, WIDE, LAYERS, HEADS, WORDS, ROWS, TOKENS, CLASSES = 16, 64, 3, 2, 50, 4, 8, 2
 TINY = [
@@ -476,28 +475,26 @@ def test_the_paper_s_models_in_seconds(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------- the figure
-def test_bars_of_pieces_stand_one_after_the_other() -> None:
-    pieces = (Piece("head", 1.0), Piece("lora", 0.0), Piece("bad", 3.0))
-    drawn = Bars("title", "", "alt", (Bar("both", "muted", 4.0, "4", pieces),))
-    paths = re.findall(
-        r'<path class="f (\w+)" d="M([\d.]+) 6h([\d.]+)v10H([\d.]+)z"/>', svg.panel(drawn, "x")
-    )
-    starts = [(tone, float(start), float(length)) for tone, start, length, _ in paths]
-    whole = svg.WIDTH - svg.LABEL - svg.VALUE
-    assert starts == [
-        ("head", svg.LABEL, whole / 4),
-        ("lora", svg.LABEL + whole / 4, 0.0),
-        ("bad", svg.LABEL + whole / 4, whole * 3 / 4),
-    ]
-
-
 def test_figure_shows_the_peaks(settings: list[dict[str, Any]]) -> None:
     figure = peaks("memory", settings)
     (panel,) = figure.panels
     methods = settings[0]["methods"]
-    assert len(panel.rows) == 2 * len(methods)
+    bars = bars_of(settings[0])
+    assert len(bars) == 2 * len(methods)
     sizes = [method[way]["peak_bytes"] for method in methods for way in ("plain", "checkpointing")]
-    assert [bar.value for bar in panel.rows] == sizes
-    for bar in panel.rows:
-        assert sum(piece.value for piece in bar.drawn) == bar.value
-        assert {piece.tone for piece in bar.drawn} == {key.tone for key in figure.legend}
+    assert [sum(bar.sizes) for bar in bars] == sizes
+    assert [key.label for key in figure.legend] == list(PARTS)
+    assert panel.alt.endswith(f"checkpointing {bars[-1].text}")
+
+
+def test_pieces_of_a_bar_stand_one_after_the_other(settings: list[dict[str, Any]]) -> None:
+    from matplotlib.figure import Figure as Drawing
+
+    (panel,) = peaks("memory", settings).panels
+    drawing = Drawing((panel.width / 72, panel.height / 72))
+    panel.draw(Frame(drawing, 0.0, 0.0, panel.width, panel.height))
+    (axes,) = drawing.axes
+    first = bars_of(settings[0])[0].sizes
+    rows = len(bars_of(settings[0]))
+    drawn = [(patch.get_x(), patch.get_width()) for patch in axes.patches[::rows]]
+    assert drawn == [(sum(first[:part]), size) for part, size in enumerate(first)]

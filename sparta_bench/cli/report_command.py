@@ -17,10 +17,10 @@ def _parser() -> Parser:
     parser = Parser(
         prog="sparta-bench report",
         usage="sparta-bench report [FOLDER ...] [--out DIR] [--page-only]",
-        description="Write report.html from the records below the folders: what was run, the\n"
-        "paper's tables beside what was measured, curves and costs, and what is\n"
-        "missing. One file that needs no network. Its figures for papers, as PNG and\n"
-        "SVG, lie in figures/ beside it.",
+        description="Write report.html from the records below the folders: what came out beside\n"
+        "the paper, what is missing, curves, settings, costs and tables. One file that\n"
+        "needs no network. Its figures for papers, as PNG and SVG, lie in figures/\n"
+        "beside it. All of them need matplotlib: pip install 'sparta-bench[plots]'",
     )
     parser.add_argument(
         "folders",
@@ -35,7 +35,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--page-only",
         action="store_true",
-        help="no figures/, which need matplotlib: the page draws its own",
+        help="the page without figures/",
     )
     return parser
 
@@ -44,8 +44,7 @@ def main(arguments: list[str]) -> None:
     """`sparta-bench report`: write the page and the figures, and say where they are."""
     options = _parser().parse_args(arguments)
     folders, places = folders_of("report", options.folders)
-    if not options.page_only:
-        check_matplotlib("report without --page-only")
+    check_matplotlib("report")
     records, unread = read_records(places)
     if not records and not unread:
         names = ", ".join(map(str, places))

@@ -1,9 +1,9 @@
-"""What a report is made of, and what it lacks, counted."""
+"""What a report is made of: counts, and tables of what failed, is left out, and of environments."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,61 +12,31 @@ from sparta_bench.records.record import Excluded, Record
 from sparta_bench.report.groups import cell_order, device_of
 from sparta_bench.tables import paper_tables
 from sparta_bench.tables.select import Selection
-from sparta_bench.text import shortened
+from sparta_bench.tables.table import Heading, Table
+from sparta_bench.text import counted, shortened
 
 EXAMPLES = 3  # paths that are named for each reason
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why some records are used nowhere; `paths` are the first of them."""
-
-    text: str
-    count: int
-    paths: tuple[str, ...]
+MOST_ROWS = 200  # of failed runs; more are counted
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Counts of records; every file found is in one of the five. Environments with their counts."""
+    """Counts of records; every file found is in one of the first four."""
 
-    folders: tuple[str, ...]
     used: int
-    not_selected: int
+    compared: int
     failed: int
     excluded: int
-    reasons: tuple[Reason, ...]
-    environments: tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
-    first_day: str | None
-    last_day: str | None
+    folders: tuple[str, ...]
+    days: str
+    failures: Table
+    reasons: Table
+    environment: Table
 
     @property
     def found(self) -> int:
         """All of them."""
-        return self.used + self.not_selected + self.failed + self.excluded
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """A table of the paper: its cells, those without a completed run, and which these are."""
-
-    title: str
-    cells: int
-    missing: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A run that failed."""
-
-    model: str
-    task: str
-    method: str
-    seed: int
-    kind: str
-    message: str
-    path: str
+        return self.used + self.compared + self.failed + self.excluded
 
 
 def facts_of(
@@ -74,17 +44,22 @@ def facts_of(
 ) -> Facts:
     """Count what was found below the folders: the records that are told of, and the others."""
     days = sorted({day for record in told for day in _days(record)})
+    failed = [record for record in told if record.status == "failed"]
     return Facts(
-        tuple(_last_parts(folder) for folder in folders),
         sum(len(chosen.runs) for chosen in selection.cells.values()),
         len(selection.not_selected),
-        sum(record.status == "failed" for record in told),
+        len(failed),
         len(excluded),
+        tuple(map(_last_parts, folders)),
+        " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
+        _failures(failed, folders),
         _reasons(excluded, folders),
-        _environments(told),
-        days[0] if days else None,
-        days[-1] if days else None,
+        _environment(told),
     )
+
+
+def _table(key: str, title: str, heads: Iterable[str], rows: Iterable[Any], *notes: str) -> Table:
+    return Table(key, title, (tuple(map(Heading, heads)),), tuple(rows), notes)
 
 
 def _last_parts(folder: Path) -> str:
@@ -92,24 +67,12 @@ def _last_parts(folder: Path) -> str:
     return (folder.name or "/") if folder.is_absolute() else str(folder)
 
 
-def shown_path(path: Path, folders: Iterable[Path]) -> str:
+def _shown(path: Path, folders: Iterable[Path]) -> str:
     """A record's folder, from the report's folder on."""
     for folder in folders:
         if path.is_relative_to(folder):
-            inside = path.relative_to(folder).parent
-            return str(Path(_last_parts(folder)) / inside)
+            return str(Path(_last_parts(folder)) / path.relative_to(folder).parent)
     return str(path.parent)
-
-
-def _reasons(excluded: list[Excluded], folders: Sequence[Path]) -> tuple[Reason, ...]:
-    found: dict[str, list[Path]] = defaultdict(list)
-    for item in excluded:
-        found[item.reason].append(item.path)
-    reasons = [
-        Reason(text, len(paths), tuple(shown_path(path, folders) for path in paths[:EXAMPLES]))
-        for text, paths in found.items()
-    ]
-    return tuple(sorted(reasons, key=lambda reason: (-reason.count, reason.text)))
 
 
 def _days(record: Record) -> Iterable[str]:
@@ -120,26 +83,72 @@ def _days(record: Record) -> Iterable[str]:
             yield shortened(value[:10], 10)
 
 
-def _environments(
-    records: Iterable[Record],
-) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
+def _failures(failed: list[Record], folders: Sequence[Path]) -> Table:
+    """Which runs failed and what they said, in the order of the tables."""
+    failed.sort(key=lambda run: (*cell_order(run.cell), run.seed, run.run_id))
+    rows = []
+    for run in failed[:MOST_ROWS]:
+        error = _mapping(run.raw.get("error"))
+        rows.append(
+            (
+                run.cell.model,
+                paper_tables.task_name(run.cell.task),
+                paper_tables.row_name(run.cell.method, run.cell.density),
+                str(run.seed),
+                _said(error.get("type")),
+                shortened(error.get("message") or "no message", 300),
+                _shown(run.path, folders),
+            )
+        )
+    rest = len(failed) - len(rows)
+    note = f"{counted(rest, 'other failed run is', 'other failed runs are')} not listed."
+    heads = ("Model", "Task", "Method", "Seed", "Error", "Message", "Record")
+    return _table("failures", "Failed runs", heads, rows, *([note] if rest else []))
+
+
+def _reasons(excluded: list[Excluded], folders: Sequence[Path]) -> Table:
+    found: dict[str, list[Path]] = defaultdict(list)
+    for item in excluded:
+        found[item.reason].append(item.path)
+    rows = []
+    for reason, paths in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
+        where = ", ".join(_shown(path, folders) for path in paths[:EXAMPLES])
+        more = len(paths) - EXAMPLES
+        rows.append(
+            (reason, f"{len(paths):,}", where + (f" and {more:,} more" if more > 0 else ""))
+        )
+    return _table("left-out", "Left out, and why", ("Reason", "Records", "Where"), rows)
+
+
+def _environment(records: Iterable[Record]) -> Table:
     """What the records say about where they were made: name, then values with their counts."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
-        found["device"][device_of(record)] += 1
-        environment = _mapping(record.raw["environment"])
-        found["platform"][_said(environment.get("platform"))] += 1
-        dtypes = _mapping(environment.get("dtypes"))
-        found["dtype"][
-            f"weights {_said(dtypes.get('model'))}, trained values {_said(dtypes.get('trained'))}"
-        ] += 1
-        revision = _said(environment.get("git_revision"))
-        dirty = ", with changes" if environment.get("dirty") else ""
-        found["git revision"][revision[:12] + dirty] += 1
-        found["protocol"][_said(record.raw.get("protocol"))] += 1
-        for package, version in _mapping(environment.get("versions")).items():
-            found[shortened(package, 30)][_said(version)] += 1
-    return tuple((name, tuple(sorted(counts.items()))) for name, counts in found.items())
+        for name, value in _facts_of(record):
+            found[name][value] += 1
+    rows = []
+    for name, counts in found.items():
+        values = [
+            value if len(counts) == 1 else f"{value} ({counted(count, 'record', 'records')})"
+            for value, count in sorted(counts.items())
+        ]
+        rows.append((name, "; ".join(values)))
+    heads = ("What", "Values in the records")
+    return _table("environment", "Where the records were made", heads, rows)
+
+
+def _facts_of(record: Record) -> Iterator[tuple[str, str]]:
+    environment = _mapping(record.raw["environment"])
+    dtypes = _mapping(environment.get("dtypes"))
+    model, trained = _said(dtypes.get("model")), _said(dtypes.get("trained"))
+    dirty = ", with changes" if environment.get("dirty") else ""
+    yield "device", device_of(record)
+    yield "platform", _said(environment.get("platform"))
+    yield "dtype", f"weights {model}, trained values {trained}"
+    yield "git revision", _said(environment.get("git_revision"))[:12] + dirty
+    yield "protocol", _said(record.raw.get("protocol"))
+    for package, version in _mapping(environment.get("versions")).items():
+        yield shortened(package, 30), _said(version)
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -148,53 +157,3 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _said(value: Any) -> str:
     return "not recorded" if value is None else shortened(value, 60)
-
-
-# -------------------------------------------------------------------------------- what lacks
-def gaps_of(selection: Selection) -> list[Gap]:
-    """The paper's tables, and of the twins' those that have a record at all."""
-    gaps = []
-    for table in paper_tables.LAYOUTS:
-        missing: dict[str, list[str]] = defaultdict(list)
-        for row in table.rows:
-            for column in table.columns:
-                chosen = selection.cells.get(table.cell(row, column))
-                if chosen is None or not chosen.runs:
-                    missing[_row_label(table, row)].append(column.head)
-        cells = len(table.rows) * len(table.columns)
-        count = sum(map(len, missing.values()))
-        if table.twins and count == cells:
-            continue
-        text = "; ".join(
-            f"{label}: {'all' if len(heads) == len(table.columns) else ', '.join(heads)}"
-            for label, heads in missing.items()
-        )
-        twins = " (embedded twins)" if table.twins else ""
-        title = f"Table {table.number}{twins}: {table.title.partition(',')[0]}"
-        gaps.append(Gap(title, cells, count, "all" if count == cells else text))
-    return gaps
-
-
-def _row_label(table: paper_tables.Layout, row: paper_tables.Row) -> str:
-    """As the table has it: the paper's shares are not those of the twins."""
-    return paper_tables.row_name(row.method, row.density) if table.twins else table.label(row)
-
-
-def failures_of(records: Iterable[Record], folders: Sequence[Path]) -> list[Failure]:
-    """All failed runs, in the order of the tables."""
-    failed = [record for record in records if record.status == "failed"]
-    failed.sort(key=lambda run: (*cell_order(run.cell), run.seed, run.run_id))
-    return [_failure(record, folders) for record in failed]
-
-
-def _failure(record: Record, folders: Sequence[Path]) -> Failure:
-    cell, error = record.cell, _mapping(record.raw.get("error"))
-    return Failure(
-        cell.model,
-        paper_tables.task_name(cell.task),
-        paper_tables.row_name(cell.method, cell.density),
-        record.seed,
-        _said(error.get("type")),
-        shortened(error.get("message") or "no message", 300),
-        shown_path(record.path, folders),
-    )

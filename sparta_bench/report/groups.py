@@ -1,15 +1,15 @@
-"""Cells by model: embedded twins and real models never stand together."""
+"""Cells by model: embedded models and real ones never stand together."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from sparta_bench.records.record import Cell, Record
-from sparta_bench.report.chart import number
 from sparta_bench.tables.protocol import MODELS, TASKS
 from sparta_bench.tables.select import Chosen, Selection
 from sparta_bench.text import plain, shortened
@@ -30,7 +30,12 @@ class Group:
     @property
     def name(self) -> str:
         """The model's name, as a heading has it."""
-        return shortened(self.model, 60) + (" (embedded twin)" if self.embedded else "")
+        return shortened(self.model, 60) + (" (embedded tiny model)" if self.embedded else "")
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods of its cells."""
+        return [chosen.cell.method for chosen in self.cells]
 
     def tasks(self) -> dict[str, list[Chosen]]:
         """The cells of each task, in their order."""
@@ -41,7 +46,7 @@ class Group:
 
 
 def groups_of(selection: Selection, records: Iterable[Record]) -> list[Group]:
-    """Real models first, then the twins; both in the paper's order, then by name."""
+    """Real models first, then the embedded ones; both in the paper's order, then by name."""
     failed: dict[Cell, list[Record]] = defaultdict(list)
     for record in records:
         if record.status == "failed":
@@ -89,8 +94,26 @@ def base_method(method: str) -> str:
     return method.partition(" ")[0]
 
 
+def tone_of(method: str) -> str:
+    """The name of a method's colour."""
+    base = base_method(method)
+    return base if base in METHODS else "other"
+
+
+def number(value: Any) -> float | None:
+    """A finite number as a float, or None: records may hold anything."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    # beyond this, differences overflow
+    return found if math.isfinite(found) and abs(found) < 1e100 else None
+
+
 def value_at(record: Record, *keys: str) -> float | None:
-    """A number of the record, or null where it is missing or of another type."""
+    """A number of the record, or None where it is missing or of another type."""
     value: Any = record.raw
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
@@ -110,7 +133,7 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 
 def share_of(chosen: Chosen) -> float | None:
-    """Scalars trained over all scalars of the model, 0 to 1; null where records do not say."""
+    """Scalars trained over all scalars of the model, 0 to 1; None where records do not say."""
     trained, total = trained_of(chosen), mean(value_at(run, *TOTAL) for run in chosen.runs)
     if trained is None or total is None or trained <= 0 or total <= 0:
         return None
@@ -137,11 +160,3 @@ def device_of(record: Record) -> str:
     if processes not in (None, 1):
         parts.append(f"{shortened(processes, 8)} processes")
     return f"{name} ({', '.join(parts)})"
-
-
-def by(runs: Iterable[Record], key: Callable[[Record], str]) -> dict[str, list[Record]]:
-    """Records by a text of theirs."""
-    found: dict[str, list[Record]] = defaultdict(list)
-    for run in runs:
-        found[key(run)].append(run)
-    return found

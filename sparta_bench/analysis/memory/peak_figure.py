@@ -2,39 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparta_bench.analysis.memory.memory_tables import WAYS, label_of
-from sparta_bench.report.chart import Bar, Bars, Figure, Key, Piece
+from sparta_bench.report.plots import TONES, Figure, Frame, Key, Panel
+from sparta_bench.text import shortened
 
 # in the order in which they are stacked; no two neighbours look alike
-TONES = {
+PARTS = {
     "weights": "full_ft", "trained": "sparta", "indices": "other", "originals": "sparta_vo",
     "moments": "head", "gradients": "lora", "activations": "muted",
 }  # fmt: skip
+WIDTH, ROW = 400, 16
+
+
+class Bar(NamedTuple):
+    """A method in one way of training: bytes of each part at the peak, in the order of `PARTS`."""
+
+    label: str
+    sizes: tuple[float, ...]
+
+    @property
+    def text(self) -> str:
+        """The sum, as it stands at the bar's end."""
+        total = sum(self.sizes)
+        return f"{total / 1e9:,.1f} GB" if total >= 1e9 else f"{total / 1e6:,.0f} MB"
 
 
 def peaks(name: str, settings: list[dict[str, Any]]) -> Figure:
     """A panel for each model of `findings.estimated`, with two bars a method: without gradient
     checkpointing, and with it below."""
-    legend = [Key(part, tone, "square", "none") for part, tone in TONES.items()]
+    legend = tuple(Key(part, tone, "s") for part, tone in PARTS.items())
     title = "Memory at the peak of a training step"
-    return Figure(name, title, tuple(map(_panel, settings)), tuple(legend))
+    return Figure(name, title, tuple(map(_panel, settings)), legend)
 
 
-def _panel(setting: dict[str, Any]) -> Bars:
-    bars = [
-        _bar(label, method[way]["at_peak_bytes"])
+def bars_of(setting: dict[str, Any]) -> list[Bar]:
+    """The bars of one model, from the top."""
+    return [
+        Bar(label, tuple(float(method[way]["at_peak_bytes"][part]) for part in PARTS))
         for method in setting["methods"]
         for way, label in zip(WAYS, (label_of(method["name"]), "checkpointing"), strict=True)
     ]
+
+
+def _panel(setting: dict[str, Any]) -> Panel:
+    bars = bars_of(setting)
     title = f"{setting['model']}, {setting['rows']} × {setting['tokens']} tokens"
     said = "; ".join(f"{bar.label} {bar.text}" for bar in bars)
-    return Bars(title, "", f"Memory at the peak, {title}: {said}", tuple(bars))
 
+    def draw(frame: Frame) -> None:
+        axes = frame.axes(left=104, right=62, top=22, bottom=4)
+        starts = [0.0] * len(bars)
+        for part, tone in enumerate(PARTS.values()):
+            sizes = [bar.sizes[part] for bar in bars]
+            axes.barh(range(len(bars)), sizes, 0.66, left=starts, color=TONES[tone].light)
+            starts = [start + size for start, size in zip(starts, sizes, strict=True)]
+        for row, (bar, end) in enumerate(zip(bars, starts, strict=True)):
+            axes.annotate(bar.text, (end, row), (4, 0), textcoords="offset points", va="center")
+        axes.set_yticks(range(len(bars)), [shortened(bar.label, 18) for bar in bars])
+        axes.set_xticks([])
+        axes.set_xlim(left=0)
+        axes.set_ylim(len(bars) - 0.5, -0.5)
+        axes.spines["bottom"].set_visible(False)
 
-def _bar(label: str, sizes: dict[str, int]) -> Bar:
-    pieces = tuple(Piece(tone, float(sizes[part])) for part, tone in TONES.items())
-    total = sum(sizes.values())
-    text = f"{total / 1e9:,.1f} GB" if total >= 1e9 else f"{total / 1e6:,.0f} MB"
-    return Bar(label, "muted", float(total), text, pieces)
+    height = 26 + ROW * len(bars)
+    return Panel(title, "", f"Memory at the peak, {title}: {said}", draw, WIDTH, height)

@@ -17,7 +17,7 @@ from sparta_bench.analysis.ranks.spectra_figure import spectra
 from sparta_bench.analysis.ranks.spectrum import Change, Changes, change_of
 from sparta_bench.errors import InputError
 from sparta_bench.models.stored_tensors import Checkpoint, open_checkpoint
-from sparta_bench.report.chart import Figure
+from sparta_bench.report.plots import Figure
 from sparta_bench.tables.table import Table
 from sparta_bench.text import counted
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from sparta_bench.analysis.ranks.rank_tables import kind_order, place_of
 from sparta_bench.analysis.ranks.spectrum import Change, Changes
-from sparta_bench.report.chart import MARKERS, TONES, Axis, Figure, Key, Plot, Series, log_axis
+from sparta_bench.report.plots import MARKS, TONES, Figure, Frame, Key, Panel, plain_ticks
 from sparta_bench.text import counted
 
 POINTS, MARKED = 120, 4  # of a curve, and how many of them carry its marker
@@ -31,9 +29,9 @@ def spectra(name: str, title: str, shown: Sequence[Changes]) -> Figure:
         if (panel := _panel(kind, shown, tones)) is not None
     ]
     legend = [
-        Key(one.label, tone, MARKERS[tone], "solid") for one, tone in zip(shown, tones, strict=True)
+        Key(one.label, tone, MARKS.get(tone, "o")) for one, tone in zip(shown, tones, strict=True)
     ]
-    return Figure(name, title, tuple(panels), (*legend, Key("tolerance", "muted", None, "dashed")))
+    return Figure(name, title, tuple(panels), (*legend, Key("tolerance", "muted", style="--")))
 
 
 def _tones(shown: Sequence[Changes]) -> list[str]:
@@ -46,8 +44,8 @@ def _tones(shown: Sequence[Changes]) -> list[str]:
     return taken
 
 
-def _panel(kind: str, shown: Sequence[Changes], tones: Sequence[str]) -> Plot | None:
-    """Null where none of the models changed it."""
+def _panel(kind: str, shown: Sequence[Changes], tones: Sequence[str]) -> Panel | None:
+    """None where none of the models changed it."""
     curves, layers = [], 0
     for one, tone in zip(shown, tones, strict=True):
         changed = [
@@ -56,29 +54,33 @@ def _panel(kind: str, shown: Sequence[Changes], tones: Sequence[str]) -> Plot | 
             if place_of(change.key).kind == kind and change.largest > 0
         ]
         if changed:
-            curves.append((one.label, tone, _median(changed)))
+            curves.append((tone, _median(changed)))
             tolerance = changed[0].relative_tolerance()
             layers = max(layers, len(changed))
     if not curves:
         return None
     floor = tolerance / 100  # below that is nothing but noise
-    longest = max(len(values) for _, _, values in curves)
-    series = [_curve(label, tone, values, floor) for label, tone, values in curves]
-    line = Series("tolerance", "muted", (1.0, float(longest)), (tolerance, tolerance), "dashed")
-    return Plot(
-        kind,
-        f"median of {counted(layers, 'layer', 'layers')}",
-        f"Singular values of the change of {kind} over the largest",
-        log_axis("singular value, by size", (1.0, float(longest))),
-        _powers(log_axis("over the largest", (floor, 1.0))),
-        (*series, line),
-    )
+    longest = max(len(values) for _, values in curves)
 
+    def draw(frame: Frame) -> None:
+        axes = frame.axes()
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for tone, values in curves:
+            xs, ys, marked = curve_of(values, floor)
+            color, marker = TONES[tone].light, MARKS.get(tone, "o")
+            axes.plot(xs, ys, color=color, marker=marker, markevery=marked, markersize=4)
+        axes.plot([1, longest], [tolerance] * 2, "--", color=TONES["muted"].light, lw=1)
+        axes.set_xlim(0.8, 1.2 * longest)
+        axes.set_ylim(floor / 1.5, 1.5)
+        plain_ticks(axes.xaxis, log=True)
+        plain_ticks(axes.yaxis, log=True)
+        axes.set_xlabel("singular value, by size")
+        axes.grid(axis="y")
 
-def _powers(axis: Axis) -> Axis:
-    """With ticks that are short: 1, 1e-2, 1e-4."""
-    ticks = [(at, f"1e{math.log10(at):.0f}" if at < 1 else f"{at:g}") for at, _ in axis.ticks]
-    return replace(axis, ticks=tuple(ticks))
+    note = f"over the largest, median of {counted(layers, 'layer', 'layers')}"
+    alt = f"Singular values of the change of {kind} over the largest"
+    return Panel(kind, note, alt, draw)
 
 
 def _median(changes: Sequence[Change]) -> np.ndarray:
@@ -88,17 +90,10 @@ def _median(changes: Sequence[Change]) -> np.ndarray:
     return np.asarray(np.median(np.stack(relative), axis=0))
 
 
-def _curve(label: str, tone: str, values: np.ndarray, floor: float) -> Series:
-    """As far as it is above the floor."""
+def curve_of(values: np.ndarray, floor: float) -> tuple[list[int], list[float], list[int]]:
+    """Of values down to the floor: their numbers from 1 and themselves, thinned evenly on a
+    logarithmic axis, and the indices of those that carry a marker."""
     end = int((values > floor).sum())
-    places = np.unique(np.geomspace(1, end, min(POINTS, end)).round().astype(int))
-    marked = np.unique(np.linspace(0, len(places) - 1, MARKED).astype(int))
-    return Series(
-        label,
-        tone,
-        tuple(places.astype(float).tolist()),
-        tuple(values[places - 1].tolist()),
-        "solid",
-        MARKERS[tone],
-        tuple(marked.tolist()),
-    )
+    numbers = np.unique(np.geomspace(1, end, min(POINTS, end)).round().astype(int))
+    marked = np.unique(np.linspace(0, len(numbers) - 1, MARKED).astype(int))
+    return numbers.tolist(), values[numbers - 1].tolist(), marked.tolist()
