@@ -38,7 +38,7 @@ def report(out: Path, part: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_every_part_leaves_its_files(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    assert session(tmp_path).wait(timeout=900) == 0
+    assert session(tmp_path).wait(timeout=1800) == 0
     for part, tables in ROWS.items():
         found = report(tmp_path, part)
         assert found["status"] == "completed", found
