@@ -65,6 +65,17 @@ def check_there(folders: Sequence[Path]) -> None:
         raise InputError(*(f"{folder}: there is no such folder" for folder in missing))
 
 
+def add_folders(parser: argparse.ArgumentParser, default: str) -> None:
+    """`FOLDER ...`, whose records are read; `default` says which are where none is given."""
+    parser.add_argument(
+        "folders",
+        metavar="FOLDER",
+        nargs="*",
+        type=Path,
+        help=f"all records below it count ({default})",
+    )
+
+
 def add_sources(parser: argparse.ArgumentParser) -> None:
     """What says where a trained thing and its base are."""
     parser.add_argument(

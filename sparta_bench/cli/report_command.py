@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparta_bench.cli.options import Parser
+from sparta_bench.cli.options import Parser, add_folders
 from sparta_bench.errors import InputError
 from sparta_bench.files import whole_file
 from sparta_bench.records.read import folders_of, read_records
@@ -22,13 +22,7 @@ def _parser() -> Parser:
         "needs no network. Its figures for papers, as PNG and SVG, lie in figures/\n"
         "beside it. All of them need matplotlib: pip install 'sparta-bench[plots]'",
     )
-    parser.add_argument(
-        "folders",
-        metavar="FOLDER",
-        nargs="*",
-        type=Path,
-        help="all records below it count (the runs of results)",
-    )
+    add_folders(parser, "the runs of results")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="where to (report/ in the first FOLDER)"
     )

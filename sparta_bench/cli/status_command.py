@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
-from sparta_bench.cli.options import Parser
+from sparta_bench.cli.options import Parser, add_folders
 from sparta_bench.records.read import folders_of, only_own
 from sparta_bench.runs.status import Progress, progress
 from sparta_bench.text import as_duration
@@ -25,13 +24,7 @@ def main(arguments: list[str]) -> None:
         description="How far the sweeps of each table are: runs done, running, failed, missing,\n"
         "and the time left for one process, by the runs that are done.",
     )
-    parser.add_argument(
-        "folders",
-        metavar="FOLDER",
-        nargs="*",
-        type=Path,
-        help="all records below it count (the runs of results)",
-    )
+    add_folders(parser, "the runs of results")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args(arguments)
     folders, places = folders_of("status", options.folders)

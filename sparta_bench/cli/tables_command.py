@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparta_bench.cli.options import Parser
+from sparta_bench.cli.options import Parser, add_folders
 from sparta_bench.errors import InputError
 from sparta_bench.records.read import folders_of, only_own, read_records
 from sparta_bench.tables.build import build_tables
@@ -32,13 +32,7 @@ def _parser() -> Parser:
         "tables.md with all of them, which is printed too.",
         epilog="Tables 2 and 9 need what `sparta-bench plan --json` prints in FOLDER/plans/*.json.",
     )
-    parser.add_argument(
-        "folders",
-        metavar="FOLDER",
-        nargs="*",
-        type=Path,
-        help="all records below it count (the runs and merges of results)",
-    )
+    add_folders(parser, "the runs and merges of results")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="where to write (tables, in the first FOLDER)"
     )

@@ -19,7 +19,7 @@ def full_ft(classifier: Classifier, precision: Precision) -> Trained:
 
 
 def train_all(classifier: Classifier, precision: Precision, base: str | None) -> Trained:
-    """`full_ft` on a base of this fingerprint; null: on tensors without values, which have none."""
+    """`full_ft` on a base of this fingerprint; None: on tensors without values, which have none."""
     weights = dict(classifier.backbone.named_parameters(prefix="backbone"))
     if precision.model_dtype == precision.trained_dtype:
         return FullTrained({**weights, HEAD: classifier.head_weight}, base_fingerprint=base)

@@ -47,7 +47,7 @@ def processor_name() -> str:
 
 
 def _revision() -> dict[str, Any]:
-    """The code's git revision, and whether tracked files differ from it; null in no checkout."""
+    """The code's git revision and whether tracked files differ from it; None in no checkout."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str | None:

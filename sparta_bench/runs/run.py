@@ -185,7 +185,8 @@ def _look_for_other_checkpoints(
         return run_folder(config, run_id) / CHECKPOINT
 
     own = checkpoint_of(here)
-    if own.exists() or config.force:
+    # without dropout a run is the same in any number of processes
+    if own.exists() or config.force or checkpoint_of(1) == checkpoint_of(2):
         return
     for processes in range(1, MOST_PROCESSES + 1):
         other = checkpoint_of(processes)
