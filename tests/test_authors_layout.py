@@ -254,9 +254,9 @@ def config_without(key: str) -> Callable[[Path], None]:
 
 V_PROJ = "model.layers.0.self_attn.v_proj.weight"
 BREAKS: dict[str, Callable[[Path], None]] = {
-    "has not one delta for each place": change(lambda t: t[1:], f"deltas.{V_PROJ}"),
-    f"{V_PROJ} has deltas and no places": change(lambda t: t[:0], f"indices.{V_PROJ}"),
-    "its places do not lie in its shape (8, 16)": change(lambda t: t + 8, f"indices.{V_PROJ}"),
+    "has not one delta for each index": change(lambda t: t[1:], f"deltas.{V_PROJ}"),
+    f"{V_PROJ} has deltas and no indices": change(lambda t: t[:0], f"indices.{V_PROJ}"),
+    "its coordinates do not lie in its shape (8, 16)": change(lambda t: t + 8, f"indices.{V_PROJ}"),
     "the adapter's head is none": change(
         lambda t: t[:0], "indices.score.weight", "deltas.score.weight"
     ),
@@ -288,7 +288,8 @@ def test_a_detached_adapter_is_not_written_as_one_that_changed_nothing(tmp_path:
     adapter = SpartaAdapter(model, 0.1, 0)
     adapter.detach()
     with pytest.raises(ValueError, match="the adapter is detached from its model; export it"):
-        layout.write(adapter, torch.zeros(2, 16), tmp_path, "base", ["no", "yes"])
+        of_adapter = adapter.backbone, adapter.indices, adapter.deltas
+        layout.write(*of_adapter, torch.zeros(2, 16), tmp_path, "base", ["no", "yes"])
     assert list(tmp_path.iterdir()) == []
 
 

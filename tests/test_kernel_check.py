@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sparta_bench.sparta import SpartaAdapter, adapter, gradient, kernel_check
-from sparta_bench.sparta.merge import rounded_sum, write_at, write_merged_on_cuda
+from sparta_bench.sparta.layer import write_merged_on_cuda
+from sparta_bench.sparta.merge import rounded_sum, write_at
 
 CPU = torch.device("cpu")
 SIXTEEN = (torch.bfloat16, torch.float16)
@@ -248,15 +249,15 @@ def test_an_adapter_tries_the_kernels_of_its_layers_as_it_is_attached(
 
     monkeypatch.setattr(adapter, "usable", usable)
     layer = torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
-    names, sites = ["weight"], {"weight": [(layer, "weight")]}
+    names, holders = ["weight"], {"weight": [(layer, "weight")]}
     few, many = ({name: torch.arange(n) for name in names} for n in (31, 32))
-    assert adapter._kernels(sites, many, torch.float32, "sampled") is None  # on a CPU
+    assert adapter._kernels(holders, many, torch.float32, "sampled") is None  # on a CPU
     assert asked == []
     layer.weight = Weight(layer.weight.detach())
     # from 32 entries the kernel, below that columns of the input, kept in the forward pass
-    for places, way, gradient_by in ((many, "sampled", "triton"), (few, "sampled", "torch")):
+    for indices, way, gradient_by in ((many, "sampled", "triton"), (few, "sampled", "torch")):
         expected = {"merge": "torch", "gradient": gradient_by}
-        assert adapter._kernels(sites, places, torch.float32, way) == expected
+        assert adapter._kernels(holders, indices, torch.float32, way) == expected
     merge = ("merge", torch.bfloat16, torch.float32)
     assert asked == [merge, ("gradient", torch.bfloat16), merge]
 

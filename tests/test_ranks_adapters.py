@@ -227,13 +227,13 @@ Q_PROJ = "layers.0.self_attn.q_proj"
     ("method", "change", "config", "line"),
     [
         ("sparta", drop(f"{Q_PROJ}.weight.deltas"), {}, ": layers.0.self_attn.q_proj.weight has "
-         "not one delta for each place"),
+         "not one delta for each index"),
         ("sparta", drop(f"{Q_PROJ}.weight.indices"), {}, ": layers.0.self_attn.q_proj.weight has "
          "deltas and no places"),
         ("sparta", put("x.indices", torch.zeros(1, dtype=torch.int32)), {}, ": the adapter trains "
          "x, which this model has not"),
         ("sparta", put(f"{Q_PROJ}.weight.indices", torch.tensor([4096], dtype=torch.int32)), {},
-         ": the places of layers.0.self_attn.q_proj.weight do not lie in its shape (64, 64)"),
+         ": the indices of layers.0.self_attn.q_proj.weight do not lie in its shape (64, 64)"),
         ("sparta", lambda t: None, {"method": {"name": "full_ft"}}, "/adapter_config.json: "
          "'full_ft' is missing or of another kind"),
         ("sparta", lambda t: None, {"method": "sparta"}, "/adapter_config.json: "),

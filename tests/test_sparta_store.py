@@ -184,16 +184,16 @@ BROKEN: list[tuple[Callable[[Path], Any], str]] = [
     (change_config(method="sparta"), "method is missing or of another kind"),
     (change_config(dtype="int8"), "dtype=int8 is missing or of another kind"),
     (change_config(dtype=["float32"]), r"dtype=\['float32'\] is missing or of another kind"),
-    (change_config(seed=8, compact=True), "has not one delta for each place"),
-    (change_config(sampling=2, compact=True), "draws places in way 1"),
-    (change_config(indices_checksum="0" * 16), "not the places that the adapter was trained at"),
+    (change_config(seed=8, compact=True), "has not one delta for each index"),
+    (change_config(sampling=2, compact=True), "draws indices in way 1"),
+    (change_config(indices_checksum="0" * 16), "not the indices that the adapter was trained at"),
     (change_config(base_fingerprint="0" * 16), "trained on another base model"),
-    (change_config(originals_checksum="0" * 16), "the base model's values at the adapter's places"),
-    (change_tensors(lambda t: t.pop(f"{UP}.deltas")), "has not one delta for each place"),
-    (change_tensors(lambda t: t.pop(f"{UP}.indices")), "has deltas and no places"),
+    (change_config(originals_checksum="0" * 16), "the values at the adapter's indices"),
+    (change_tensors(lambda t: t.pop(f"{UP}.deltas")), "has not one delta for each index"),
+    (change_tensors(lambda t: t.pop(f"{UP}.indices")), "has deltas and no indices"),
     (
         change_tensors(lambda t: t.update({f"{UP}.indices": t[f"{UP}.indices"] + 100_000})),
-        r"the places of layers.0.mlp.up_proj.weight do not lie in its shape \(24, 16\)",
+        r"the indices of layers.0.mlp.up_proj.weight do not lie in its shape \(24, 16\)",
     ),
     (
         change_tensors(lambda t: t.update({f"{UP}.indices": t[f"{UP}.indices"].flip(0)})),
@@ -213,11 +213,11 @@ BROKEN: list[tuple[Callable[[Path], Any], str]] = [
     ),
     (
         change_tensors(lambda t: t.update({f"{UP}.deltas": t[f"{UP}.deltas"][:, None]})),
-        "has not one delta for each place",
+        "has not one delta for each index",
     ),
     (
         change_tensors(lambda t: t.update({f"{UP}.deltas": torch.tensor(1.0)})),
-        "has not one delta for each place",
+        "has not one delta for each index",
     ),
     (
         change_tensors(lambda t: t.update({f"{UP}.indices": torch.tensor(1, dtype=torch.int32)})),

@@ -87,7 +87,9 @@ def export(
         raise InputError(f"{folder}: was trained with an added token, which is not exported")
     with written(out) as temporary:
         peft_sparta.write(
-            loaded.sparta,
+            loaded.sparta.backbone,
+            loaded.sparta.indices,
+            loaded.sparta.deltas,
             loaded.classifier.head_weight,
             temporary,
             base_name,

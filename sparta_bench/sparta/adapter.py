@@ -24,19 +24,26 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from sparta_bench.sparta import store
+from sparta_bench.sparta import peft_sparta, store
 from sparta_bench.sparta.backbone import Head, backbone_of, head_of
 from sparta_bench.sparta.gradient import WAYS, takes_kernel
 from sparta_bench.sparta.kernel_check import usable
-from sparta_bench.sparta.layer import DELTAS, ChosenEntries, is_patched, patch, unpatch
-from sparta_bench.sparta.merge import write_at, write_merged
+from sparta_bench.sparta.layer import (
+    DELTAS,
+    ChosenEntries,
+    is_patched,
+    patch,
+    unpatch,
+    write_merged,
+)
+from sparta_bench.sparta.merge import write_at
 from sparta_bench.sparta.sample import sample_all, sampled_tensors
 
-Where = tuple[nn.Module, str]  # a tensor: the module that holds it, and its name there
+Holder = tuple[nn.Module, str]  # of a tensor: a module, and the tensor's name there
 
 
 class SpartaAdapter:
-    """Trainable deltas at fixed random places of a model's tensors.
+    """Trainable deltas at fixed random entries of a model's tensors.
 
         adapter = SpartaAdapter(model, density=0.05, seed=0)
         ...train `model` with any optimizer, any loop, or transformers' Trainer...
@@ -58,7 +65,7 @@ class SpartaAdapter:
     density
         Probability with which each scalar is chosen (section 5); inside (0, 1).
     seed
-        Of the choice: same seed, same tensor names and sizes, same places, on any device.
+        Of the choice: same seed, tensor names and sizes, same indices, on any device.
     targets, density_of
         Which tensors are chosen from, and what the density counts: see `sample.sampled_tensors`.
     dtype
@@ -75,7 +82,7 @@ class SpartaAdapter:
     base_fingerprint
         What tells the base from others (see `store.fingerprint_of`).
     draw
-        How the places were chosen; null for an adapter of peft-sparta.
+        How the indices were drawn; None for an adapter of peft-sparta.
     kernels
         On CUDA, what writes the weights (`merge`) and what computes sampled gradients
         (`gradient`): `triton`, or `torch` where the kernel does not work here or no layer takes
@@ -104,13 +111,13 @@ class SpartaAdapter:
         if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
             raise ValueError(f"seed={seed!r}: must be a whole number from 0 to 2^63 - 1")
         draw = store.Draw(float(density), int(seed), targets, density_of)
-        places = _drawn(backbone_of(model), draw)
-        self._attach(model, places, draw, dtype, gradient, merge_after_step)
+        indices = _drawn(backbone_of(model), draw)
+        self._attach(model, indices, draw, dtype, gradient, merge_after_step)
 
     def _attach(
         self,
         model: nn.Module,
-        places: Mapping[str, Tensor],
+        indices: Mapping[str, Tensor],
         draw: store.Draw | None,
         dtype: torch.dtype,
         gradient: str,
@@ -124,26 +131,26 @@ class SpartaAdapter:
         self.model, self.draw, self.dtype = model, draw, dtype
         self.backbone = backbone_of(model)
         self.base_fingerprint = store.fingerprint_of(self.backbone)
-        self._where = _where(self.backbone, [name for name in places if len(places[name])])
-        self._dtypes = {name: _tensor(sites[0]).dtype for name, sites in self._where.items()}
+        self._holders = _holders_of(self.backbone, [name for name in indices if len(indices[name])])
+        self._dtypes = {name: _tensor(holders[0]).dtype for name, holders in self._holders.items()}
         deltas: dict[nn.Module, dict[str, nn.Parameter]] = {}  # by module, and by name there
-        kept: dict[nn.Module, dict[str, ChosenEntries]] = {}
-        for name, sites in self._where.items():
-            tensor = _tensor(sites[0])
-            indices = places[name].to(tensor.device)
-            here = ChosenEntries(indices, _at(tensor, indices))
-            zeros = nn.Parameter(torch.zeros(len(indices), dtype=dtype, device=tensor.device))
-            for module, own_name in sites:
+        entries: dict[nn.Module, dict[str, ChosenEntries]] = {}
+        for name, holders in self._holders.items():
+            tensor = _tensor(holders[0])
+            own_indices = indices[name].to(tensor.device)
+            chosen = ChosenEntries(own_indices, _at(tensor, own_indices))
+            zeros = nn.Parameter(torch.zeros(len(own_indices), dtype=dtype, device=tensor.device))
+            for module, own_name in holders:
                 deltas.setdefault(module, {})[own_name] = zeros
-                kept.setdefault(module, {})[own_name] = here
-        self.kernels = _kernels(self._where, places, dtype, gradient)
+                entries.setdefault(module, {})[own_name] = chosen
+        self.kernels = _kernels(self._holders, indices, dtype, gradient)
         # nothing of the model is changed before here
         self._patched = list(deltas)
         self._were_trainable = [(p, p.requires_grad) for p in model.parameters()]
         model.requires_grad_(False)
         self._head = Head(model, dtype)
         for module in self._patched:
-            patch(module, deltas[module], kept[module], gradient)
+            patch(module, deltas[module], entries[module], gradient)
         # as long-lived as the model, also where nobody keeps the adapter
         object.__setattr__(model, "sparta_adapter", self)
         self._attached = True
@@ -173,7 +180,7 @@ class SpartaAdapter:
     @property
     def deltas(self) -> dict[str, nn.Parameter]:
         """Per tensor name of the backbone: the trainable changes, 1-d, in `dtype`."""
-        return {name: _deltas(sites[0]) for name, sites in self._where.items()}
+        return {name: _deltas(holders[0]) for name, holders in self._holders.items()}
 
     def parameters(self) -> list[nn.Parameter]:
         """Deltas and head, for an optimizer."""
@@ -186,26 +193,26 @@ class SpartaAdapter:
 
     @property
     def indices(self) -> dict[str, Tensor]:
-        """Per tensor name: flat places, int32, sorted, on the tensor's device."""
-        return {name: self._places(name).indices for name in self._where}
+        """Per tensor name: flat indices, int32, sorted, on the tensor's device."""
+        return {name: self._entries(name).indices for name in self._holders}
 
     @property
     def originals(self) -> dict[str, Tensor]:
-        """Per tensor name: the values at these places before training, in the tensor's dtype."""
-        return {name: self._places(name).originals for name in self._where}
+        """Per tensor name: the values at these indices before training, in the tensor's dtype."""
+        return {name: self._entries(name).originals for name in self._holders}
 
-    def _places(self, name: str) -> ChosenEntries:
-        module, own_name = self._where[name][0]
-        places: ChosenEntries = module.sparta_places[own_name]  # type: ignore[index, union-attr, assignment]
-        return places
+    def _entries(self, name: str) -> ChosenEntries:
+        module, own_name = self._holders[name][0]
+        entries: ChosenEntries = module.sparta_entries[own_name]  # type: ignore[index, union-attr, assignment]
+        return entries
 
     # --------------------------------------------------------------------- into the weights
     @torch.no_grad()
     def merge(self, names: Iterable[str] | None = None) -> None:
         """Write round(original + delta) into the weights: all, or the tensors of these names."""
-        for name in self._where if names is None else names:
-            places, site = self._places(name), self._where[name][0]
-            write_merged(_tensor(site), places.indices, places.originals, _deltas(site))
+        for name in self._holders if names is None else names:
+            entries, holder = self._entries(name), self._holders[name][0]
+            write_merged(_tensor(holder), entries.indices, entries.originals, _deltas(holder))
 
     @torch.no_grad()
     def detach(self) -> None:
@@ -214,9 +221,9 @@ class SpartaAdapter:
         if not self._attached:
             return
         try:
-            for name, sites in self._where.items():
-                places = self._places(name)
-                write_at(_tensor(sites[0]), places.indices, places.originals)
+            for name, holders in self._holders.items():
+                entries = self._entries(name)
+                write_at(_tensor(holders[0]), entries.indices, entries.originals)
             self._head.restore()
         finally:
             self._let_go()
@@ -238,7 +245,7 @@ class SpartaAdapter:
         for parameter, trainable in self._were_trainable:
             parameter.requires_grad_(trainable)
         del self.model.sparta_adapter
-        self._where, self._patched = {}, []
+        self._holders, self._patched = {}, []
 
     def __enter__(self) -> SpartaAdapter:
         return self
@@ -255,16 +262,16 @@ class SpartaAdapter:
     def lost_to_rounding(self) -> float:
         """Share of the deltas that are not zero and yet leave their weight as it was."""
         lost = changed = 0
-        for name, sites in self._where.items():
-            places = self._places(name)
-            now = _at(_tensor(sites[0]), places.indices)
-            moved = _deltas(sites[0]) != 0
-            lost += int((moved & (now == places.originals)).sum())
+        for name, holders in self._holders.items():
+            entries = self._entries(name)
+            now = _at(_tensor(holders[0]), entries.indices)
+            moved = _deltas(holders[0]) != 0
+            lost += int((moved & (now == entries.originals)).sum())
             changed += int(moved.sum())
         return lost / changed if changed else 0.0
 
     def checksum(self) -> str:
-        """A hash of the chosen places, to see that two draws are the same."""
+        """A hash of the indices, to see that two draws are the same."""
         return store.checksum_of(self.indices)
 
     # ---------------------------------------------------------------------------- to disk
@@ -283,7 +290,7 @@ class SpartaAdapter:
         if not self._attached:
             raise ValueError("the adapter is detached from its model; save it before that")
         for name, dtype in self._dtypes.items():
-            now = _tensor(self._where[name][0]).dtype
+            now = _tensor(self._holders[name][0]).dtype
             if now != dtype:
                 raise ValueError(
                     f"the model was {dtype} when the adapter was attached and is {now} now, so "
@@ -294,7 +301,7 @@ class SpartaAdapter:
         tensors: dict[str, Tensor] = {}
         for name, deltas in self.deltas.items():
             if not compact:
-                tensors[f"{name}{store.INDICES}"] = self._places(name).indices.cpu()
+                tensors[f"{name}{store.INDICES}"] = self._entries(name).indices.cpu()
             tensors[f"{name}{store.DELTAS}"] = deltas.detach().cpu()
         heads = Head.saved_names(self.head)
         tensors |= {name: value.detach().cpu() for name, value in heads.items()}
@@ -330,7 +337,7 @@ class SpartaAdapter:
         """Put a saved adapter on the base model that it was trained on; it can be trained on.
 
         Reads this project's layout and peft-sparta's. Everything is checked before the model is
-        touched: files whole and as written, shapes, places, and that the base is the same (by
+        touched: files whole and as written, shapes, indices, and that the base is the same (by
         values; peft-sparta's layout has nothing to tell it by).
 
         Parameters
@@ -348,15 +355,16 @@ class SpartaAdapter:
         folder = Path(folder)
         _refuse(model)
         backbone = backbone_of(model)
-        saved = store.read(folder, backbone, allow_pickle)
-        places = saved.places
-        if places is None:
-            places = _redraw(backbone, saved, folder)
-        store.check(saved, places, backbone, folder)
+        if peft_sparta.is_in(folder):
+            saved = peft_sparta.read(folder, backbone, allow_pickle)
+        else:
+            saved = store.read(folder)
+        indices = _redraw(backbone, saved, folder) if saved.indices is None else saved.indices
+        store.check(saved, indices, backbone, folder)
         heads = Head.saved_names(head_of(model)) if head else {}
         store.check_head(saved.head if head else {}, heads, folder)
         adapter = cls.__new__(cls)
-        adapter._attach(model, places, saved.draw, saved.dtype, gradient, merge_after_step)
+        adapter._attach(model, indices, saved.draw, saved.dtype, gradient, merge_after_step)
         try:
             with torch.no_grad():
                 for name, deltas in adapter.deltas.items():
@@ -390,33 +398,33 @@ def _redraw(backbone: nn.Module, saved: store.Saved, folder: Path) -> dict[str, 
 
 
 def _drawn(backbone: nn.Module, draw: store.Draw) -> dict[str, Tensor]:
-    """Flat places (int32, sorted) by name of the tensors in which any are chosen."""
+    """Flat indices (int32, sorted) by name of the tensors in which any are chosen."""
     chances = sampled_tensors(backbone, draw.density, draw.targets, draw.density_of)
     sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
-    places = sample_all(sizes, chances, draw.seed)
-    if not any(len(indices) for indices in places.values()):
+    drawn = sample_all(sizes, chances, draw.seed)
+    if not any(len(indices) for indices in drawn.values()):
         total = sum(sizes[name] for name in chances)
         raise ValueError(f"density={draw.density}: chose none of {total:,} scalars")
-    return {name: indices for name, indices in places.items() if len(indices)}
+    return {name: indices for name, indices in drawn.items() if len(indices)}
 
 
 def _kernels(
-    where: Mapping[str, list[Where]],
-    places: Mapping[str, Tensor],
+    holders_of_all: Mapping[str, list[Holder]],
+    indices: Mapping[str, Tensor],
     deltas_dtype: torch.dtype,
     way: str,
 ) -> dict[str, str] | None:
     """What does the work on CUDA (see `SpartaAdapter.kernels`). The kernels are tried here, since
     a backward pass, a compiled one above all, is no place for it."""
     merges, gradients = [], []
-    for name, sites in where.items():
-        tensor = _tensor(sites[0])
+    for name, holders in holders_of_all.items():
+        tensor = _tensor(holders[0])
         device, dtype = tensor.device, tensor.dtype
         if device.type != "cuda":
             continue
         merges.append(tensor.is_contiguous() and usable("merge", device, dtype, deltas_dtype))
-        linear = any(type(module) is nn.Linear and own == "weight" for module, own in sites)
-        if linear and takes_kernel(way, tensor.shape, len(places[name]), device):
+        linear = any(type(module) is nn.Linear and own == "weight" for module, own in holders)
+        if linear and takes_kernel(way, tensor.shape, len(indices[name]), device):
             gradients.append(usable("gradient", device, dtype))
     if not merges:
         return None
@@ -425,25 +433,25 @@ def _kernels(
 
 
 def _at(tensor: Tensor, indices: Tensor) -> Tensor:
-    """The tensor's values at flat places, whatever its memory format."""
+    """The tensor's values at flat indices, whatever its memory format."""
     return tensor.detach().reshape(-1).index_select(0, indices)
 
 
-def _tensor(where: Where) -> nn.Parameter:
-    module, name = where
+def _tensor(holder: Holder) -> nn.Parameter:
+    module, name = holder
     tensor = module._parameters[name]
     assert tensor is not None
     return tensor
 
 
-def _deltas(where: Where) -> nn.Parameter:
-    module, name = where
+def _deltas(holder: Holder) -> nn.Parameter:
+    module, name = holder
     return _tensor((module, DELTAS.format(name)))
 
 
-def _where(backbone: nn.Module, names: Iterable[str]) -> dict[str, list[Where]]:
+def _holders_of(backbone: nn.Module, names: Iterable[str]) -> dict[str, list[Holder]]:
     """All modules that hold each tensor: a tied one is held by several."""
-    holders: dict[int, list[Where]] = {}
+    holders: dict[int, list[Holder]] = {}
     for module in backbone.modules():
         for own_name, tensor in module._parameters.items():
             if tensor is not None:
@@ -488,17 +496,18 @@ def _held_by(optimizer: Optimizer) -> list[tuple[SpartaAdapter, list[str]]]:
     if not adapters:
         return []
     held = {id(value) for group in optimizer.param_groups for value in group["params"]}
-    found = []
+    holding = []
     for adapter in adapters:
         names = [name for name, deltas in adapter.deltas.items() if id(deltas) in held]
-        if not names and any(id(_tensor(sites[0])) in held for sites in adapter._where.values()):
+        frozen = (id(_tensor(holders[0])) for holders in adapter._holders.values())
+        if not names and any(weight in held for weight in frozen):
             raise RuntimeError(
                 "the optimizer holds frozen weights of a model and none of the deltas of its "
                 "SpartaAdapter; build it after the adapter"
             )
         if names:
-            found.append((adapter, names))
-    return found
+            holding.append((adapter, names))
+    return holding
 
 
 def _merge_after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -512,12 +521,12 @@ def _merge_before_closures(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
     """An optimizer that evaluates the loss several times in a step, such as LBFGS, changes the
     deltas in between."""
     given = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
-    found = [] if given is None else _held_by(optimizer)
-    if given is None or not found:
+    holding = [] if given is None else _held_by(optimizer)
+    if given is None or not holding:
         return None
 
     def closure() -> Any:
-        for adapter, names in found:
+        for adapter, names in holding:
             adapter.merge(names)
         return given()
 

@@ -1,4 +1,4 @@
-"""The gradient of a linear layer's weight at chosen places, in the cheapest way.
+"""The gradient of a linear layer's weight at chosen indices, in the cheapest way.
 
 Dense: the whole gradient as one matrix product, then gathered. Sampled: only the chosen entries,
 each the dot product of a column of the output's gradient with a column of the input, accumulated
@@ -54,7 +54,7 @@ with warnings.catch_warnings():
 
 
 def weight_gradient_at(grad: Tensor, x: Tensor, indices: Tensor, sampled: bool) -> Tensor:
-    """The entries of `grad.t() @ x` at flat places.
+    """The entries of `grad.t() @ x` at flat indices.
 
     Parameters
     ----------
@@ -63,13 +63,13 @@ def weight_gradient_at(grad: Tensor, x: Tensor, indices: Tensor, sampled: bool) 
     x
         The layer's input, tokens x in_features, of the same dtype.
     indices
-        Flat places in the weight (out_features x in_features), int32, sorted.
+        Flat indices in the weight (out_features x in_features), int32, sorted.
     sampled
         Compute these entries only; else the whole product.
 
     Returns
     -------
-    One value per place: float32 or float64 where sampled, else of the operands' dtype.
+    One value per index: float32 or float64 where sampled, else of the operands' dtype.
     """
     if sampled:
         return torch.ops.sparta_bench.weight_gradient_at(grad, x, indices)  # type: ignore[no-any-return]
@@ -82,7 +82,7 @@ def keeps_columns(shape: torch.Size, chosen: int) -> bool:
 
 
 def columns_of(x: Tensor, indices: Tensor) -> Tensor:
-    """For each place its column of the input: tokens x places, of `x` (tokens x in_features)."""
+    """For each index its column of the input: tokens x indices, of `x` (tokens x in_features)."""
     return x.index_select(1, indices % x.shape[1])
 
 
@@ -160,8 +160,8 @@ def _on_cpu(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
 def _column_products(
     grad: Tensor, rows: Tensor, x: Tensor, columns: Tensor | None = None
 ) -> Tensor:
-    """For each entry the dot product of a column of `grad` with one of `x`: the one at the same
-    place, or of `columns`."""
+    """For each entry the dot product of column `rows[entry]` of `grad` with one of `x`: column
+    `columns[entry]`, or the column of the entry's own number."""
     wide = _accumulator(grad.dtype)
     total = torch.zeros(len(rows), dtype=wide, device=grad.device)
     step = max(_CHUNK // max(len(rows), 1), 1)

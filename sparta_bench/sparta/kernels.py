@@ -40,9 +40,9 @@ def _sampled_gradient_kernel(  # type: ignore[no-untyped-def]
 ):
     entry = tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)
     inside = entry < entries
-    place = tl.load(indices + entry, mask=inside, other=0)
-    row = (place // in_features).to(tl.int64)
-    column = (place % in_features).to(tl.int64)
+    index = tl.load(indices + entry, mask=inside, other=0)
+    row = (index // in_features).to(tl.int64)
+    column = (index % in_features).to(tl.int64)
     total = tl.zeros((ENTRIES, TOKENS), dtype=tl.float32)
     for start in range(0, tokens, TOKENS):
         token = start + tl.arange(0, TOKENS)
@@ -136,7 +136,7 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
 ):
     entry = tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)
     inside = entry < entries
-    place = tl.load(indices + entry, mask=inside, other=0)
+    index = tl.load(indices + entry, mask=inside, other=0)
     a = _to_float32(tl.load(originals + entry, mask=inside, other=0.0))
     b = _to_float32(tl.load(deltas + entry, mask=inside, other=0.0))
     total = a + b
@@ -152,10 +152,10 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
             # to nearest, ties to even; an addition's NaN is a quiet one: its upper bits keep it
             nearest = bits + 0x7FFF + ((bits >> 16) & 1)
             bits = tl.where(total == total, nearest, bits) >> 16
-            tl.store(weight + place, bits.to(tl.int16).to(tl.bfloat16, bitcast=True), mask=inside)
+            tl.store(weight + index, bits.to(tl.int16).to(tl.bfloat16, bitcast=True), mask=inside)
             return
         total = bits.to(tl.float32, bitcast=True)
-    tl.store(weight + place, total.to(weight.dtype.element_ty), mask=inside)
+    tl.store(weight + index, total.to(weight.dtype.element_ty), mask=inside)
 
 
 def merge(weight: Tensor, indices: Tensor, originals: Tensor, deltas: Tensor) -> None:

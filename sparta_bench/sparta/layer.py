@@ -24,7 +24,8 @@ from sparta_bench.sparta.gradient import (
     weight_gradient_at,
     weight_gradient_of_columns,
 )
-from sparta_bench.sparta.merge import write_merged
+from sparta_bench.sparta.kernel_check import usable
+from sparta_bench.sparta.merge import rounded_sum, write_at
 
 DELTAS = "{}_deltas"  # name of the deltas of a tensor, in the module that holds both
 
@@ -38,28 +39,50 @@ class ChosenEntries:
     originals: Tensor
 
 
+def write_merged(weight: Tensor, indices: Tensor, originals: Tensor, deltas: Tensor) -> None:
+    """Set the entries of `weight` at flat `indices` (int32) to originals + deltas, rounded once
+    to the weight's dtype. On CUDA in one pass over memory, where the kernel for it works."""
+    if weight.is_cuda:
+        write_merged_on_cuda(weight, indices, originals, deltas)
+    else:
+        write_at(weight, indices, rounded_sum(originals, deltas))
+
+
+def write_merged_on_cuda(
+    weight: Tensor, indices: Tensor, originals: Tensor, deltas: Tensor
+) -> None:
+    """`write_merged` with the kernel, where that is usable."""
+    device, dtypes = weight.device, (weight.dtype, deltas.dtype)
+    if weight.is_contiguous() and usable("merge", device, *dtypes):
+        from sparta_bench.sparta.kernels import merge  # imports Triton
+
+        merge(weight, indices, originals, deltas)
+    else:
+        write_at(weight, indices, rounded_sum(originals, deltas))
+
+
 class _Patched:
     """What every patched module has beside its own class."""
 
     sparta_plain: type
     sparta_names: tuple[str, ...]
-    sparta_places: dict[str, ChosenEntries]
+    sparta_entries: dict[str, ChosenEntries]
     sparta_gradient: str
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         parameters: dict[str, Tensor] = self._parameters  # type: ignore[attr-defined]
-        before = {name: parameters[name].dtype for name in self.sparta_places}
-        for name, places in self.sparta_places.items():
-            indices = fn(places.indices)  # a change of device; a change of dtype is not for them
+        before = {name: parameters[name].dtype for name in self.sparta_entries}
+        for name, entries in self.sparta_entries.items():
+            indices = fn(entries.indices)  # a change of device; a change of dtype is not for them
             if indices.dtype != torch.int32:
-                indices = places.indices.to(indices.device)
-            self.sparta_places[name] = ChosenEntries(indices, fn(places.originals))
+                indices = entries.indices.to(indices.device)
+            self.sparta_entries[name] = ChosenEntries(indices, fn(entries.originals))
         result = super()._apply(fn, recurse)  # type: ignore[misc]
-        for name, places in self.sparta_places.items():
+        for name, entries in self.sparta_entries.items():
             if parameters[name].dtype != before[name]:
                 deltas = parameters[DELTAS.format(name)]
                 with torch.no_grad():
-                    write_merged(parameters[name], places.indices, places.originals, deltas)
+                    write_merged(parameters[name], entries.indices, entries.originals, deltas)
         return result
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -78,7 +101,7 @@ class _PatchedLinear(_Patched, nn.Linear):
         casts = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
         if casts:
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        indices = self.sparta_places["weight"].indices
+        indices = self.sparta_entries["weight"].indices
         tokens = x.numel() // x.shape[-1]
         sampled = is_sampled(
             self.sparta_gradient, weight.shape, indices.numel(), tokens, weight.device
@@ -87,7 +110,7 @@ class _PatchedLinear(_Patched, nn.Linear):
 
 
 class _SparseLinear(torch.autograd.Function):
-    """`F.linear` whose weight has a gradient at the chosen places only.
+    """`F.linear` whose weight has a gradient at the chosen indices only.
 
     Keeps what the plain layer keeps for the backward pass: the input and a reference to the
     weight; under autocast less, since the weight's cast is made anew, and less of the input where
@@ -161,14 +184,14 @@ def _gathering(name: str) -> property:
         if not torch.is_grad_enabled():
             return own
         deltas = module._parameters[DELTAS.format(name)]
-        return _Gathered.apply(own, deltas, module.sparta_places[name].indices)  # type: ignore[no-untyped-call, no-any-return]
+        return _Gathered.apply(own, deltas, module.sparta_entries[name].indices)  # type: ignore[no-untyped-call, no-any-return]
 
     return property(tensor)
 
 
 @cache
 def _patched_class(plain: type, names: tuple[str, ...], own_forward: bool) -> type:
-    """`plain` with the tensors `names` trained at places.
+    """`plain` with some entries of the tensors `names` trained.
 
     Each is a property: whoever reads it, such as a norm's own code, gets it with its gradient going
     to the deltas. A linear layer's forward pass takes its weight otherwise; others may read it too
@@ -186,9 +209,9 @@ def _empty(plain: type, names: tuple[str, ...], own_forward: bool) -> Any:
 
 
 def patch(
-    module: nn.Module, deltas: dict[str, nn.Parameter], places: dict[str, ChosenEntries], way: str
+    module: nn.Module, deltas: dict[str, nn.Parameter], entries: dict[str, ChosenEntries], way: str
 ) -> None:
-    """Let `deltas` receive the gradients of the module's tensors of these names at `places`.
+    """Let `deltas` receive the gradients of the module's tensors of these names at `entries`.
 
     `way` is `auto`, `dense` or `sampled` (see `gradient.weight_gradient_at`). The values
     stay as they are, here and in `unpatch`.
@@ -196,7 +219,7 @@ def patch(
     plain, names = type(module), tuple(sorted(deltas))
     for name, values in deltas.items():
         module.register_parameter(DELTAS.format(name), values)
-    module.sparta_places = dict(places)  # type: ignore[assignment]
+    module.sparta_entries = dict(entries)  # type: ignore[assignment]
     module.sparta_gradient = way  # type: ignore[assignment]
     # a forward pass that somebody put on the module, as accelerate does, reads the weight itself
     own_forward = plain is nn.Linear and "weight" in names and "forward" not in vars(module)
@@ -208,7 +231,7 @@ def unpatch(module: nn.Module) -> None:
     assert isinstance(module, _Patched)
     names = module.sparta_names
     module.__class__ = module.sparta_plain
-    del module.sparta_places, module.sparta_gradient
+    del module.sparta_entries, module.sparta_gradient
     for name in names:
         del module._parameters[DELTAS.format(name)]
 

@@ -1,4 +1,4 @@
-"""Write round(original + delta), rounded once, into a weight."""
+"""round(original + delta), rounded once, and how it comes into a weight."""
 
 from __future__ import annotations
 
@@ -46,31 +46,6 @@ def _to_odd_float32(value: Tensor) -> Tensor:
     # by the sign bit, since what is near may be a zero
     towards_lost = torch.where((lost < 0) == (bits < 0), 1, -1).to(torch.int32)
     return (bits + towards_lost * even_and_inexact).view(torch.float32)
-
-
-def write_merged(weight: Tensor, indices: Tensor, originals: Tensor, deltas: Tensor) -> None:
-    """Set the entries of `weight` at flat `indices` (int32) to originals + deltas, rounded once
-    to the weight's dtype. On CUDA in one pass over memory, where the kernel for it works."""
-    if weight.is_cuda:
-        write_merged_on_cuda(weight, indices, originals, deltas)
-    else:
-        write_at(weight, indices, rounded_sum(originals, deltas))
-
-
-def write_merged_on_cuda(
-    weight: Tensor, indices: Tensor, originals: Tensor, deltas: Tensor
-) -> None:
-    """`write_merged` with the kernel, where that is usable."""
-    from sparta_bench.sparta import kernel_check  # which needs this module
-
-    if weight.is_contiguous() and kernel_check.usable(
-        "merge", weight.device, weight.dtype, deltas.dtype
-    ):
-        from sparta_bench.sparta.kernels import merge
-
-        merge(weight, indices, originals, deltas)
-    else:
-        write_at(weight, indices, rounded_sum(originals, deltas))
 
 
 def write_at(weight: Tensor, indices: Tensor, values: Tensor) -> None:

@@ -1,6 +1,6 @@
 """The layout of the authors' package peft-sparta (0.0.3), read and written.
 
-`sparse_deltas.safetensors` has `indices.<name>` (int32, one row of coordinates per place) and
+`sparse_deltas.safetensors` has `indices.<name>` (int32, one row of coordinates per entry) and
 `deltas.<name>` for every parameter, untouched ones included, named as in the model with a head;
 `head_init.safetensors` has the head before training, whose deltas are dense; `config.json` is the
 model's with the base's name in `sparta_pretrained_model`. Their trainer writes the head's start
@@ -9,9 +9,9 @@ as a pickle, `head_init.pt`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -19,9 +19,6 @@ from torch import Tensor, nn
 
 from sparta_bench.files import json_of, write_json, write_tensors
 from sparta_bench.sparta import store
-
-if TYPE_CHECKING:
-    from sparta_bench.sparta.adapter import SpartaAdapter
 
 TENSORS, HEAD, CONFIG = "sparse_deltas", "head_init", "config.json"
 BASE = "sparta_pretrained_model"
@@ -64,7 +61,7 @@ def read(folder: Path, backbone: nn.Module, allow_pickle: bool) -> store.Saved:
     raw = _load(folder, TENSORS, allow_pickle)
     tensors = dict(backbone.named_parameters())
     prefix = _prefix_of(backbone)
-    places: dict[str, Tensor] = {}
+    indices: dict[str, Tensor] = {}
     deltas: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
     for name, (coordinates, values) in _trained(raw, folder).items():
@@ -79,9 +76,9 @@ def read(folder: Path, backbone: nn.Module, allow_pickle: bool) -> store.Saved:
             raise ValueError(f"{folder}: the adapter trains {name}, which this model has not")
         flat = _flat(coordinates, tensors[own_name].shape, what)
         order = flat.argsort()
-        places[own_name] = flat[order].to(torch.int32)
+        indices[own_name] = flat[order].to(torch.int32)
         deltas[own_name] = values[order].float()
-    return store.Saved(None, torch.float32, places, deltas, head, None, None, None)
+    return store.Saved(None, torch.float32, indices, deltas, head, None, None, None)
 
 
 def _prefix_of(backbone: nn.Module) -> str:
@@ -91,17 +88,17 @@ def _prefix_of(backbone: nn.Module) -> str:
 
 def _trained(raw: dict[str, Tensor], folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Rows of coordinates, and a delta for each, by name of the tensors that have any."""
-    found = {}
+    trained = {}
     for name in sorted({key.partition(".")[2] for key in raw}):
         coordinates, values = raw.get(f"indices.{name}"), raw.get(f"deltas.{name}")
         if coordinates is None or coordinates.numel() == 0:
             if values is not None and values.numel():
-                raise ValueError(f"{folder}: {name} has deltas and no places")
+                raise ValueError(f"{folder}: {name} has deltas and no indices")
             continue
         if coordinates.dim() != 2 or values is None or values.shape != coordinates.shape[:1]:
-            raise ValueError(f"{folder}: {name} has not one delta for each place")
-        found[name] = coordinates, values
-    return found
+            raise ValueError(f"{folder}: {name} has not one delta for each index")
+        trained[name] = coordinates, values
+    return trained
 
 
 def _head_start(folder: Path, allow_pickle: bool) -> Tensor:
@@ -113,7 +110,7 @@ def _head_start(folder: Path, allow_pickle: bool) -> Tensor:
 
 
 def _sum_at(start: Tensor, coordinates: Tensor, deltas: Tensor, what: str) -> Tensor:
-    """The start with the deltas added at their places."""
+    """The start with the deltas added at their coordinates."""
     flat = _flat(coordinates, start.shape, what)
     # a pickle's tensor may lie in memory in another order
     total = start.reshape(-1).index_add(0, flat, deltas.float())
@@ -131,55 +128,57 @@ def _load(folder: Path, name: str, allow_pickle: bool) -> dict[str, Tensor]:
         )
     try:
         if path.suffix == ".safetensors":
-            found: Any = load_file(path)
+            content: Any = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except Exception as error:  # torch raises many kinds for a broken file
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: cannot be read: {first}") from None
-    return found if path.suffix == ".safetensors" else _flattened(found, path)
+    return content if path.suffix == ".safetensors" else _flattened(content, path)
 
 
-def _flattened(found: Any, path: Path) -> dict[str, Tensor]:
+def _flattened(content: Any, path: Path) -> dict[str, Tensor]:
     """Their pickles as their safetensors files: a bare tensor gets its name, nested ones a path."""
-    if isinstance(found, Tensor):
-        return {path.stem.removesuffix("_init"): found}
-    if isinstance(found, dict) and all(isinstance(part, dict) for part in found.values()):
-        flat = {f"{kind}.{name}": t for kind, part in found.items() for name, t in part.items()}
+    if isinstance(content, Tensor):
+        return {path.stem.removesuffix("_init"): content}
+    if isinstance(content, dict) and all(isinstance(part, dict) for part in content.values()):
+        flat = {f"{kind}.{name}": t for kind, part in content.items() for name, t in part.items()}
         if all(isinstance(tensor, Tensor) for tensor in flat.values()):
             return flat
     raise ValueError(f"{path}: holds something else than tensors by name")
 
 
 def _flat(coordinates: Tensor, shape: Sequence[int], what: str) -> Tensor:
-    """Flat places (int64) of rows of coordinates in a tensor of this shape."""
-    sizes = torch.tensor(shape)
-    places = coordinates.long()
-    if (
-        places.dim() != 2
-        or places.shape[1] != len(shape)
-        or not ((places >= 0) & (places < sizes)).all()
-    ):
-        raise ValueError(f"{what}: its places do not lie in its shape {tuple(shape)}")
-    flat = torch.zeros(len(places), dtype=torch.int64)
+    """Flat indices (int64) of rows of coordinates in a tensor of this shape."""
+    rows = coordinates.long()
+    inside = rows.dim() == 2 and rows.shape[1] == len(shape)
+    if not inside or not ((rows >= 0) & (rows < torch.tensor(shape))).all():
+        raise ValueError(f"{what}: its coordinates do not lie in its shape {tuple(shape)}")
+    flat = torch.zeros(len(rows), dtype=torch.int64)
     for axis, size in enumerate(shape):
-        flat = flat * size + places[:, axis]
+        flat = flat * size + rows[:, axis]
     return flat
 
 
 def write(
-    adapter: SpartaAdapter,
+    backbone: nn.Module,
+    indices: Mapping[str, Tensor],
+    deltas: Mapping[str, Tensor],
     head: Tensor,
     folder: Path,
     base_model: str,
     labels: Sequence[str],
 ) -> None:
-    """Write an attached adapter so that `peft_sparta.SpaRTAforSequenceClassification` loads it.
+    """Write an adapter so that `peft_sparta.SpaRTAforSequenceClassification` loads it.
 
     Parameters
     ----------
+    backbone
+        The model without its head, with the adapter attached or not.
+    indices, deltas
+        By name in the backbone: flat indices (int32), and a value for each.
     head
         The trained head, classes x hidden. It is written as the head's start, with deltas of
         zero, so that their sum is exact.
@@ -191,17 +190,17 @@ def write(
     Raises
     ------
     ValueError
-        If the adapter is detached.
+        If there are no deltas, as after `detach`.
     """
-    if not adapter.deltas:
+    if not deltas:
         raise ValueError("the adapter is detached from its model; export it before that")
-    tensors = _tensors_of(adapter)
+    tensors = _tensors_of(backbone, indices, deltas)
     tensors[f"indices.{SCORE}"] = torch.ones(head.shape).nonzero().to(torch.int32).contiguous()
     tensors[f"deltas.{SCORE}"] = torch.zeros(head.numel())
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / f"{TENSORS}.safetensors", tensors)
     write_tensors(folder / f"{HEAD}.safetensors", {"head": head.detach().cpu().float()})
-    config: dict[str, Any] = adapter.backbone.config.to_dict()  # type: ignore[operator, union-attr]
+    config: dict[str, Any] = backbone.config.to_dict()  # type: ignore[operator, union-attr]
     config |= {
         BASE: base_model,
         "problem_type": "single_label_classification",
@@ -212,18 +211,20 @@ def write(
     write_json(folder / CONFIG, config)
 
 
-def _tensors_of(adapter: SpartaAdapter) -> dict[str, Tensor]:
-    """Coordinates (places x dimensions, int32) and deltas (float32) of every tensor of the
+def _tensors_of(
+    backbone: nn.Module, indices: Mapping[str, Tensor], deltas: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Coordinates (entries x dimensions, int32) and deltas (float32) of every tensor of the
     backbone; empty ones where no entry of a tensor trains."""
-    prefix, all_indices, all_deltas = _prefix_of(adapter.backbone), adapter.indices, adapter.deltas
-    ours = {id(deltas) for deltas in all_deltas.values()}  # parameters of the patched modules too
+    prefix = _prefix_of(backbone)
+    of_adapter = {id(values) for values in deltas.values()}  # parameters of patched modules too
     tensors: dict[str, Tensor] = {}
-    for name, tensor in adapter.backbone.named_parameters():
-        if id(tensor) in ours:
+    for name, tensor in backbone.named_parameters():
+        if id(tensor) in of_adapter:
             continue
-        indices = all_indices.get(name, torch.empty(0, dtype=torch.int32)).cpu()
-        coordinates = torch.unravel_index(indices.long(), tensor.shape)
+        own_indices = indices.get(name, torch.empty(0, dtype=torch.int32)).cpu()
+        coordinates = torch.unravel_index(own_indices.long(), tensor.shape)
         tensors[f"indices.{prefix}{name}"] = torch.stack(coordinates, dim=1).to(torch.int32)
-        deltas = all_deltas.get(name, torch.empty(0))
-        tensors[f"deltas.{prefix}{name}"] = deltas.detach().cpu().float()
+        values = deltas.get(name, torch.empty(0))
+        tensors[f"deltas.{prefix}{name}"] = values.detach().cpu().float()
     return tensors

@@ -87,18 +87,18 @@ def _targeted(model: nn.Module, targets: str | Sequence[str]) -> dict[str, Tenso
 
 
 def _module_of_weight(name: str) -> str | None:
-    """`v_proj` of `layers.0.self_attn.v_proj.weight`; null where it is no module's weight."""
+    """`v_proj` of `layers.0.self_attn.v_proj.weight`; None where it is no module's weight."""
     path, _, own_name = name.rpartition(".")
     return path.rpartition(".")[2] if path and own_name == "weight" else None
 
 
 def sample_indices(count: int, chance: float, seed: int, name: str) -> Tensor:
-    """Flat places (int32, sorted) chosen from `count` scalars, each with probability `chance`.
+    """Flat indices (int32, sorted) chosen from `count` scalars, each with probability `chance`.
 
     Draws the gaps between chosen scalars, which are geometric, so time and memory are in the
-    number chosen. The same count, chance, seed and name give the same places on every device, in
+    number chosen. The same count, chance, seed and name give the same indices on every device, in
     any process, with any number of threads; the name is mixed in so that two tensors of one shape
-    get different places.
+    get different ones.
 
     Raises
     ------
@@ -123,14 +123,14 @@ def sample_indices(count: int, chance: float, seed: int, name: str) -> Tensor:
         gaps = np.log1p(np.negative(uniform, out=uniform), out=uniform)
         gaps /= scale
         np.minimum(gaps, count, out=gaps)  # so that the sum below cannot overflow
-        places = gaps.astype(np.int64)
-        places += 1
-        np.cumsum(places, out=places)
-        places += last
-        last = int(places[-1])
+        indices = gaps.astype(np.int64)
+        indices += 1
+        np.cumsum(indices, out=indices)
+        indices += last
+        last = int(indices[-1])
         if last >= count:
-            places = places[: np.searchsorted(places, count)]
-        parts.append(places.astype(np.int32))
+            indices = indices[: np.searchsorted(indices, count)]
+        parts.append(indices.astype(np.int32))
     return torch.from_numpy(np.concatenate(parts))
 
 

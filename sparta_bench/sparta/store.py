@@ -25,7 +25,7 @@ from sparta_bench.sparta.sample import DENSITY_OF
 TENSORS, CONFIG = "adapter.safetensors", "adapter_config.json"
 INDICES, DELTAS = ".indices", ".deltas"  # endings of tensors' names
 FORMAT = 2  # counted up when a reader of the last one would read wrongly
-SAMPLING = 1  # the same for how places follow from a seed
+SAMPLING = 1  # the same for how indices follow from a seed
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -37,7 +37,7 @@ _PROBES = 4096  # values per tensor that the base's fingerprint looks at
 
 @dataclass(frozen=True)
 class Draw:
-    """How the places were chosen (see `sample.sampled_tensors`)."""
+    """How the indices were drawn (see `sample.sampled_tensors`)."""
 
     density: float
     seed: int
@@ -47,12 +47,12 @@ class Draw:
 
 @dataclass(frozen=True)
 class Saved:
-    """What a folder holds. `places` is null in a compact one, and a checksum or fingerprint where
+    """What a folder holds. `indices` is None in a compact one, and a checksum or fingerprint where
     the layout has none."""
 
     draw: Draw | None
     dtype: torch.dtype
-    places: dict[str, Tensor] | None
+    indices: dict[str, Tensor] | None
     deltas: dict[str, Tensor]
     head: dict[str, Tensor]
     base_fingerprint: str | None
@@ -137,8 +137,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     except ValueError:
         raise ValueError(f"{path}: is not JSON, or cut short") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else None
-        raise ValueError(f"{path}: format is {found}, and this version reads {FORMAT}")
+        written = config.get("format") if isinstance(config, dict) else None
+        raise ValueError(f"{path}: format is {written}, and this version reads {FORMAT}")
     return config
 
 
@@ -162,27 +162,21 @@ def read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def read(folder: Path, backbone: nn.Module, allow_pickle: bool = False) -> Saved:
-    """What a folder holds, in this project's layout or peft-sparta's.
+def read(folder: Path) -> Saved:
+    """What a folder in this project's layout holds.
 
     Raises
     ------
     ValueError
         With one line that names the file and what is wrong.
     """
-    from sparta_bench.sparta import peft_sparta
-
-    if peft_sparta.is_in(folder):
-        return peft_sparta.read(folder, backbone, allow_pickle)
     config = read_config(folder)
     tensors = read_tensors(folder, config)
     try:
         return _saved(config, tensors, folder)
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         fault = error.args[0]
-    except TypeError as error:
-        fault = error
-    raise ValueError(f"{folder / CONFIG}: {fault} is missing or of another kind")
+        raise ValueError(f"{folder / CONFIG}: {fault} is missing or of another kind") from None
 
 
 def _saved(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> Saved:
@@ -197,12 +191,12 @@ def _saved(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Pat
     if compact and config["sampling"] != SAMPLING:
         raise ValueError(
             f"{folder / CONFIG}: sampling is {config['sampling']}, and this version draws "
-            f"places in way {SAMPLING}"
+            f"indices in way {SAMPLING}"
         )
     return Saved(
         draw=None if config["density"] is None else _draw(method, config["seed"]),
         dtype=DTYPES[dtype],
-        places=None if compact else ending(tensors, INDICES),
+        indices=None if compact else ending(tensors, INDICES),
         deltas=ending(tensors, DELTAS),
         head={name: tensor for name, tensor in tensors.items() if is_of_head(name)},
         base_fingerprint=config["base_fingerprint"],
@@ -227,7 +221,7 @@ def _draw(method: Mapping[str, Any], seed: Any) -> Draw:
 
 def is_of_head(name: str) -> bool:
     """Whether a tensor's name in `adapter.safetensors` is that of one of the head's. A part of the
-    backbone may be called `head` too; its tensors have the endings of chosen places."""
+    backbone may be called `head` too; its tensors have the endings of chosen entries."""
     return name.startswith("head.") and not name.endswith((INDICES, DELTAS))
 
 
@@ -239,7 +233,7 @@ def ending(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:
 
 
 # -------------------------------------------------------------------------------- checking
-def check(saved: Saved, places: Mapping[str, Tensor], backbone: nn.Module, folder: Path) -> None:
+def check(saved: Saved, indices: Mapping[str, Tensor], backbone: nn.Module, folder: Path) -> None:
     """Whether the adapter belongs on this backbone.
 
     Raises
@@ -249,11 +243,11 @@ def check(saved: Saved, places: Mapping[str, Tensor], backbone: nn.Module, folde
     """
     tensors = dict(backbone.named_parameters())
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    check_deltas(places, saved.deltas, shapes, folder)
-    if saved.indices_checksum not in (None, checksum_of(places)):
+    check_deltas(indices, saved.deltas, shapes, folder)
+    if saved.indices_checksum not in (None, checksum_of(indices)):
         raise ValueError(
-            f"{folder}: these are not the places that the adapter was trained at (checksum "
-            f"{checksum_of(places)}, not {saved.indices_checksum})"
+            f"{folder}: these are not the indices that the adapter was trained at (checksum "
+            f"{checksum_of(indices)}, not {saved.indices_checksum})"
         )
     if saved.base_fingerprint not in (None, fingerprint_of(backbone)):
         raise ValueError(
@@ -261,44 +255,43 @@ def check(saved: Saved, places: Mapping[str, Tensor], backbone: nn.Module, folde
             f"{saved.base_fingerprint}, this one has {fingerprint_of(backbone)})"
         )
     if saved.originals_checksum is not None:
-        originals = {
-            name: tensors[name]
-            .detach()
-            .reshape(-1)
-            .index_select(0, indices.to(tensors[name].device))
-            for name, indices in places.items()
-        }
+        originals = {}
+        for name, own_indices in indices.items():
+            values = tensors[name].detach().reshape(-1)
+            originals[name] = values.index_select(0, own_indices.to(values.device))
         if checksum_of(originals) != saved.originals_checksum:
-            raise ValueError(f"{folder}: the base model's values at the adapter's places differ")
+            raise ValueError(
+                f"{folder}: the values at the adapter's indices differ from the base's"
+            )
 
 
 def check_deltas(
-    places: Mapping[str, Tensor],
+    all_indices: Mapping[str, Tensor],
     deltas: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
     folder: Path,
 ) -> None:
-    """Whether every delta has its place, in tensors of these shapes.
+    """Whether every delta has its index, in tensors of these shapes.
 
     Raises
     ------
     ValueError
         At the first thing that does not fit.
     """
-    for name, indices in sorted(places.items()):
+    for name, indices in sorted(all_indices.items()):
         if name not in shapes:
             raise ValueError(f"{folder}: the adapter trains {name}, which this model has not")
         shape = shapes[name]
         if indices.dtype != torch.int32 or indices.dim() != 1 or not _inside(indices, shape):
-            raise ValueError(f"{folder}: the places of {name} do not lie in its shape {shape}")
-        here = deltas.get(name)
-        if here is None or here.shape != indices.shape:
-            raise ValueError(f"{folder}: {name} has not one delta for each place")
-        if not is_finite(here):
+            raise ValueError(f"{folder}: the indices of {name} do not lie in its shape {shape}")
+        own_deltas = deltas.get(name)
+        if own_deltas is None or own_deltas.shape != indices.shape:
+            raise ValueError(f"{folder}: {name} has not one delta for each index")
+        if not is_finite(own_deltas):
             raise ValueError(f"{folder}: the deltas of {name} are not finite numbers")
-    stray = sorted(set(deltas) - set(places))
+    stray = sorted(set(deltas) - set(all_indices))
     if stray:
-        raise ValueError(f"{folder}: {stray[0]} has deltas and no places")
+        raise ValueError(f"{folder}: {stray[0]} has deltas and no indices")
 
 
 def is_finite(tensor: Tensor) -> bool:
