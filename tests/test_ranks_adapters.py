@@ -229,7 +229,7 @@ Q_PROJ = "layers.0.self_attn.q_proj"
         ("sparta", drop(f"{Q_PROJ}.weight.deltas"), {}, ": layers.0.self_attn.q_proj.weight has "
          "not one delta for each index"),
         ("sparta", drop(f"{Q_PROJ}.weight.indices"), {}, ": layers.0.self_attn.q_proj.weight has "
-         "deltas and no places"),
+         "deltas and no indices"),
         ("sparta", put("x.indices", torch.zeros(1, dtype=torch.int32)), {}, ": the adapter trains "
          "x, which this model has not"),
         ("sparta", put(f"{Q_PROJ}.weight.indices", torch.tensor([4096], dtype=torch.int32)), {},
