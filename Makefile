@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Where the tables of the embedded twins are made, and by how many processes; results/tiny has ours.
+# Where the tables of the tiny models are made, and by how many processes; results/tiny has ours.
 TINY ?= results/tiny-here
 JOBS ?= 2
 # Of each reader and command in `make fuzz`.
@@ -54,7 +54,7 @@ table6: .venv/ready  ## Table 6: two single models and the merged one, gemma-2b
 paper: .venv/ready  ## all runs of the paper, then its tables; the same command again goes on
 	@ended=0; $(MAKE) --keep-going $(PAPER) || ended=$$?; $(MAKE) tables report status; exit $$ended
 
-tables-tiny: .venv/ready  ## all five tables with the embedded twins: offline, on a CPU, in minutes
+tables-tiny: .venv/ready  ## all five tables with the tiny models: offline, on a CPU, in minutes
 	$(BIN)/sparta-bench -m '+sweep=glob(tiny_*)' results_dir=$(TINY) \
 		hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS) $(ARGS)
 	$(BIN)/sparta-bench tables $(TINY)

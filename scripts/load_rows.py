@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/load_rows.py OUT.csv 100000 300000 1000000
 
-writes SST-2-like files of so many rows (generated, of the embedded twin's grammar) to a temporary
+writes SST-2-like files of so many rows (generated, by the tiny tasks' grammar) to a temporary
 folder and measures, in a process of its own for each, CPU seconds of reading them (parsing,
 checks, splits, the fingerprint), of encoding them with the embedded tokenizer, and of the same
 from the cache; and the process's memory above what it has once everything is imported: its peak,

@@ -2,9 +2,9 @@
 
     python scripts/pretrain_tiny.py [--only NAME] [--out DIR]
 
-One thread on the CPU, float32, saved in bfloat16. On a busy two-core machine a plain twin took 84
-to 173 s and an instruct twin 213 to 319 s.
-The instruct twins also see the eight tasks as instructions, in the prompts of ``conf/task``; of
+One thread on the CPU, float32, saved in bfloat16. On a busy two-core machine a plain model took 84
+to 173 s and an instruct model 213 to 319 s.
+The instruct models also see the eight tasks as instructions, in the prompts of ``conf/task``; of
 their checkpoints the one with the best zero-shot accuracy on development data is kept.
 """
 
@@ -159,7 +159,7 @@ def build_model(family: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMo
 
 
 def build(name: str, folder: Path, prompts: dict[str, dict[str, Any]], plan: Plan) -> None:
-    """Pretrain one twin and save it with its tokenizer."""
+    """Pretrain one tiny model and save it with its tokenizer."""
     family = name.split("-")[1]
     instruct = name.endswith("-it")
     tokenizer = build_tokenizer(family, prompts)
