@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import sparta_bench
@@ -49,3 +50,26 @@ def imported_parts(path: Path) -> Iterator[str]:
                 yield rest[0]
             elif head == "sparta_bench":
                 yield from (name.name for name in node.names if name.name in ORDER)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    names = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+    graph = {name: imported_modules(path, set(names)) - {name} for name, path in names.items()}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(path: Path, modules: set[str]) -> set[str]:
+    """Those of `modules` that a module imports, also inside functions and for its types alone."""
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            inner = {f"{node.module}.{name.name}" for name in node.names} & modules
+            imported |= inner or ({str(node.module)} & modules)
+        elif isinstance(node, ast.Import):
+            imported |= {name.name for name in node.names} & modules
+    return imported

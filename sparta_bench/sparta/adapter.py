@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -65,7 +64,7 @@ class SpartaAdapter:
     density
         Probability with which each scalar is chosen (section 5); inside (0, 1).
     seed
-        Of the choice: same seed, tensor names and sizes, same indices, on any device.
+        Of the choice: the same seed, tensor names and sizes give the same indices on any device.
     targets, density_of
         Which tensors are chosen from, and what the density counts: see `sample.sampled_tensors`.
     dtype
@@ -106,11 +105,7 @@ class SpartaAdapter:
         gradient: str = "auto",
         merge_after_step: bool = True,
     ) -> None:
-        if not isinstance(density, int | float) or not 0 < density < 1:
-            raise ValueError(f"density={density!r}: must be a number inside (0, 1)")
-        if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
-            raise ValueError(f"seed={seed!r}: must be a whole number from 0 to 2^63 - 1")
-        draw = store.Draw(float(density), int(seed), targets, density_of)
+        draw = store.Draw(density, seed, targets, density_of)
         indices = _drawn(backbone_of(model), draw)
         self._attach(model, indices, draw, dtype, gradient, merge_after_step)
 

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,24 @@ _PROBES = 4096  # values per tensor that the base's fingerprint looks at
 
 @dataclass(frozen=True)
 class Draw:
-    """How the indices were drawn (see `sample.sampled_tensors`)."""
+    """How the indices were drawn (see `sample.sampled_tensors`). Raises ValueError for a value that
+    cannot be."""
 
     density: float
     seed: int
     targets: str | Sequence[str]
     density_of: str
+
+    def __post_init__(self) -> None:
+        density, seed, targets = self.density, self.seed, self.targets
+        if not isinstance(density, int | float) or not 0 < density < 1:
+            raise ValueError(f"density={density!r}: must be a number inside (0, 1)")
+        if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+            raise ValueError(f"seed={seed!r}: must be a whole number from 0 to 2^63 - 1")
+        if not isinstance(targets, Sequence) or not all(isinstance(name, str) for name in targets):
+            raise ValueError(f"targets={targets}: must be all, or names of modules")
+        if self.density_of not in DENSITY_OF:
+            raise ValueError(f"density_of={self.density_of}: must be {' or '.join(DENSITY_OF)}")
 
 
 @dataclass(frozen=True)
@@ -94,11 +107,15 @@ def describe(draw: Draw | None, dtype: torch.dtype, compact: bool) -> dict[str, 
     method: dict[str, Any] = {"name": "sparta"}
     if draw is not None:
         targets = draw.targets if isinstance(draw.targets, str) else list(draw.targets)
-        method |= {"density": draw.density, "targets": targets, "density_of": draw.density_of}
+        method |= {
+            "density": float(draw.density),
+            "targets": targets,
+            "density_of": draw.density_of,
+        }
     return {
         "method": method,
-        "density": None if draw is None else draw.density,
-        "seed": None if draw is None else draw.seed,
+        "density": None if draw is None else float(draw.density),
+        "seed": None if draw is None else int(draw.seed),
         "sampling": SAMPLING,
         "dtype": str(dtype).removeprefix("torch."),
         "compact": compact,
@@ -193,8 +210,15 @@ def _saved(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Pat
             f"{folder / CONFIG}: sampling is {config['sampling']}, and this version draws "
             f"indices in way {SAMPLING}"
         )
+    draw = None
+    if config["density"] is not None:
+        asked = method["density"], config["seed"], method["targets"], method["density_of"]
+        try:
+            draw = Draw(*asked)
+        except ValueError as error:
+            raise ValueError(f"{folder / CONFIG}: {error}") from None
     return Saved(
-        draw=None if config["density"] is None else _draw(method, config["seed"]),
+        draw=draw,
         dtype=DTYPES[dtype],
         indices=None if compact else ending(tensors, INDICES),
         deltas=ending(tensors, DELTAS),
@@ -203,20 +227,6 @@ def _saved(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Pat
         indices_checksum=config["indices_checksum"],
         originals_checksum=config["originals_checksum"],
     )
-
-
-def _draw(method: Mapping[str, Any], seed: Any) -> Draw:
-    density, targets, density_of = method["density"], method["targets"], method["density_of"]
-    names = [targets] if isinstance(targets, str) else targets
-    if not isinstance(density, float) or not 0 < density < 1:
-        raise TypeError(f"density={density}")
-    if not isinstance(seed, int):
-        raise TypeError(f"seed={seed}")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"targets={targets}")
-    if density_of not in DENSITY_OF:
-        raise TypeError(f"density_of={density_of}")
-    return Draw(density, seed, targets, density_of)
 
 
 def is_of_head(name: str) -> bool:
