@@ -12,7 +12,6 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -245,12 +244,7 @@ class SpartaAdapter:
     def __enter__(self) -> SpartaAdapter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.detach()
 
     @torch.no_grad()
@@ -274,13 +268,9 @@ class SpartaAdapter:
         """What goes to disk: tensors (on the CPU), and what describes and checks them.
 
         `<name>.indices` (int32) and `<name>.deltas` per tensor, `head...` for the head. `compact`
-        leaves the indices out: loading draws them again from the seed, and checks them.
-
-        Raises
-        ------
-        ValueError
-            If the adapter is detached, the model was converted meanwhile, or `compact` is asked
-            for and the indices were not drawn from a seed.
+        leaves the indices out: loading draws them again from the seed, and checks them. Raises
+        ValueError if the adapter is detached, the model was converted since, or `compact` is asked
+        for and the indices were not drawn from a seed.
         """
         if not self._attached:
             raise ValueError("the adapter is detached from its model; save it before that")
@@ -478,14 +468,9 @@ def _forget(adapter: SpartaAdapter) -> None:
 
 
 def _held_by(optimizer: Optimizer) -> list[tuple[SpartaAdapter, list[str]]]:
-    """Adapters with deltas in the optimizer, and the names of these.
-
-    Raises
-    ------
-    RuntimeError
-        If it holds frozen weights of a model and none of its deltas: it was built too early, and
-        the deltas would silently stay what they are.
-    """
+    """Adapters with deltas in the optimizer, and the names of these. Raises RuntimeError if it
+    holds frozen weights of a model and none of its deltas: it was built too early, and the deltas
+    would silently stay what they are."""
     with _LOCK:
         adapters = list(_WATCHED)
     if not adapters:

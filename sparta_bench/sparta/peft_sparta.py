@@ -31,13 +31,7 @@ def is_in(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json`.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read, or names no base model.
-    """
+    """`config.json`. Raises ValueError if it cannot be read, or names no base model."""
     try:
         config = json_of(folder / CONFIG)
     except (OSError, ValueError) as error:
@@ -48,13 +42,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read(folder: Path, backbone: nn.Module, allow_pickle: bool) -> store.Saved:
-    """An adapter in this layout, for a backbone of the architecture that it was trained on.
-
-    Raises
-    ------
-    ValueError
-        If a file is missing, broken, a pickle that is not allowed, or of other tensors.
-    """
+    """An adapter in this layout, for a backbone of the architecture that it was trained on. Raises
+    ValueError if a file is missing, broken, a pickle that is not allowed, or of other tensors."""
     read_config(folder)
     if any(path.name.startswith("new_embeddings_init.") for path in folder.iterdir()):
         raise ValueError(f"{folder}: trained embeddings of added tokens are not supported")

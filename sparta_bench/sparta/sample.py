@@ -100,10 +100,7 @@ def sample_indices(count: int, chance: float, seed: int, name: str) -> Tensor:
     any process, with any number of threads; the name is mixed in so that two tensors of one shape
     get different ones.
 
-    Raises
-    ------
-    ValueError
-        If `count` does not fit 32 bits or `chance` lies outside (0, 1].
+    Raises ValueError if `count` does not fit 32 bits or `chance` lies outside (0, 1].
     """
     if not 0 < chance <= 1:
         raise ValueError(f"chance={chance}: must lie inside (0, 1]")

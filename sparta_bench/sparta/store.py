@@ -137,13 +137,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any])
 
 # --------------------------------------------------------------------------------- reading
 def read_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json`.
-
-    Raises
-    ------
-    ValueError
-        If it is not there, not JSON, or of another format.
-    """
+    """`adapter_config.json`. Raises ValueError if it is not there, no JSON or of another format."""
     path = folder / CONFIG
     try:
         config = json_of(path)
@@ -160,13 +154,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors, if the file is the one that was written with the configuration.
-
-    Raises
-    ------
-    ValueError
-        If it is not there, cut short or changed.
-    """
+    """The tensors; raises ValueError unless the file is the one that the configuration names."""
     path = folder / TENSORS
     try:
         if sha256_of(path) != config.get("tensors_sha256"):
@@ -180,13 +168,8 @@ def read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def read(folder: Path) -> Saved:
-    """What a folder in this project's layout holds.
-
-    Raises
-    ------
-    ValueError
-        With one line that names the file and what is wrong.
-    """
+    """What a folder in this project's layout holds. Raises ValueError with one line that names the
+    file and what is wrong."""
     config = read_config(folder)
     tensors = read_tensors(folder, config)
     try:
@@ -244,13 +227,7 @@ def ending(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:
 
 # -------------------------------------------------------------------------------- checking
 def check(saved: Saved, indices: Mapping[str, Tensor], backbone: nn.Module, folder: Path) -> None:
-    """Whether the adapter belongs on this backbone.
-
-    Raises
-    ------
-    ValueError
-        At the first thing that does not fit.
-    """
+    """Raise ValueError unless the adapter belongs on this backbone."""
     tensors = dict(backbone.named_parameters())
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     check_deltas(indices, saved.deltas, shapes, folder)
@@ -281,13 +258,7 @@ def check_deltas(
     shapes: Mapping[str, tuple[int, ...]],
     folder: Path,
 ) -> None:
-    """Whether every delta has its index, in tensors of these shapes.
-
-    Raises
-    ------
-    ValueError
-        At the first thing that does not fit.
-    """
+    """Raise ValueError unless every delta has its index, in tensors of these shapes."""
     for name, indices in sorted(all_indices.items()):
         if name not in shapes:
             raise ValueError(f"{folder}: the adapter trains {name}, which this model has not")
@@ -319,13 +290,8 @@ def _inside(indices: Tensor, shape: tuple[int, ...]) -> bool:
 def check_head(
     saved: Mapping[str, Tensor], heads: Mapping[str, nn.Parameter], folder: Path
 ) -> None:
-    """Whether the saved head fits the model's.
-
-    Raises
-    ------
-    ValueError
-        If one has tensors that the other lacks, of another shape, or not of finite numbers.
-    """
+    """Raise ValueError unless the saved head has the names and shapes of the model's, and finite
+    numbers."""
     shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in heads.items()}
     if shapes != wanted:
