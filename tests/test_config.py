@@ -468,7 +468,7 @@ def test_imdb_has_the_settings_of_table_12(method: tuple[str, ...], model: str) 
     assert (config.train.patience > 0) == stops_early
     if isinstance(config.method, LoraConfig):
         assert (config.method.r, config.method.alpha, config.method.lora_dropout) == (8, 16, 0.1)
-        assert config.method.targets == ["q_proj", "v_proj"]
+        assert config.method.targets == ("q_proj", "v_proj")
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -48,7 +48,7 @@ def check_fits(about: Manifest, task: TaskConfig, what: str) -> None:
     """
     for name in ("labels", "columns"):
         mine, theirs = getattr(about, name), getattr(task, name)
-        if mine != theirs:
+        if list(mine) != list(theirs):
             raise InputError(
                 f"task={task.name}: its {name} are {', '.join(theirs)}; {what} was trained for "
                 f"{', '.join(mine)}"

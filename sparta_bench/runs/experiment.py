@@ -198,7 +198,7 @@ def _training_summary(
 def _check_savable(config: Config, classifier: Classifier, assets: AssetCache) -> None:
     tokenizer = assets.tokenizer(config.model, config.task)
     try:
-        check_whole(classifier, tokenizer, config.task.labels)
+        check_whole(classifier, tokenizer, list(config.task.labels))
     except InputError as error:
         raise InputError(f"save=full: {error}") from None
 
@@ -237,8 +237,8 @@ def _description(
         seed=config.seed,
         base_model=record["base_model"],
         task=config.task.name,
-        labels=config.task.labels,
-        columns=config.task.columns,
+        labels=list(config.task.labels),
+        columns=list(config.task.columns),
         prompt=config.task.prompt if config.model.kind == "instruct" else None,
         separator=config.task.separator,
         undo_spacing=config.task.undo_spacing,
