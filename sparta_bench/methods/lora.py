@@ -35,7 +35,9 @@ def wrap_in_lora(
             warnings.simplefilter("ignore")  # peft warns that nobody named a task type
             wrapped = get_peft_model(classifier.backbone, peft_settings(method))  # type: ignore[arg-type]
     except ValueError as error:
-        raise InputError(f"method.targets={list(method.targets)}: {str(error).splitlines()[0]}") from None
+        raise InputError(
+            f"method.targets={list(method.targets)}: {str(error).splitlines()[0]}"
+        ) from None
     classifier.backbone = wrapped
     values = {
         name.removeprefix("base_model.model."): value

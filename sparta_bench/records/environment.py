@@ -48,19 +48,15 @@ def processor_name() -> str:
 
 def _revision() -> dict[str, Any]:
     """The code's git revision and whether tracked files differ from it; None in no checkout."""
-    root = Path(__file__).resolve().parents[2]
 
-    def git(*words: str) -> str | None:
-        done = subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip() if done.returncode == 0 else None
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         # an installed package may lie inside somebody else's repository
-        if git("ls-files", "--error-unmatch", "sparta_bench/records/environment.py") is None:
-            return {"git_revision": None, "dirty": None}
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         changes = git("status", "--porcelain", "--untracked-files=no")
         return {"git_revision": git("rev-parse", "HEAD"), "dirty": bool(changes)}
-    except FileNotFoundError:  # no git
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, no repository
         return {"git_revision": None, "dirty": None}

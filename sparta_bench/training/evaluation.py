@@ -1,19 +1,30 @@
-"""Scores of a classifier on a set."""
+"""Scores of a classifier on a set: loss, accuracy and Matthews correlation.
+
+The metrics are offline subclasses of `evaluate.Metric`: `evaluate.load` would fetch their scripts
+from a hub.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import datasets
+import evaluate as hf_evaluate
 import numpy as np
 import torch
 from accelerate import Accelerator
+from sklearn.metrics import accuracy_score, matthews_corrcoef
 
 from sparta_bench.config.schema import TrainConfig
 from sparta_bench.data.batches import BatchSource, evaluation_batches
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.features import FeatureClassifier
-from sparta_bench.training.metrics import score
+
+Array = np.ndarray[Any, Any]
+_FEATURES = datasets.Features(
+    {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+)
 
 
 def evaluation_batch_size(train: TrainConfig) -> int:
@@ -40,7 +51,7 @@ def _logits(
     classifier: Classifier | FeatureClassifier,
     data: BatchSource,
     batch_size: int,
-) -> np.ndarray[Any, Any]:
+) -> Array:
     """Logits of all examples (float32, examples x classes), in the order of `data`."""
     classifier.eval()
     device: torch.device = accelerator.device
@@ -53,5 +64,50 @@ def _logits(
         logits[torch.tensor(rows, device=device)] = classifier(**on_device)
     if world > 1:
         logits = accelerator.reduce(logits, "sum")
-    values: np.ndarray[Any, Any] = logits.cpu().numpy()
+    values: Array = logits.cpu().numpy()
     return values
+
+
+class Accuracy(hf_evaluate.Metric):  # type: ignore[misc]
+    """Share of right labels, 0 to 1."""
+
+    def _info(self) -> hf_evaluate.MetricInfo:
+        return hf_evaluate.MetricInfo(
+            description="Share of right labels.", citation="", features=_FEATURES
+        )
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+class MatthewsCorrelation(hf_evaluate.Metric):  # type: ignore[misc]
+    """Matthews correlation coefficient, -1 to 1; 0 where only one label is predicted."""
+
+    def _info(self) -> hf_evaluate.MetricInfo:
+        return hf_evaluate.MetricInfo(
+            description="Matthews correlation coefficient.", citation="", features=_FEATURES
+        )
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        if len(np.union1d(references, predictions)) == 1:  # scikit-learn warns of it
+            return {"mcc": 0.0}
+        return {"mcc": float(matthews_corrcoef(references, predictions))}
+
+
+_METRICS = (Accuracy(keep_in_memory=True), MatthewsCorrelation(keep_in_memory=True))
+
+
+def score(logits: Array, labels: Array) -> dict[str, float]:
+    """Scores of logits (float, examples x classes) against labels (int, examples).
+
+    Returns `loss` (cross entropy in nats, mean over examples), `accuracy` and `mcc`.
+    """
+    wide = logits.astype(np.float64)
+    top = wide.max(axis=1)
+    with np.errstate(invalid="ignore"):  # logits that are NaN give a loss that is NaN
+        log_total = top + np.log(np.exp(wide - top[:, None]).sum(axis=1))
+    scores = {"loss": float((log_total - wide[np.arange(len(labels)), labels]).mean())}
+    for metric in _METRICS:
+        computed = metric.compute(predictions=wide.argmax(axis=1), references=labels)
+        scores |= {name: float(value) for name, value in computed.items()}
+    return scores
