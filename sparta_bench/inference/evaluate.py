@@ -20,8 +20,7 @@ from sparta_bench.errors import InputError
 from sparta_bench.inference.predict import ready
 from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.dtypes import DTYPES, Precision
-from sparta_bench.records.environment import environment
-from sparta_bench.records.write import now
+from sparta_bench.records.write import environment, now
 from sparta_bench.training.evaluation import evaluate, evaluation_batch_size
 
 SCHEMA = 1  # of what `evaluation_of` returns

@@ -32,7 +32,8 @@ class AssetCache:
     def __init__(self) -> None:
         self._last: dict[str, tuple[Hashable, Any]] = {}  # by kind: the key and the asset
         self._facts: dict[Hashable, Any] = {}  # or the error instead
-        self._values = ""  # the kept backbone's, so that one that was not restored is noticed
+        self._backbone: Hashable = None  # the key of the one that a run needs
+        self._values = ""  # that backbone's, so that one that was not restored is noticed
 
     def splits(self, task: TaskConfig) -> Splits:
         """The task's raw examples. Raises InputError as `load_splits` does."""
@@ -84,8 +85,10 @@ class AssetCache:
 
     def keep_only(self, config: Config, precision: Precision, device: torch.device) -> None:
         """Let go of a backbone that is not this run's: two may not fit into memory."""
-        key, _ = self._last.get("backbone", (None, None))
-        if key is not None and key != _backbone_key(config, precision, device):
+        checkpointing = config.train.gradient_checkpointing
+        dtype, separator = precision.model_dtype, config.task.separator
+        self._backbone = (config.model, dtype, device, checkpointing, separator)
+        if self._last.get("backbone", (self._backbone,))[0] != self._backbone:
             self.forget_backbone()
 
     def forget_backbone(self) -> None:
@@ -95,20 +98,12 @@ class AssetCache:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def give_back(
-        self,
-        classifier: Classifier,
-        trained: Trained,
-        config: Config,
-        precision: Precision,
-        device: torch.device,
-    ) -> None:
+    def give_back(self, classifier: Classifier, trained: Trained, config: Config) -> None:
         """Keep the backbone for the next run, if the method can restore it exactly."""
         changed = config.save == "full" or config.task.separator == "sep_token"  # weights, new rows
         # checkpointing leaves hooks on the modules, a few more with every run
         if not (changed or config.train.gradient_checkpointing) and trained.unload():
-            key = _backbone_key(config, precision, device)
-            self._last["backbone"] = (key, classifier.backbone)
+            self._last["backbone"] = (self._backbone, classifier.backbone)
 
     def _keep_last(self, kind: str, key: Hashable, make: Callable[[], T]) -> T:
         """The last asset of a kind if it has this key; else that is freed, and one is made."""
@@ -130,8 +125,3 @@ class AssetCache:
             raise self._facts[key]
         fact: T = self._facts[key]
         return fact
-
-
-def _backbone_key(config: Config, precision: Precision, device: torch.device) -> Hashable:
-    checkpointing = config.train.gradient_checkpointing
-    return config.model, precision.model_dtype, device, checkpointing, config.task.separator

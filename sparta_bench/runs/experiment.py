@@ -28,13 +28,13 @@ from sparta_bench.models.features import (
     is_deterministic,
 )
 from sparta_bench.models.source import is_local
-from sparta_bench.records.environment import environment
 from sparta_bench.records.record import PROTOCOL, SAVED
 from sparta_bench.records.write import (
     Findings,
     RunResult,
     RunSpec,
     density_of,
+    environment,
     error_of,
     model_without_paths,
 )
@@ -115,7 +115,7 @@ def _make(spec: RunSpec, assets: AssetCache, findings: Findings) -> None:
     _train(spec, classifier, trained, data, facts, findings)
     if accelerator.is_main_process:
         save(spec, classifier, tokenizer, trained)
-    assets.give_back(classifier, trained, config, precision, device)
+    assets.give_back(classifier, trained, config)
 
 
 def _train(

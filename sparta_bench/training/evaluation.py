@@ -1,7 +1,7 @@
 """Scores of a classifier on a set: loss, accuracy and Matthews correlation.
 
-The metrics are offline subclasses of `evaluate.Metric`: `evaluate.load` would fetch their scripts
-from a hub.
+The metric is an offline subclass of `evaluate.Metric`: `evaluate.load` would fetch a script from a
+hub.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.features import FeatureClassifier
 
 Array = np.ndarray[Any, Any]
-_FEATURES = datasets.Features(
-    {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-)
 
 
 def evaluation_batch_size(train: TrainConfig) -> int:
@@ -68,33 +65,25 @@ def _logits(
     return values
 
 
-class Accuracy(hf_evaluate.Metric):  # type: ignore[misc]
-    """Share of right labels, 0 to 1."""
+class Scores(hf_evaluate.Metric):  # type: ignore[misc]
+    """Accuracy (share of right labels, 0 to 1) and mcc (Matthews correlation, -1 to 1)."""
 
     def _info(self) -> hf_evaluate.MetricInfo:
+        label = datasets.Value("int64")
+        features = datasets.Features({"predictions": label, "references": label})
         return hf_evaluate.MetricInfo(
-            description="Share of right labels.", citation="", features=_FEATURES
+            description=str(Scores.__doc__), citation="", features=features
         )
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"accuracy": float(accuracy_score(references, predictions))}
+        one_label = len(np.union1d(references, predictions)) == 1  # scikit-learn warns of it
+        return {
+            "accuracy": float(accuracy_score(references, predictions)),
+            "mcc": 0.0 if one_label else float(matthews_corrcoef(references, predictions)),
+        }
 
 
-class MatthewsCorrelation(hf_evaluate.Metric):  # type: ignore[misc]
-    """Matthews correlation coefficient, -1 to 1; 0 where only one label is predicted."""
-
-    def _info(self) -> hf_evaluate.MetricInfo:
-        return hf_evaluate.MetricInfo(
-            description="Matthews correlation coefficient.", citation="", features=_FEATURES
-        )
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        if len(np.union1d(references, predictions)) == 1:  # scikit-learn warns of it
-            return {"mcc": 0.0}
-        return {"mcc": float(matthews_corrcoef(references, predictions))}
-
-
-_METRICS = (Accuracy(keep_in_memory=True), MatthewsCorrelation(keep_in_memory=True))
+_SCORES = Scores(keep_in_memory=True)
 
 
 def score(logits: Array, labels: Array) -> dict[str, float]:
@@ -106,8 +95,5 @@ def score(logits: Array, labels: Array) -> dict[str, float]:
     top = wide.max(axis=1)
     with np.errstate(invalid="ignore"):  # logits that are NaN give a loss that is NaN
         log_total = top + np.log(np.exp(wide - top[:, None]).sum(axis=1))
-    scores = {"loss": float((log_total - wide[np.arange(len(labels)), labels]).mean())}
-    for metric in _METRICS:
-        computed = metric.compute(predictions=wide.argmax(axis=1), references=labels)
-        scores |= {name: float(value) for name, value in computed.items()}
-    return scores
+    loss = float((log_total - wide[np.arange(len(labels)), labels]).mean())
+    return {"loss": loss, **_SCORES.compute(predictions=wide.argmax(axis=1), references=labels)}

@@ -108,7 +108,7 @@ class Training:
         Raises
         ------
         TrainingError
-            If a loss is not a number or infinite, or a value has no gradient in the first step.
+            If a loss is not finite, or a value has no gradient in the first step.
         """
         if not self._resume(reporter):
             self._evaluate_dev(reporter)
@@ -189,8 +189,11 @@ class Training:
             self._refuse_untrained()
         values = [value for group in self.optimizer.param_groups for value in group["params"]]
         if self.accelerator.num_processes > 1:
-            self._sum_over_processes(values)
             total = self.accelerator.reduce(total, "sum")
+            for value in values:
+                if value.grad is None:  # this process had no example of the batch
+                    value.grad = torch.zeros_like(value)
+                value.grad = self.accelerator.reduce(value.grad, "sum")
         if self.settings.max_grad_norm:
             grads = [value.grad for value in values if value.grad is not None]
             norm = get_total_norm(grads)
@@ -240,14 +243,8 @@ class Training:
                 f"{names[0]}{others} got no gradient in the first step, and would never change"
             )
 
-    def _sum_over_processes(self, values: list[Tensor]) -> None:
-        for value in values:
-            if value.grad is None:  # this process had no example of the batch
-                value.grad = torch.zeros_like(value)
-            value.grad = self.accelerator.reduce(value.grad, "sum")
-
     def _look_at(self, pending: list[tuple[int, Tensor, int]], rate: float) -> float:
-        """Add the pending losses up, refuse any that is no number; returns the last."""
+        """Add the pending losses up; raise TrainingError unless finite. Returns the last."""
         last = math.nan
         for step, loss, examples in pending:
             last = float(loss)
@@ -261,7 +258,7 @@ class Training:
         return last
 
     def _cause(self, step: int, rate: float) -> str:
-        """Why a loss at this step (0: before the first) is probably no number."""
+        """Why a loss at this step (0: before the first) is probably not finite."""
         if step > 1:
             return (
                 f"the learning rate of {rate:.1e} is probably too high; try a third of it, or "
