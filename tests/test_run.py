@@ -228,7 +228,7 @@ def test_an_interrupted_run_leaves_what_it_had_found_and_goes_on(
     assert (cut_off["status"], cut_off["error"], cut_off["test"]) == ("interrupted", None, None)
     assert [entry["step"] for entry in cut_off["history"]] == [0, 2]
     assert cut_off["training"]["steps"] == 3 and cut_off["parameters"]["trainable"] > 0
-    assert cut_off["environment"]["kernels"] is not None and cut_off["finished"] is not None
+    assert "kernels" in cut_off["environment"] and cut_off["finished"] is not None
     resumed, _, was_there = run(config)
     assert not was_there and not (path.parent / CHECKPOINT).exists()
     whole, _, _ = run(replace(config, results_dir=str(tmp_path / "whole")))

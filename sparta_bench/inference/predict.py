@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -158,9 +158,8 @@ def predict_heads(
     for name, about in loaded.about.items():
         key = repr((about.prompt, about.separator, about.undo_spacing, about.model.kind))
         heads_by_reading.setdefault(key, {})[name] = about
-    readers = [
-        _Reader(loaded.model, loaded.tokenizer, heads) for heads in heads_by_reading.values()
-    ]
+    model, tokenizer = loaded.model, loaded.tokenizer
+    readers = [_Reader(model, tokenizer, heads) for heads in heads_by_reading.values()]
     for chunk in _predict_all(readers, examples, batch_size, batches):
         yield [{name: predictions[name] for name in loaded.about} for predictions in chunk]
 
@@ -188,8 +187,7 @@ def as_json(predictions: Mapping[str, Prediction]) -> str:
     return json.dumps({name: asdict(one) for name, one in predictions.items()})
 
 
-@dataclass
-class _Reader:
+class _Reader(NamedTuple):
     """A model, and those of its heads that read a text alike."""
 
     model: MultiHead
@@ -220,8 +218,8 @@ def _predict_all(
                     raise _too_long(chunk, encoded) from None
                 raise
         # a text without a token ends what one reader can give
-        if together := [dict(ChainMap(*parts)) for parts in zip(*by_reader, strict=False)]:
-            yield together
+        if merged := [dict(ChainMap(*parts)) for parts in zip(*by_reader, strict=False)]:
+            yield merged
     if fault is not None:
         raise fault
 

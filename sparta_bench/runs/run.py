@@ -180,13 +180,11 @@ def _warn_of_other_checkpoints(spec: RunSpec, assets: AssetCache) -> None:
     def checkpoint_of(processes: int) -> Path:
         return run_folder(config, identify(config, assets, device, processes)) / CHECKPOINT
 
-    own = spec.folder / CHECKPOINT
     # without dropout a run is the same in any number of processes
-    if own.exists() or config.force or checkpoint_of(1) == checkpoint_of(2):
+    if config.force or (spec.folder / CHECKPOINT).exists() or checkpoint_of(1) == checkpoint_of(2):
         return
     for processes in range(1, MOST_PROCESSES + 1):
-        other = checkpoint_of(processes)
-        if other != own and other.exists():
+        if (other := checkpoint_of(processes)).exists():
             log(
                 f"start {processes} process{'es' * (processes > 1)} to go on from {other}; dropout "
                 f"is drawn by process, so that with {spec.accelerator.num_processes} this is "

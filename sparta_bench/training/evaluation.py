@@ -29,6 +29,7 @@ def evaluation_batch_size(train: TrainConfig) -> int:
     return train.eval_batch_size or 2 * math.ceil(train.batch_size / train.accumulation_steps)
 
 
+@torch.no_grad()
 def evaluate(
     accelerator: Accelerator,
     classifier: Classifier | FeatureClassifier,
@@ -39,17 +40,6 @@ def evaluate(
 
     Several processes share the work, and all get the scores.
     """
-    return score(_logits(accelerator, classifier, data, batch_size), np.asarray(data.labels))
-
-
-@torch.no_grad()
-def _logits(
-    accelerator: Accelerator,
-    classifier: Classifier | FeatureClassifier,
-    data: BatchSource,
-    batch_size: int,
-) -> Array:
-    """Logits of all examples (float32, examples x classes), in the order of `data`."""
     classifier.eval()
     device: torch.device = accelerator.device
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -61,8 +51,7 @@ def _logits(
         logits[torch.tensor(rows, device=device)] = classifier(**on_device)
     if world > 1:
         logits = accelerator.reduce(logits, "sum")
-    values: Array = logits.cpu().numpy()
-    return values
+    return score(logits.cpu().numpy(), np.asarray(data.labels))
 
 
 class Scores(hf_evaluate.Metric):  # type: ignore[misc]
