@@ -522,8 +522,7 @@ def child(part: str, folder: Path, options: argparse.Namespace) -> int:
 
 def _where(task: Task) -> dict[str, Any]:
     from sparta_bench.analysis.bench.setting import Setting
-    from sparta_bench.records.environment import environment
-    from sparta_bench.records.write import now
+    from sparta_bench.records.write import environment, now
 
     setting: Setting = _setting(task.settings("gemma-2b", "imdb"), 1, 1)
     known = environment(setting.device, setting.precision, 1)

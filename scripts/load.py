@@ -58,8 +58,7 @@ def main() -> None:
 
 
 def _where() -> dict[str, Any]:
-    from sparta_bench.records.environment import processor_name
-    from sparta_bench.records.write import now
+    from sparta_bench.records.write import now, processor_name
 
     return {"date": now(), "device": processor_name(), "processors": os.cpu_count()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from functools import cache
 from math import inf, nan
 from pathlib import Path
@@ -468,7 +469,7 @@ def test_imdb_has_the_settings_of_table_12(method: tuple[str, ...], model: str) 
     assert (config.train.patience > 0) == stops_early
     if isinstance(config.method, LoraConfig):
         assert (config.method.r, config.method.alpha, config.method.lora_dropout) == (8, 16, 0.1)
-        assert config.method.targets == ["q_proj", "v_proj"]
+        assert config.method.targets == ("q_proj", "v_proj")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -574,3 +575,16 @@ def test_choices_leave_out_what_is_shared() -> None:
     assert "_base" not in choices("task") and len(choices("task")) == 16
     assert config_dir().name == "conf"
     assert isinstance(compose([]), Config)
+
+
+def test_configurations_have_a_hash_and_are_written_as_plain_values() -> None:
+    words = ["task=sst2", "method=lora", "model=gemma-2b"]
+    one, same = compose(words), compose(words)
+    assert one == same and len({one, same}) == 1
+    other = dataclasses.replace(
+        one, model=dataclasses.replace(one.model, shape={**(one.model.shape or {}), "x": [1]})
+    )
+    assert len({one, other}) == 2
+    values = one.as_dict()
+    assert values == json.loads(json.dumps(values))
+    assert values["train"]["betas"] == [0.9, 0.99] and one.train.betas == (0.9, 0.99)

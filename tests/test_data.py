@@ -287,9 +287,9 @@ def test_what_a_base_model_reads(tasks: dict[str, TaskConfig], name: str) -> Non
 @pytest.mark.parametrize("name", GLUE)
 def test_answers_mean_what_the_hubs_labels_mean(tasks: dict[str, TaskConfig], name: str) -> None:
     upside_down = name in ("rte", "qnli")  # there 0 is entailment
-    answers = ["Yes", "No"] if upside_down else ["No", "Yes"]
+    answers = ("Yes", "No") if upside_down else ("No", "Yes")
     assert tasks[name].prompt.answers == (
-        ["Entail", "Neutral", "Contradict"] if name == "mnli" else answers
+        ("Entail", "Neutral", "Contradict") if name == "mnli" else answers
     )
 
 

@@ -24,8 +24,8 @@ from sparta_bench.config.check import from_dict
 from sparta_bench.config.compose import compose, compose_all, config_dir, sweep_jobs, to_plain
 from sparta_bench.config.schema import Config
 from sparta_bench.errors import InputError
+from sparta_bench.files import write_json
 from sparta_bench.records.record import LOCK, RUNNING
-from sparta_bench.records.write import write_record
 from sparta_bench.runs import grid as grid_module
 from sparta_bench.runs import job
 from sparta_bench.runs.assets import AssetCache
@@ -265,9 +265,9 @@ def test_the_checkpoint_goes_after_the_record_is_there(
     original = module.write_record
     there: list[bool] = []
 
-    def watched(folder: Path, record: Any) -> Path:
-        there.append((folder / CHECKPOINT).exists())
-        return original(folder, record)
+    def watched(spec: Any, result: Any) -> Any:
+        there.append((spec.folder / CHECKPOINT).exists())
+        return original(spec, result)
 
     monkeypatch.setattr(module, "write_record", watched)
     _, path, _ = run(compose([*QUICK, *places(tmp_path), "train.checkpoint_every=2"]))
@@ -278,7 +278,7 @@ def test_the_checkpoint_goes_after_the_record_is_there(
 def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path: Path) -> None:
     config = compose([*QUICK, *places(tmp_path)])
     record, path, _ = run(config)
-    write_record(path.parent, record | {"status": "interrupted"})
+    write_json(path, record | {"status": "interrupted"})
     for name in (CHECKPOINT, "adapter"):
         (path.parent / f".{name}.1.tmp").mkdir()
         (path.parent / f".{name}.1.tmp" / "new").write_bytes(b"half")
@@ -290,7 +290,7 @@ def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path: Path) -> 
 def test_a_run_that_another_is_at_is_left_alone(tmp_path: Path) -> None:
     config = compose([*QUICK, *places(tmp_path)])
     record, path, _ = run(config)
-    write_record(path.parent, record | {"status": "interrupted"})
+    write_json(path, record | {"status": "interrupted"})
     with FileLock(path.parent / LOCK), pytest.raises(BusyError):
         run(config, wait=False)
     again, _, was_there = run(config, wait=False)
@@ -307,12 +307,12 @@ def test_the_heading_counts_and_what_failed_elsewhere_is_not_tried_again(
     failed, path, _ = run(configs[1])
     error = {"type": "X", "message": "it broke there", "traceback": ""}
     failed |= {"status": "failed", "error": error}
-    write_record(path.parent, failed)
+    write_json(path, failed)
     grid = Grid(configs, AssetCache())
     start = "3 runs: 1 done, 2 to go (1 of them failed before); about "
     assert grid.heading().startswith(start)
     assert grid.heading().endswith(" left for one process, by what such runs took")
-    write_record(path.parent, failed)  # by another process, after the start
+    write_json(path, failed)  # by another process, after the start
     stamp = path.stat().st_mtime_ns
     outcomes = grid.run_all(lambda _: None)
     assert [outcome.kind for outcome in outcomes] == ["done", "failed", "done"]

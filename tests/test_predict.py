@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from quick import QUICK_RUN
 from safetensors.torch import load_file, save_file
 from test_cli import call
@@ -26,6 +27,8 @@ from sparta_bench.inference.predict import lines_of, predict, read_texts, ready
 from sparta_bench.methods import prepare
 from sparta_bench.models.load import load_classifier
 from sparta_bench.models.source import EMBEDDED, load_tokenizer
+from sparta_bench.records.write import RunSpec
+from sparta_bench.runs.experiment import save
 from sparta_bench.runs.run import run
 from sparta_bench.sparta import store
 
@@ -88,15 +91,12 @@ def test_probabilities_are_those_of_the_model_that_was_trained(
     take_steps(classifier, values)
     classifier.eval()
     encoded = encode_splits(config, load_splits(config.task), tokenizer).test
-    record = {
-        "config": config.as_dict(),
-        "density": None,
-        "base_model": {"name": "base", "fingerprint": "x"},
-        "environment": {"dtypes": FLOAT32.as_dict()},
-    }
-    from sparta_bench.runs.experiment import save
-
-    save(config, classifier, tokenizer, values, record, tmp_path / "run")
+    save(
+        RunSpec(config, "x", tmp_path / "run", FLOAT32, "x", Accelerator(cpu=True)),
+        classifier,
+        tokenizer,
+        values,
+    )
     texts = load_splits(config.task).test.texts[:100]
     loaded = load(tmp_path / "run" / "adapter", str(folder), None)
     ready(loaded, CPU, None)

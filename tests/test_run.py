@@ -19,12 +19,13 @@ from sparta_bench import devices
 from sparta_bench.config.compose import compose
 from sparta_bench.devices import set_threads
 from sparta_bench.errors import InputError
+from sparta_bench.files import write_json
 from sparta_bench.records.read import read_json
 from sparta_bench.records.record import identity_of
-from sparta_bench.records.write import run_folder, write_record
 from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.lock import CHECKPOINT
-from sparta_bench.runs.run import identify, run, summary_line
+from sparta_bench.runs.run import identify, run, run_folder, summary_line
+from sparta_bench.training.loop import Training
 
 QUICK = ["train.max_steps=4", "train.eval_every=2", "task.max_train_examples=200"]
 RECORD_KEYS = {
@@ -124,7 +125,7 @@ def test_a_completed_run_is_not_run_again_unless_forced(tmp_path: Path) -> None:
     stamp = path.stat().st_mtime_ns
     again, same, was_there = run(quick(tmp_path))
     assert was_there and same == path and path.stat().st_mtime_ns == stamp
-    assert "there already" in summary_line(again, same, was_there)
+    assert "there already" in summary_line(quick(tmp_path), again, same, was_there)
     forced, _, was_there = run(quick(tmp_path, "force=true"))
     assert not was_there and path.stat().st_mtime_ns > stamp
     for key in ("dev", "test", "history", "run_id"):
@@ -133,7 +134,7 @@ def test_a_completed_run_is_not_run_again_unless_forced(tmp_path: Path) -> None:
 
 def test_a_record_that_is_not_completed_does_not_count(tmp_path: Path) -> None:
     record, path, _ = run(quick(tmp_path))
-    write_record(path.parent, record | {"status": "failed"})
+    write_json(path, record | {"status": "failed"})
     assert not run(quick(tmp_path))[2]
     path.write_text(path.read_text()[:100])
     assert read_json(path.parent) is None
@@ -196,7 +197,8 @@ def test_the_run_id_is_of_what_changes_the_outcome(tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_leaves_a_record_with_the_cause(tmp_path: Path) -> None:
-    record, path, _ = run(quick(tmp_path, "method=full_ft", "train.learning_rate=1e30"))
+    config = quick(tmp_path, "method=full_ft", "train.learning_rate=1e30")
+    record, path, _ = run(config)
     on_disk = json.loads(path.read_text())
     assert on_disk["status"] == record["status"] == "failed"
     assert on_disk["error"]["type"] == "TrainingError"
@@ -204,7 +206,36 @@ def test_a_run_that_fails_leaves_a_record_with_the_cause(tmp_path: Path) -> None
     assert "sparta_bench/training/loop.py:" in on_disk["error"]["traceback"]
     assert "/" not in {line[0] for line in on_disk["error"]["traceback"].splitlines()}
     assert on_disk["test"] is None
-    assert summary_line(record, path, False).startswith("failed: ")
+    assert summary_line(config, record, path, False).startswith("failed: ")
+
+
+def test_an_interrupted_run_leaves_what_it_had_found_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick(tmp_path, "train.checkpoint_every=2", "train.dropout=0.1")
+    original = Training._step
+
+    def interrupted(self: Any, rows: list[int], rate: float) -> Any:
+        if self.progress.step == 3:
+            raise KeyboardInterrupt
+        return original(self, rows, rate)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Training, "_step", interrupted)
+        run(config)
+    (path,) = tmp_path.rglob("result.json")
+    cut_off = json.loads(path.read_text())
+    assert (cut_off["status"], cut_off["error"], cut_off["test"]) == ("interrupted", None, None)
+    assert [entry["step"] for entry in cut_off["history"]] == [0, 2]
+    assert cut_off["training"]["steps"] == 3 and cut_off["parameters"]["trainable"] > 0
+    assert "kernels" in cut_off["environment"] and cut_off["finished"] is not None
+    resumed, _, was_there = run(config)
+    assert not was_there and not (path.parent / CHECKPOINT).exists()
+    whole, _, _ = run(replace(config, results_dir=str(tmp_path / "whole")))
+    for key in ("dev", "test", "history", "run_id"):
+        assert resumed[key] == whole[key]
+    assert resumed.keys() == cut_off.keys() == json.loads(path.read_text()).keys()
+    assert resumed == json.loads(path.read_text())
 
 
 def test_texts_that_the_model_was_not_made_for_are_told(

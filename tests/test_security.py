@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
+from accelerate import Accelerator
 from forged_records import forge, write
 from fuzzing import TINY, Told, command
 from safetensors.torch import load_file
@@ -27,6 +27,7 @@ from sparta_bench.config.compose import compose
 from sparta_bench.errors import one_line
 from sparta_bench.files import whole_file
 from sparta_bench.records.record import MERGE
+from sparta_bench.runs.lock import run_lock
 from sparta_bench.runs.run import run
 from sparta_bench.sparta import store
 from sparta_bench.tables.render import as_csv
@@ -311,12 +312,12 @@ def test_a_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:
     assert not (folder / "tables/tables.md").is_symlink()
 
 
-def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path, tiny_config: Any) -> None:
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.write_text("x")
-    with pytest.raises(OSError):
-        (tmp_path / ".lock").symlink_to(mine)
-        FileLock(tmp_path / ".lock", timeout=0).acquire()
+    (tmp_path / ".lock").symlink_to(mine)
+    with pytest.raises(OSError, match="symbolic links"), run_lock(tmp_path, Accelerator(), False):
+        pass
     assert mine.read_text() == "x"
 
 

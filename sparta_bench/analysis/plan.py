@@ -64,7 +64,7 @@ def _data(config: Config) -> tuple[dict[str, Any] | None, list[str]]:
         unknown = {"train_dropped": None, "max_train_tokens": task.max_train_tokens}
         return sizes | unknown, list(error.lines)
     if config.model.kind == "instruct":
-        answer_tokens(tokenizer, task.prompt.answers)
+        answer_tokens(tokenizer, list(task.prompt.answers))
     return encode_splits(config, splits, tokenizer).summary, []
 
 

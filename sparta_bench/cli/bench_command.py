@@ -21,8 +21,7 @@ from sparta_bench.config.compose import compose
 from sparta_bench.devices import device_for
 from sparta_bench.errors import InputError, did_you_mean
 from sparta_bench.files import whole_file, write_json
-from sparta_bench.records.environment import environment
-from sparta_bench.records.write import now
+from sparta_bench.records.write import environment, now
 
 FIXED = ("method", "train.trained_dtype")  # beginnings of keys that bench sets itself
 ROUNDS, STEPS = {"cpu": 12, "cuda": 3}, {"cpu": 1, "cuda": 10}

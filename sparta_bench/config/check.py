@@ -146,8 +146,8 @@ def _numbers(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_kind(kind: str, value: Any) -> Any:
-    if kind == "list[float]":
-        return [float(part) for part in value]
+    if isinstance(value, list):  # tuples have a hash
+        return tuple(float(part) if kind == "tuple[float, ...]" else part for part in value)
     if value is None or kind not in ("float", "int", "int | None"):
         return value
     return float(value) if kind == "float" else int(value)

@@ -5,7 +5,8 @@ What each setting means, its unit and its default stand beside it in `conf/`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 METHODS = ("full_ft", "head", "lora", "sparta")
@@ -28,9 +29,9 @@ class Tsv:
     `positions` and `fields` describe files without a header row."""
 
     folder: str
-    files: dict[str, str]
-    columns: dict[str, str]
-    positions: dict[str, int] | None = None
+    files: dict[str, str] = field(hash=False)  # compared, but a dictionary has no hash
+    columns: dict[str, str] = field(hash=False)
+    positions: dict[str, int] | None = field(default=None, hash=False)
     fields: int | None = None
 
 
@@ -48,9 +49,9 @@ class Prompt:
     """How an instruction model is asked; `answers` are in label order."""
 
     instruction: str
-    answers: list[str]
+    answers: tuple[str, ...]
     answers_text: str
-    fields: list[str]
+    fields: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class ModelConfig:
     kind: str
     dtype: str
     embedded: bool
-    shape: dict[str, Any] | None
+    shape: dict[str, Any] | None = field(hash=False)
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,11 @@ class TaskConfig:
     data_dir: str | None
     generated: str | None
     tsv: Tsv | None
-    columns: list[str]
-    labels: list[str]
+    columns: tuple[str, ...]
+    labels: tuple[str, ...]
     train_split: str
     dev: Dev
-    test_splits: list[str]
+    test_splits: tuple[str, ...]
     draw_seed: int
     max_train_examples: int | None
     max_train_tokens: int
@@ -112,7 +113,7 @@ class LoraConfig:
     name: str
     r: int
     alpha: float
-    targets: list[str]
+    targets: tuple[str, ...]
     lora_dropout: float
 
 
@@ -122,7 +123,7 @@ class SpartaConfig:
 
     name: str
     density: float
-    targets: str | list[str]
+    targets: str | tuple[str, ...]
     density_of: str
 
 
@@ -147,7 +148,7 @@ class TrainConfig:
     max_grad_norm: float
     patience: int
     trained_dtype: str
-    betas: list[float]
+    betas: tuple[float, ...]
     eps: float
     warmup_ratio: float
     schedule: str
@@ -178,5 +179,6 @@ class Config:
     save: str
 
     def as_dict(self) -> dict[str, Any]:
-        """The whole configuration as plain values."""
-        return asdict(self)
+        """The whole configuration as the plain values that a JSON file gives: lists, no tuples."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -36,7 +36,8 @@ class Sweep:
         plain["model"]["name"], plain["task"]["name"] = model, task
         if density is not None:
             plain["method"]["density"] = density
-        return asdict(from_dict(plain).train)
+        train: dict[str, Any] = from_dict(plain).as_dict()["train"]
+        return train
 
 
 def sweeps_of(table: str) -> list[Sweep]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Protocol
 
 from sparta_bench.config.schema import Prompt
@@ -15,7 +16,7 @@ class Reading(Protocol):
     the task that it was trained on."""
 
     @property
-    def columns(self) -> list[str]: ...
+    def columns(self) -> Sequence[str]: ...
     @property
     def separator(self) -> str: ...
     @property

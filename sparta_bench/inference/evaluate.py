@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sparta_bench.adapters.load_adapter import Loaded
 from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.config.compose import choices
@@ -22,8 +20,7 @@ from sparta_bench.errors import InputError
 from sparta_bench.inference.predict import ready
 from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.dtypes import DTYPES, Precision
-from sparta_bench.records.environment import environment
-from sparta_bench.records.write import now
+from sparta_bench.records.write import environment, now
 from sparta_bench.training.evaluation import evaluate, evaluation_batch_size
 
 SCHEMA = 1  # of what `evaluation_of` returns
@@ -39,16 +36,10 @@ class Sets:
 
 
 def check_fits(about: Manifest, task: TaskConfig, what: str) -> None:
-    """Whether a classifier can be scored on a task: its labels and columns are the task's.
-
-    Raises
-    ------
-    InputError
-        If not; `what` names the classifier.
-    """
+    """Raise InputError unless a classifier's labels and columns are the task's; `what` names it."""
     for name in ("labels", "columns"):
         mine, theirs = getattr(about, name), getattr(task, name)
-        if mine != theirs:
+        if list(mine) != list(theirs):
             raise InputError(
                 f"task={task.name}: its {name} are {', '.join(theirs)}; {what} was trained for "
                 f"{', '.join(mine)}"
@@ -56,13 +47,8 @@ def check_fits(about: Manifest, task: TaskConfig, what: str) -> None:
 
 
 def sets_of(about: Manifest, tokenizer: Any, config: Config, splits: Splits | None = None) -> Sets:
-    """The sets of `config.task`, read as the classifier was trained to.
-
-    Raises
-    ------
-    InputError
-        If the data cannot be had, or an input has no token.
-    """
+    """The sets of `config.task`, read as the classifier was trained to. Raises InputError if the
+    data cannot be had, or an input has no token."""
     raw = splits or load_splits(config.task)
     folder = cache_folder(config)
     dev, test = (
@@ -73,13 +59,8 @@ def sets_of(about: Manifest, tokenizer: Any, config: Config, splits: Splits | No
 
 
 def scores_of(classifier: Classifier, sets: Sets, config: Config) -> dict[str, dict[str, float]]:
-    """Loss (nats per example), accuracy and mcc on dev and test, on `config.device`.
-
-    Raises
-    ------
-    InputError
-        If what comes out is no number.
-    """
+    """Loss (nats per example), accuracy and mcc on dev and test, on `config.device`. Raises
+    InputError if a loss is not finite."""
     accelerator = accelerator_of(config)
     classifier.to(accelerator.device)
     size = evaluation_batch_size(config.train)
@@ -87,19 +68,14 @@ def scores_of(classifier: Classifier, sets: Sets, config: Config) -> dict[str, d
         name: evaluate(accelerator, classifier, data, size)
         for name, data in (("dev", sets.dev), ("test", sets.test))
     }
-    if not all(math.isfinite(found["loss"]) for found in scores.values()):
+    if not all(math.isfinite(split["loss"]) for split in scores.values()):
         raise InputError(f"no scores come out: {why_not_finite(classifier)}")
     return scores
 
 
 def settings_for(about: Manifest, settings: Sequence[str], what: Path) -> list[str]:
     """The overrides to compose: the given ones, and the classifier's own task where none is named.
-
-    Raises
-    ------
-    InputError
-        If none is named and its own is not one of `conf/task`.
-    """
+    Raises InputError if its own is not one of `conf/task`."""
     if any(text.startswith("task=") for text in settings):
         return list(settings)
     if about.task is None or about.task not in choices("task"):
@@ -110,19 +86,16 @@ def settings_for(about: Manifest, settings: Sequence[str], what: Path) -> list[s
     return [f"task={about.task}", *settings]
 
 
-def as_text(found: Sequence[dict[str, Any]]) -> str:
+def as_text(evaluations: Sequence[dict[str, Any]]) -> str:
     """A line for each set of each evaluation."""
-    width = max(len(one["head"]) for one in found)
-    lines = []
-    for one in found:
-        for split in ("dev", "test"):
-            scores = one[split]
-            lines.append(
-                f"{one['head']:<{width}}  {one['task']} {split:<4}  loss {scores['loss']:.4f}, "
-                f"accuracy {scores['accuracy']:.2%}, mcc {scores['mcc']:.3f}  "
-                f"({one['data'][split]:,} examples)"
-            )
-    return "\n".join(lines)
+    width = max(len(one["head"]) for one in evaluations)
+    return "\n".join(
+        f"{one['head']:<{width}}  {one['task']} {split:<4}  loss {one[split]['loss']:.4f}, "
+        f"accuracy {one[split]['accuracy']:.2%}, mcc {one[split]['mcc']:.3f}  "
+        f"({one['data'][split]:,} examples)"
+        for one in evaluations
+        for split in ("dev", "test")
+    )
 
 
 def evaluation_of(
@@ -130,23 +103,15 @@ def evaluation_of(
 ) -> dict[str, Any]:
     """The scores of a classifier from disk, with what they are scores of; for JSON.
 
-    Parameters
-    ----------
-    what
-        What the user called the classifier.
-    dtype
-        To compute in; null: that of training, but float32 on a CPU.
-
-    Raises
-    ------
-    InputError
-        If the classifier does not fit the task, or the data cannot be had.
+    `what` is the user's name for the classifier, `dtype` that of `ready`. InputError: the
+    classifier does not fit the task, or the data cannot be had.
     """
     about, task = loaded.about, config.task
     check_fits(about, task, what)
     sets = sets_of(about, loaded.tokenizer, config)
     accelerator = accelerator_of(config)
     computes_in = ready(loaded, accelerator.device, dtype)
+    precision = Precision(DTYPES[computes_in], DTYPES[about.dtypes["trained"]])
     started = time.perf_counter()
     scores = scores_of(loaded.classifier, sets, config)
     return {
@@ -161,10 +126,5 @@ def evaluation_of(
         **scores,
         "seconds": round(time.perf_counter() - started, 3),
         "finished": now(),
-        "environment": _environment(accelerator.device, about, computes_in),
+        "environment": environment(accelerator.device, precision, 1),
     }
-
-
-def _environment(device: torch.device, about: Manifest, computes_in: str) -> dict[str, Any]:
-    precision = Precision(DTYPES[computes_in], DTYPES[about.dtypes["trained"]])
-    return environment(device, precision, 1)

@@ -6,10 +6,11 @@ import json
 import sys
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.dtypes import DTYPES
 
 Texts = tuple[str, ...]  # of one example, in the model's reading order
-Example = tuple[str, Texts]  # where it stands, for people, and what
+Example = tuple[str, Texts]  # its source for messages (`FILE, line 3`), and what
 Line = tuple[str, str | BadRowError]  # the same
 
 
@@ -43,79 +44,59 @@ class Prediction:
         """The label and its probability, with a tab between them."""
         return f"{self.label}\t{self.probabilities[self.label]:.6f}"
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"label": self.label, "probabilities": self.probabilities}
-
     def as_json(self) -> str:
         """One line of JSON."""
-        return json.dumps(self.as_dict())
+        return json.dumps(asdict(self))
 
 
 # ---------------------------------------------------------------------------------- reading
 def lines_of(texts: Sequence[str], file: str | None) -> Iterator[Line]:
-    """The lines to predict: the words of the command line, or of a file, `-` or null for standard
-    input.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read, or there is no line.
-    """
+    """The lines to predict: the words of the command line, or those of a file (`-` or None:
+    standard input). Raises InputError if the file cannot be read, or there is no line."""
     if texts:
         for number, text in enumerate(texts, start=1):
             yield f"text {number}", text if is_unicode(text) else BadRowError("is no UTF-8")
         return
     name = "standard input" if file in (None, "-") else str(file)
-    none = True
-    with ExitStack() as stack:
-        try:
-            source: BinaryIO = sys.stdin.buffer
-            if name == file:
-                source = stack.enter_context(Path(name).open("rb"))
+    number = 0
+    try:
+        with Path(name).open("rb") if name == file else nullcontext(sys.stdin.buffer) as source:
             for number, line in numbered_lines(source):
-                none = False
                 yield f"{name}, line {number}", line
-        except OSError as error:
-            raise InputError(f"{name}: cannot be read: {error.strerror}") from None
-    if none:
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror}") from None
+    if not number:
         raise InputError(f"{name}: is empty, there is nothing to predict")
 
 
 def read_texts(lines: Iterable[Line], about: Manifest, jsonl: bool) -> Iterator[Example]:
     """The texts of each line: one, or a pair with a tab between; or, of `jsonl`, the task's
     columns by name (or `text`, where the task has one column). Empty lines of jsonl are left out.
-
-    Raises
-    ------
-    InputError
-        At the first line that is something else.
-    """
-    for place, line in lines:
+    InputError comes at the first line that is something else."""
+    for source, line in lines:
         try:
             if isinstance(line, BadRowError):
                 raise line
             if not jsonl:
-                yield place, _fields(line, about.columns)
+                yield source, _fields(line, about.columns)
             elif line.strip():
-                yield place, _columns(line, about.columns)
+                yield source, _columns(line, about.columns)
         except BadRowError as problem:
-            raise InputError(f"{place}: {problem}") from None
+            raise InputError(f"{source}: {problem}") from None
 
 
 def _fields(line: str, columns: list[str]) -> Texts:
     texts = tuple(line.split("\t"))
-    if len(texts) != len(columns):
-        if len(texts) > len(columns):
-            hint = "texts with tabs in them can be given as jsonl"
-        else:
-            hint = "a tab stands between them, in a shell $'one\\tother'"
-        belong = "1 belongs" if len(columns) == 1 else f"{len(columns)} belong"
-        raise BadRowError(
-            f"{len(texts)} tab-separated text{'s' * (len(texts) > 1)}, where {belong} "
-            f"({', '.join(columns)}); {hint}"
-        )
-    return texts
+    if len(texts) == len(columns):
+        return texts
+    hint = "a tab stands between them, in a shell $'one\\tother'"
+    if len(texts) > len(columns):
+        hint = "texts with tabs in them can be given as jsonl"
+    belong = "1 belongs" if len(columns) == 1 else f"{len(columns)} belong"
+    raise BadRowError(
+        f"{len(texts)} tab-separated text{'s' * (len(texts) > 1)}, where {belong} "
+        f"({', '.join(columns)}); {hint}"
+    )
 
 
 def _columns(line: str, columns: list[str]) -> Texts:
@@ -129,8 +110,8 @@ def _columns(line: str, columns: list[str]) -> Texts:
 
 # ------------------------------------------------------------------------------- predicting
 def ready(loaded: Loaded, device: torch.device, dtype: str | None) -> str:
-    """Bring a classifier to where and how it is to compute; its weights keep the values that
-    training left. Returns the dtype it computes in.
+    """Bring a classifier to the device and the dtype in which it is to compute; its weights keep
+    the values that training left. Returns the dtype.
 
     Without a `dtype` that of training: the same predictions as in the run's evaluation. But on a
     CPU float32 instead of bfloat16, which is far slower there.
@@ -159,54 +140,41 @@ def predict(
     """Predictions in the order of the examples, `batch_size` times `batches` of them at a time,
     of which those of similar length go through the model together.
 
-    Raises
-    ------
-    InputError
-        If a text gives no token, or `examples` raises it: when all before have been predicted.
+    InputError: a text gives no token, or `examples` raises it; all before have been predicted then.
     """
     classifier = loaded.classifier
-    alone = MultiHead(classifier.backbone, {"": classifier.head_weight})
-    reader = _Reader(alone, loaded.tokenizer, {"": loaded.about})
-    for some in _predict_all([reader], examples, batch_size, batches):
-        yield [predictions[""] for predictions in some]
-
-
-def one_reading(heads: Mapping[str, Manifest]) -> Manifest:
-    """By which of several heads' tasks a line is read: the first; all have as many columns.
-
-    Raises
-    ------
-    InputError
-        If they have not: some read a text, others a pair.
-    """
-    first = next(iter(heads.values()))
-    for name, about in heads.items():
-        if len(about.columns) != len(first.columns):
-            raise InputError(
-                f"{name} reads {len(about.columns)} text(s) ({', '.join(about.columns)}), and "
-                f"{next(iter(heads))} {len(first.columns)}; --head NAME chooses one"
-            )
-    return first
+    model = MultiHead(classifier.backbone, {"": classifier.head_weight})
+    reader = _Reader(model, loaded.tokenizer, {"": loaded.about})
+    for chunk in _predict_all([reader], examples, batch_size, batches):
+        yield [predictions[""] for predictions in chunk]
 
 
 def predict_heads(
     loaded: LoadedHeads, examples: Iterable[Example], batch_size: int, batches: int = 1
 ) -> Iterator[list[dict[str, Prediction]]]:
     """The same of every head, by name: one forward pass for all that read a text alike (those of
-    base models; instruction models have a prompt for each task).
-
-    Raises
-    ------
-    InputError
-        As `predict`.
-    """
-    reading: dict[str, dict[str, Manifest]] = {}
+    base models; instruction models have a prompt for each task)."""
+    heads_by_reading: dict[str, dict[str, Manifest]] = {}
     for name, about in loaded.about.items():
         key = repr((about.prompt, about.separator, about.undo_spacing, about.model.kind))
-        reading.setdefault(key, {})[name] = about
-    readers = [_Reader(loaded.model, loaded.tokenizer, heads) for heads in reading.values()]
-    for some in _predict_all(readers, examples, batch_size, batches):
-        yield [{name: found[name] for name in loaded.about} for found in some]
+        heads_by_reading.setdefault(key, {})[name] = about
+    model, tokenizer = loaded.model, loaded.tokenizer
+    readers = [_Reader(model, tokenizer, heads) for heads in heads_by_reading.values()]
+    for chunk in _predict_all(readers, examples, batch_size, batches):
+        yield [{name: predictions[name] for name in loaded.about} for predictions in chunk]
+
+
+def one_reading(heads: Mapping[str, Manifest]) -> Manifest:
+    """The first head's task, by which lines are read. Raises InputError unless all heads read as
+    many columns: some read a text, others a pair."""
+    first_name, first = next(iter(heads.items()))
+    for name, about in heads.items():
+        if len(about.columns) != len(first.columns):
+            raise InputError(
+                f"{name} reads {len(about.columns)} text(s) ({', '.join(about.columns)}), and "
+                f"{first_name} {len(first.columns)}; --head NAME chooses one"
+            )
+    return first
 
 
 def as_text(predictions: Mapping[str, Prediction]) -> str:
@@ -216,11 +184,10 @@ def as_text(predictions: Mapping[str, Prediction]) -> str:
 
 def as_json(predictions: Mapping[str, Prediction]) -> str:
     """One line of JSON: of each head, by name, what `Prediction.as_json` gives."""
-    return json.dumps({name: one.as_dict() for name, one in predictions.items()})
+    return json.dumps({name: asdict(one) for name, one in predictions.items()})
 
 
-@dataclass
-class _Reader:
+class _Reader(NamedTuple):
     """A model, and those of its heads that read a text alike."""
 
     model: MultiHead
@@ -232,61 +199,52 @@ def _predict_all(
     readers: Sequence[_Reader], examples: Iterable[Example], batch_size: int, batches: int
 ) -> Iterator[list[dict[str, Prediction]]]:
     source = iter(examples)
-    while True:
-        some, fault = _take(source, batch_size * batches)
-        found: list[list[dict[str, Prediction]]] = []
+    fault, more = None, True
+    while more and fault is None:
+        chunk: list[Example] = []
+        try:
+            for example in islice(source, batch_size * batches):
+                chunk.append(example)
+        except InputError as error:  # raised once what came before has been predicted
+            fault = error
+        more = len(chunk) == batch_size * batches
+        by_reader: list[list[dict[str, Prediction]]] = []
         for reader in readers:
-            encoded, fault = _encode(reader, some, fault)
+            encoded, fault = _encode(reader, chunk, fault)
             try:
-                found.append(_predict(reader, encoded, batch_size))
+                by_reader.append(_predict(reader, encoded, batch_size))
             except (RuntimeError, MemoryError) as error:
-                if not is_lack_of_memory(error):
-                    raise
-                raise _too_long(some, encoded) from None
+                if is_lack_of_memory(error):
+                    raise _too_long(chunk, encoded) from None
+                raise
         # a text without a token ends what one reader can give
-        if together := [dict(ChainMap(*parts)) for parts in zip(*found, strict=False)]:
-            yield together
-        if fault is not None:
-            raise fault
-        if len(some) < batch_size * batches:
-            return
+        if merged := [dict(ChainMap(*parts)) for parts in zip(*by_reader, strict=False)]:
+            yield merged
+    if fault is not None:
+        raise fault
 
 
-def _too_long(some: list[Example], encoded: Encoded) -> InputError:
-    tokens, row = max((tokens, -row) for row, tokens in enumerate(encoded.lengths()))
+def _too_long(chunk: list[Example], encoded: Encoded) -> InputError:
+    lengths = encoded.lengths()
+    row = int(np.argmax(lengths))
     return InputError(
-        f"{some[-row][0]}: {tokens:,} tokens, the most of those read together, for which the "
+        f"{chunk[row][0]}: {lengths[row]:,} tokens, the most of those read together, for which the "
         "memory does not suffice; a smaller --batch-size helps where it is not this text alone"
     )
 
 
-def _take(source: Iterator[Example], count: int) -> tuple[list[Example], InputError | None]:
-    some: list[Example] = []
-    try:
-        for example in source:
-            some.append(example)
-            if len(some) == count:
-                break
-    except InputError as error:
-        return some, error
-    return some, None
-
-
 def _encode(
-    reader: _Reader, some: list[Example], fault: InputError | None
+    reader: _Reader, chunk: list[Example], fault: InputError | None
 ) -> tuple[Encoded, InputError | None]:
     about = next(iter(reader.heads.values()))
-    inputs = [render(texts, about, about.model.kind) for _, texts in some]
+    inputs = [render(texts, about, about.model.kind) for _, texts in chunk]
     rows = tokenize(inputs, reader.tokenizer) if inputs else []
-    for number, row in enumerate(rows):
-        if not row:
-            place = some[number][0]
-            fault = InputError(
-                f"{place}: an empty text, and the tokenizer adds no BOS token, so the model would "
-                "have nothing to read"
-            )
-            rows = rows[:number]
-            break
+    if [] in rows:
+        rows = rows[: rows.index([])]
+        fault = InputError(
+            f"{chunk[len(rows)][0]}: an empty text, and the tokenizer adds no BOS token, so the "
+            "model would have nothing to read"
+        )
     return Encoded([np.asarray(row, dtype=np.int32) for row in rows], [0] * len(rows)), fault
 
 
@@ -309,6 +267,6 @@ def _predict(reader: _Reader, encoded: Encoded, batch_size: int) -> list[dict[st
     for name, values in logits.items():
         labels = reader.heads[name].labels
         best, shares = values.argmax(dim=1).tolist(), values.softmax(dim=1).tolist()
-        for found, place, row in zip(predictions, best, shares, strict=True):
-            found[name] = Prediction(labels[place], dict(zip(labels, row, strict=True)))
+        for by_head, index, row in zip(predictions, best, shares, strict=True):
+            by_head[name] = Prediction(labels[index], dict(zip(labels, row, strict=True)))
     return predictions

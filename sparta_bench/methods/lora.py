@@ -35,16 +35,13 @@ def wrap_in_lora(
             warnings.simplefilter("ignore")  # peft warns that nobody named a task type
             wrapped = get_peft_model(classifier.backbone, peft_settings(method))  # type: ignore[arg-type]
     except ValueError as error:
-        raise InputError(f"method.targets={method.targets}: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"method.targets={list(method.targets)}: {reason}") from None
     classifier.backbone = wrapped
-    values = {
-        name.removeprefix("base_model.model."): value
-        for name, value in wrapped.named_parameters()
-        if value.requires_grad
-    }
-    for value in values.values():
+    trained = {n: value for n, value in wrapped.named_parameters() if value.requires_grad}
+    for value in trained.values():
         value.data = value.data.to(precision.trained_dtype)
-    return values
+    return {name.removeprefix("base_model.model."): value for name, value in trained.items()}
 
 
 def peft_settings(method: LoraConfig) -> Any:

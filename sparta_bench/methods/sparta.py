@@ -17,7 +17,7 @@ from sparta_bench.sparta import SpartaAdapter
 def sparta(
     classifier: Classifier, method: SpartaConfig, precision: Precision, seed: int
 ) -> Trained:
-    """Deltas at random places of the backbone, and the head (section 4)."""
+    """Deltas of entries of the backbone that are chosen at random, and the head (section 4)."""
     try:
         adapter = SpartaAdapter(
             classifier.backbone,

@@ -14,9 +14,9 @@ HEAD = "head.weight"
 class Trained:
     """The values that an optimizer changes, by name; the head is `head.weight`.
 
-    This class serves methods whose values are the model's own parameters. A method that keeps
-    them beside the model overrides `write`. `base_fingerprint` tells on which backbone they belong
-    (`sparta.store.fingerprint_of`); `kernels`, which code computes (`SpartaAdapter.kernels`).
+    The values are the model's own parameters; a method that keeps them beside the model overrides
+    `write`. `base_fingerprint` is that of the backbone (`sparta.store.fingerprint_of`), `kernels`
+    says which code computes (`SpartaAdapter.kernels`).
     """
 
     kernels: dict[str, str] | None = None
@@ -27,9 +27,7 @@ class Trained:
         sampled: int | None = None,
         base_fingerprint: str | None = None,
     ) -> None:
-        self.values = values
-        self.sampled = sampled
-        self.base_fingerprint = base_fingerprint
+        self.values, self.sampled, self.base_fingerprint = values, sampled, base_fingerprint
         for value in values.values():
             value.requires_grad_(True)
 
@@ -64,17 +62,16 @@ class Trained:
         self.write()
 
     def lost_to_rounding(self) -> float | None:
-        """Share of the changes that the weights' dtype swallows; null where nothing is merged."""
+        """Share of the changes that the weights' dtype swallows; None where nothing is merged."""
         return None
 
     def adapter(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and description of what is saved beside the result; null: nothing small is."""
+        """Tensors and description of what is saved beside the result; None: nothing small is."""
         return self.snapshot(), {"base_fingerprint": self.base_fingerprint}
 
     def merge_and_unload(self) -> None:
         """Make the backbone plain, with all changes in its own weights."""
 
     def unload(self) -> bool:
-        """Give the backbone back bit for bit as it was; false if that cannot be done. Not to be
-        called after `merge_and_unload`."""
+        """Give the backbone back bit for bit, before any `merge_and_unload`; False: impossible."""
         return True

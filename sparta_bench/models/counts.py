@@ -114,6 +114,6 @@ def lora_sizes(backbone: nn.Module, method: LoraConfig) -> list[int]:
     ]
     if not layers:
         raise InputError(
-            f"method.targets={method.targets}: no linear layer of the model is called so"
+            f"method.targets={list(method.targets)}: no linear layer of the model is called so"
         )
     return [method.r * size for one in layers for size in (one.in_features, one.out_features)]

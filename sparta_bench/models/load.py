@@ -46,7 +46,7 @@ def load_classifier(
         fit_embeddings(backbone, tokenizer, added, config.seed)
     classes = len(config.task.labels)
     if config.model.kind == "instruct":
-        ids = answer_tokens(tokenizer, config.task.prompt.answers)
+        ids = answer_tokens(tokenizer, list(config.task.prompt.answers))
         head = vocabulary_rows(backbone, source_of(config.model), revision_of(config.model), ids)
     else:
         head = random_head(classes, backbone.config.hidden_size, config.seed)

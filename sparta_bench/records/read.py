@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,18 @@ from sparta_bench.records.record import (
     identity_of,
 )
 
+# what reading a key that is not there, or of another type, raises
+MISSHAPEN = (KeyError, TypeError, AttributeError, IndexError, OverflowError)
+
 
 def read_json(folder: Path) -> dict[str, Any] | None:
-    """The record in a run's folder, or null if there is none that is whole and of this version."""
-    found = look_into(folder)
-    return None if isinstance(found, str) else found
+    """The record in a run's folder; None if there is none that is whole and of this version."""
+    record = look_into(folder)
+    return None if isinstance(record, str) else record
 
 
 def look_into(folder: Path) -> dict[str, Any] | str | None:
-    """The record in a run's folder; the reason why it is not whole; or null if there is none."""
+    """The record in a run's folder; the reason why it is not whole; None if there is none."""
     path = folder / RESULT
     if not path.exists():
         return None
@@ -56,35 +60,29 @@ def look_into(folder: Path) -> dict[str, Any] | str | None:
 def read_records(folders: Iterable[Path]) -> tuple[list[Record], list[Excluded]]:
     """Every `result.json` below the folders, in the order of their paths.
 
-    A file that is no record of this version is left out with the reason, as is the second copy
-    of a run: that stays which is completed, or else beside which there is what it has saved.
+    A file that is no record of this version is excluded with the reason, as is the second copy of a
+    run: the completed one stays, or else the one beside which there is what it has saved.
     """
-    names = [name for folder in folders for name in files_below(folder, RESULT)]
+    names = sorted(name for folder in folders for name in files_below(folder, RESULT))
     collecting = gc.isenabled()
     gc.disable()  # nothing here is garbage, and looking for it takes a third of the time
     try:
-        return _read_records(sorted(names))
+        read = [(path, read_record(path)) for path in map(Path, names)]
     finally:
         if collecting:
             gc.enable()
-
-
-def _read_records(names: Iterable[str]) -> tuple[list[Record], list[Excluded]]:
     records: dict[str, Record] = {}
     excluded: list[Excluded] = []
-    for path in map(Path, names):
-        record = read_record(path)
+    for path, record in read:
         if isinstance(record, str):
             excluded.append(Excluded(path, record))
             continue
-        other = records.get(record.run_id)
-        if other is None:
-            records[record.run_id] = record
-            continue
         # a run that was cut off or failed may have been run again elsewhere
-        kept, second = (record, other) if _worth(record) > _worth(other) else (other, record)
-        records[record.run_id] = kept
-        excluded.append(Excluded(second.path, "a second copy of a run", second.cell))
+        other = records.setdefault(record.run_id, record)
+        if other is not record:
+            kept, second = (record, other) if _worth(record) > _worth(other) else (other, record)
+            records[record.run_id] = kept
+            excluded.append(Excluded(second.path, "a second copy of a run", second.cell))
     return list(records.values()), excluded
 
 
@@ -99,20 +97,14 @@ def saved_by(record: Record) -> Path | None:
 
 
 def only_own(places: Sequence[Path]) -> str:
-    """Says that a command which was given no folder has looked at `own_folders` alone."""
+    """Say that a command which was given no folder has looked at `own_folders` alone."""
     names = " and ".join(map(str, places))
     return f"of {names} alone; given a folder, such as {DEFAULT}, all records below it count"
 
 
 def folders_of(command: str, given: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """The folders that a command is about, and those in which its records are: those given, or
-    `DEFAULT` and its `own_folders`.
-
-    Raises
-    ------
-    InputError
-        With a line for each that is not there.
-    """
+    `DEFAULT` and its `own_folders`. Raises InputError for those that are not there."""
     folders = list(given) or [DEFAULT]
     missing = [folder for folder in folders if not folder.is_dir()]
     if missing:
@@ -121,8 +113,8 @@ def folders_of(command: str, given: Sequence[Path]) -> tuple[list[Path], list[Pa
 
 
 def own_folders(results: Path) -> list[Path]:
-    """What of a results folder has come of its own runs and merges, and not of other collections of
-    records that lie in it; all of it where it has none of its own."""
+    """The folders of a results folder's own runs and merges, without other collections of records
+    that lie in it; the whole folder where it has none of its own."""
     own = [results / name for name in ("runs", "merges") if (results / name).is_dir()]
     return own or [results]
 
@@ -135,7 +127,7 @@ def read_record(path: Path) -> Record | str:
         return f"cannot be read: {error.strerror}"
     except ValueError:
         return "is no JSON"
-    except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
+    except MISSHAPEN:
         return INCOMPLETE
 
 
@@ -156,49 +148,41 @@ def read_merge(path: Path) -> dict[str, Any] | str:
             return f"is of another schema than {MERGE_SCHEMA}"
         rule, overlap = raw["rule"], raw["overlap"]
         for key in ("alone", "merged", *(() if raw["thinned"] is None else ("thinned",))):
-            for number in (0, 1):
-                for split in ("dev", "test"):
-                    if not all(math.isfinite(raw[key][number][split][name]) for name in METRICS):
-                        return f"{key} holds scores that are not finite"
+            splits = [raw[key][number][split] for number in (0, 1) for split in ("dev", "test")]
+            if not all(math.isfinite(split[name]) for split in splits for name in METRICS):
+                return f"{key} holds scores that are not finite"
         _text(rule["how"]), _text(raw["merge_id"]), _density(rule["keep"])
         for number in (0, 1):
             run = raw["runs"][number]
             _text(run["run_id"]), _text(run["task"])
             if not isinstance(run["seed"], int):
                 raise TypeError
-        for number in (*overlap["changed"], *(overlap[key] for key in OVERLAP)):
-            if not math.isfinite(number):
-                raise TypeError
-        if len(overlap["changed"]) != 2:
+        numbers = [*overlap["changed"], *(overlap[key] for key in OVERLAP)]
+        if len(overlap["changed"]) != 2 or not all(map(math.isfinite, numbers)):
             raise TypeError
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except ValueError:
         return "is no JSON"
-    except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
+    except MISSHAPEN:
         return "lacks a key of a merge's record, or has one of another type"
     return raw
 
 
 def seconds_of(raw: Mapping[str, Any]) -> float | None:
-    """What a completed run took: training, evaluations and features; null if it does not say."""
+    """What a completed run took: training, evaluations and features; None if it does not say."""
     try:
         training = raw["training"]
-        features = training.get("features_seconds") or 0.0  # null, and not there in older records
+        features = training.get("features_seconds") or 0.0  # not there in older records
         seconds = float(training["seconds"] + training["evaluation_seconds"] + features)
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
+    except (*MISSHAPEN, ValueError):
         return None
     return seconds if 0 <= seconds < 1e100 else None  # sums must not overflow
 
 
 def record_of(path: Path, raw: Any) -> Record | str:
-    """A record from its JSON, or the reason why it is none.
-
-    Raises
-    ------
-    KeyError, TypeError, AttributeError, IndexError, OverflowError
-        If keys are missing or of another type.
-    """
+    """A record from its JSON, or the reason why it is none. Raises one of `MISSHAPEN` if keys are
+    missing or of another type."""
     if not isinstance(raw, dict):
         return "is no JSON object"
     if not isinstance(raw["schema"], int):
@@ -210,10 +194,9 @@ def record_of(path: Path, raw: Any) -> Record | str:
     if not isinstance(raw["seed"], int) or not isinstance(raw["run_id"], str):
         return "seed or run_id is of another type"
     if raw["status"] == "completed":
-        for split in ("dev", "test"):
-            for metric in METRICS:
-                if not math.isfinite(raw[split][metric]):
-                    return f"{split}.{metric} is not finite"
+        for split, metric in product(("dev", "test"), METRICS):
+            if not math.isfinite(raw[split][metric]):
+                return f"{split}.{metric} is not finite"
         _check_numbers(raw["parameters"], "total", "trainable", "head")
         _check_numbers(raw["data"], "train", "train_dropped", "dev", "test")
     config = raw["config"]
@@ -222,29 +205,27 @@ def record_of(path: Path, raw: Any) -> Record | str:
         _text(raw["model"]), _text(raw["task"]), _method(raw["method"], config["method"]),
         _density(raw["density"]),
     )  # fmt: skip
-    environment = raw["environment"] or {}
+    environment, data = raw["environment"] or {}, raw["data"] or {}
     processes = environment.get("processes")
     identity = identity_of(config, processes if isinstance(processes, int) else 1)
-    data = raw["data"] or {}
     compared = {
         "base": raw["base_model"]["fingerprint"],
         "model": {**identity["model"], "dtype": None},
         "task": identity["task"],
         "method": identity["method"],
-        "counts": [data.get(split) for split in ("dev", "test")],
+        "counts": [data.get("dev"), data.get("test")],
     }
-    protocol = _dumps(compared)
     setting = {
         "train": identity["train"],
         "dtypes": environment.get("dtypes"),
         "protocol": raw.get("protocol"),
         "processes": identity.get("processes", 1),
     }
+    protocol = _dumps(compared)
     return Record(path, raw, cell, protocol, protocol + _dumps(setting))
 
 
 def _check_numbers(part: Any, *keys: str) -> None:
-    """What tables read of a record, besides its scores."""
     for key in keys:
         if type(part[key]) not in (int, float) or not math.isfinite(part[key]):
             raise TypeError
@@ -252,12 +233,13 @@ def _check_numbers(part: Any, *keys: str) -> None:
 
 def _method(name: Any, settings: Mapping[str, Any]) -> str:
     text = _text(name)
-    if text == "sparta" and (settings["targets"], settings["density_of"]) != ("all", "sampled"):
-        if (settings["targets"], settings["density_of"]) == (["v_proj", "o_proj"], "backbone"):
+    if text == "sparta":
+        targets, density_of = settings["targets"], settings["density_of"]
+        if (targets, density_of) == (["v_proj", "o_proj"], "backbone"):
             return "sparta_vo"
-        targets = settings["targets"]
-        of = ", density of the backbone" if settings["density_of"] == "backbone" else ""
-        return f"sparta on {targets if isinstance(targets, str) else ' '.join(targets)}{of}"
+        if (targets, density_of) != ("all", "sampled"):
+            of = ", density of the backbone" if density_of == "backbone" else ""
+            return f"sparta on {targets if isinstance(targets, str) else ' '.join(targets)}{of}"
     if text == "lora" and (settings["r"], settings["targets"]) != (8, ["q_proj", "v_proj"]):
         return f"lora r={settings['r']} on {' '.join(settings['targets'])}"
     return text

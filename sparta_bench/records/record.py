@@ -34,30 +34,26 @@ NOT_IN_RUN_ID = {
 
 
 def identity_of(config: Mapping[str, Any], processes: int) -> dict[str, Any]:
-    """A configuration without the keys that cannot change an outcome; with the number of processes
-    that share a run, if they are several and dropout, which each draws for itself, makes it count.
-    """
+    """A configuration without the keys that cannot change an outcome. The number of processes that
+    share a run is added where it can: where there is dropout, which each draws for itself."""
     kept = {key: value for key, value in config.items() if key not in NOT_IN_RUN_ID[""]}
     for group in ("model", "task", "train"):
         drop = NOT_IN_RUN_ID[group]
         kept[group] = {key: value for key, value in kept[group].items() if key not in drop}
     if kept["model"]["kind"] == "base":
         kept["task"].pop("prompt", None)  # not read
-    if processes > 1 and _has_dropout(config):
+    method = kept["method"]
+    lora_dropout = method["lora_dropout"] if method["name"] == "lora" else 0
+    if processes > 1 and (kept["train"]["dropout"] > 0 or lora_dropout > 0):
         kept["processes"] = processes
     return kept
 
 
-def _has_dropout(config: Mapping[str, Any]) -> bool:
-    train, method = config["train"], config["method"]
-    return bool(train["dropout"] > 0 or (method["name"] == "lora" and method["lora_dropout"] > 0))
-
-
 class Cell(NamedTuple):
-    """A place in a table: what is compared, whatever the settings it was trained with.
+    """A cell of a table: what is compared, whatever the settings it was trained with.
 
-    `method` is the record's, with what the paper does not vary added where it differs: `sparta_vo`
-    for the authors' script, `sparta on …` and `lora r=…` for other choices.
+    `method` is the record's; where it differs from the paper's it says how: `sparta_vo` for the
+    authors' script, `sparta on …` and `lora r=…` for other choices.
     """
 
     model: str
@@ -68,7 +64,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One `result.json`. `raw` is the whole of it; scores are null unless it is completed."""
+    """One `result.json`. `raw` is the whole of it; scores are None unless it is completed."""
 
     path: Path
     raw: dict[str, Any]
@@ -91,8 +87,8 @@ class Record:
     @property
     def train(self) -> dict[str, Any]:
         """The resolved training settings, `config.train`."""
-        found: dict[str, Any] = self.raw["config"]["train"]
-        return found
+        train: dict[str, Any] = self.raw["config"]["train"]
+        return train
 
     def score(self, split: str, metric: str) -> float:
         """`dev` or `test`; loss in nats per example, accuracy 0 to 1, mcc -1 to 1."""
@@ -101,7 +97,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """A record that no table uses, and why; `cell` is null where it could not be read."""
+    """A record that no table uses, and why; `cell` is None where it could not be read."""
 
     path: Path
     reason: str

@@ -1,84 +1,32 @@
-"""Making a run's record: what identifies it, what stands in it, where it is."""
+"""A run's record: what is decided before the run, what comes out, the machine, and the file."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import platform
+import subprocess
+import sys
 import traceback
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from sparta_bench.config.schema import Config, SpartaConfig
+import torch
+
+from sparta_bench import __version__
+from sparta_bench.config.schema import Config, ModelConfig, SpartaConfig
 from sparta_bench.errors import without_secrets
-from sparta_bench.files import write_json
-from sparta_bench.records.record import PROTOCOL, RESULT, SCHEMA, identity_of
+from sparta_bench.files import remove_folder, write_json
+from sparta_bench.records.read import read_json
+from sparta_bench.records.record import PROTOCOL, RESULT, SAVED, SCHEMA
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from sparta_bench.models.dtypes import Precision
 
-
-def run_id_of(
-    config: Config,
-    precision: Precision,
-    base_fingerprint: str,
-    data_fingerprint: str,
-    processes: int,
-) -> str:
-    """A hash of everything that can change the outcome, and of nothing else (12 hex digits).
-
-    The number of processes that share the run counts where there is dropout: each draws its own.
-    Elsewhere it only changes the order in which gradients are summed, so the last digits, as
-    another device does.
-    """
-    settings = identity_of(config.as_dict(), processes)
-    settings["model"]["dtype"] = precision.as_dict()
-    settings |= {"base": base_fingerprint, "data": data_fingerprint, "protocol": PROTOCOL}
-    text = json.dumps(settings, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def run_folder(config: Config, run_id: str) -> Path:
-    """`<results_dir>/runs/<task>/<model>/<method>/<run_id>`."""
-    parts = (config.task.name, config.model.name, config.method.name, run_id)
-    return Path(config.results_dir, "runs", *parts)
-
-
-def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Write `result.json`, whole, as the last file of a run."""
-    path = folder / RESULT
-    write_json(path, record)
-    return path
-
-
-def new_record(config: Config, run_id: str, base_fingerprint: str) -> dict[str, Any]:
-    """A record with everything that is known before the run; the rest is null."""
-    density = config.method.density if isinstance(config.method, SpartaConfig) else None
-    return {
-        "schema": SCHEMA,
-        "protocol": PROTOCOL,
-        "run_id": run_id,
-        "status": "interrupted",
-        "error": None,
-        "model": config.model.name,
-        "task": config.task.name,
-        "method": config.method.name,
-        "density": density,
-        "seed": config.seed,
-        "config": _without_paths(config).as_dict(),
-        "base_model": {"name": config.model.name, "fingerprint": base_fingerprint},
-        "started": now(),
-        "finished": None,
-        "data": None,
-        "parameters": None,
-        "dev": None,
-        "test": None,
-        "training": None,
-        "history": [],
-        "environment": None,
-    }
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
 
 def now() -> str:
@@ -86,30 +34,122 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that is decided before a run begins."""
+
+    config: Config
+    run_id: str
+    folder: Path
+    precision: Precision
+    base_fingerprint: str
+    accelerator: Accelerator  # the device, and the processes of the run
+
+    @property
+    def path(self) -> Path:
+        """The run's record."""
+        return self.folder / RESULT
+
+
+@dataclass
+class Findings:
+    """What a run has found so far, under the record's keys; None where it did not get that far."""
+
+    started: str = field(default_factory=now)
+    data: dict[str, Any] | None = None
+    parameters: dict[str, Any] | None = None
+    dev: dict[str, float] | None = None
+    test: dict[str, float] | None = None
+    training: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    environment: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended and what it has found.
+
+    `raise_after` is an error of one of several processes of a run. The others may not have it, and
+    would wait, so it ends the process once the record is written.
+    """
+
+    findings: Findings
+    status: Literal["completed", "failed", "interrupted"]
+    error: dict[str, str] | None = None
+    finished: str | None = field(default_factory=now)
+    raise_after: Exception | None = None
+
+
+def write_record(spec: RunSpec, result: RunResult) -> dict[str, Any]:
+    """Write `result.json` as the last file of a run, and return the record.
+
+    A completed record that was forced to be made again stays until there is another, and so does
+    what it has saved.
+    """
+    record = as_record(spec, result)
+    completed = result.status == "completed"
+    if spec.accelerator.is_main_process:
+        existing = read_json(spec.folder)
+        if completed or existing is None or existing["status"] != "completed":
+            write_json(spec.path, record)
+        for save, name in SAVED.items():
+            if completed and save != spec.config.save:
+                remove_folder(spec.folder / name)
+    return record
+
+
+def as_record(spec: RunSpec, result: RunResult) -> dict[str, Any]:
+    """The record as it stands in `result.json`."""
+    config = spec.config
+    return {
+        "schema": SCHEMA,
+        "protocol": PROTOCOL,
+        "run_id": spec.run_id,
+        "status": result.status,
+        "error": result.error,
+        "model": config.model.name,
+        "task": config.task.name,
+        "method": config.method.name,
+        "density": density_of(config),
+        "seed": config.seed,
+        "config": _without_paths(config).as_dict(),
+        "base_model": {"name": config.model.name, "fingerprint": spec.base_fingerprint},
+        "finished": result.finished,
+        **vars(result.findings),
+    }
+
+
+def density_of(config: Config) -> float | None:
+    """SpaRTA's density; other methods have none."""
+    return config.method.density if isinstance(config.method, SpartaConfig) else None
+
+
 def _without_paths(config: Config) -> Config:
     """A folder by its own name: records travel, machines' paths do not."""
 
-    def name(path: str | None) -> str | None:
-        return None if path is None else Path(path).resolve().name
-
-    model = replace(
-        config.model, path=name(config.model.path), tokenizer=name(config.model.tokenizer)
-    )
-    task = replace(config.task, data_dir=name(config.task.data_dir))
     results_dir = Path(config.results_dir)
     return replace(
         config,
-        model=model,
-        task=task,
+        model=model_without_paths(config.model),
+        task=replace(config.task, data_dir=_name(config.task.data_dir)),
         results_dir=results_dir.name if results_dir.is_absolute() else config.results_dir,
-        cache_dir=name(config.cache_dir),
+        cache_dir=_name(config.cache_dir),
     )
 
 
+def model_without_paths(model: ModelConfig) -> ModelConfig:
+    """The base model as it is named where no path may stand."""
+    return replace(model, path=_name(model.path), tokenizer=_name(model.tokenizer))
+
+
+def _name(path: str | None) -> str | None:
+    return None if path is None else Path(path).resolve().name
+
+
 def error_of(error: BaseException) -> dict[str, str]:
-    """Type, message and traceback, with places named by module and line instead of by path."""
+    """Type, message and traceback, whose lines name modules and no paths."""
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
+    lines = [f"{_module_file(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
     message = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None:
         message = f"{Path(str(error.filename)).name}: {error.strerror}"
@@ -117,10 +157,53 @@ def error_of(error: BaseException) -> dict[str, str]:
     return {"type": type(error).__name__, "message": message, "traceback": "\n".join(lines)}
 
 
-def _short(filename: str) -> str:
+def _module_file(filename: str) -> str:
+    """`torch/nn/modules/linear.py`, without the folder that the package is in."""
     parts = Path(filename).parts
-    for start in ("site-packages", "sparta_bench"):
+    for start, skipped in (("site-packages", 1), ("sparta_bench", 0)):
         if start in parts:
-            place = len(parts) - parts[::-1].index(start)
-            return "/".join(parts[place if start == "site-packages" else place - 1 :])
+            return "/".join(parts[len(parts) - 1 - parts[::-1].index(start) + skipped :])
     return parts[-1]
+
+
+def environment(device: torch.device, precision: Precision, processes: int) -> dict[str, Any]:
+    """Versions, device, dtypes and the code's revision."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    return {
+        "versions": {
+            "sparta_bench": __version__,
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in PACKAGES},
+        },
+        "platform": f"{sys.platform} {platform.machine()}",
+        "device": {"type": device.type, "name": name, "threads": torch.get_num_threads()},
+        "processes": processes,
+        "dtypes": precision.as_dict(),
+        **_revision(),
+    }
+
+
+def processor_name() -> str:
+    """The CPU's name as the system tells it; empty where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _revision() -> dict[str, Any]:
+    """The code's git revision and whether tracked files differ from it; None in no checkout."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # an installed package may lie inside somebody else's repository
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return {"git_revision": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, no repository
+        return {"git_revision": None, "dirty": None}

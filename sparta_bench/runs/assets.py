@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import torch
@@ -32,66 +30,42 @@ class AssetCache:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[str, Any]] = {}
-        self._fingerprints: dict[str, str] = {}
-        self._checked: set[str] = set()
-        self._faults: dict[str, InputError] = {}
-        self._values = ""  # the kept backbone's, so that one that was not restored is noticed
+        self._last: dict[str, tuple[Hashable, Any]] = {}  # by kind: the key and the asset
+        self._facts: dict[Hashable, Any] = {}  # or the error instead
+        self._backbone: Hashable = None  # the key of the one that a run needs
+        self._values = ""  # that backbone's, so that one that was not restored is noticed
 
-    # ------------------------------------------------------------------------------ data
     def splits(self, task: TaskConfig) -> Splits:
         """The task's raw examples. Raises InputError as `load_splits` does."""
-        key = _key(task)
-        splits = self._last("splits", key, lambda: load_splits(task))
-        if key not in self._fingerprints:
-            self._fingerprints[key] = splits.fingerprint()
-        return splits
+        return self._keep_last("splits", task, lambda: load_splits(task))
 
     def data_fingerprint(self, task: TaskConfig) -> str:
         """A hash of what the task's three sets hold."""
-        key = _key(task)
-        if key not in self._fingerprints:
-            self._unless_it_failed(key, lambda: self.splits(task))
-        return self._fingerprints[key]
+        return self._once(("data", task), lambda: self.splits(task).fingerprint())
 
     def base_fingerprint(self, model: ModelConfig) -> str:
         """What identifies the base model's files. Raises InputError if the hub cannot be asked."""
-        key = _key(model)
-        if key not in self._fingerprints:
-            self._fingerprints[key] = self._unless_it_failed(key, lambda: source_fingerprint(model))
-        return self._fingerprints[key]
+        return self._once(("base", model), lambda: source_fingerprint(model))
 
     def check_architecture(self, model: ModelConfig) -> None:
         """Raise InputError if a folder's shape is not that of the model whose name it bears."""
-        key = _key(model)
-        if key not in self._checked:
-            load_architecture(model)
-            self._checked.add(key)
+        self._once(("architecture", model), lambda: load_architecture(model))
 
     def tokenizer(self, model: ModelConfig, task: TaskConfig) -> Any:
         """The model's tokenizer for inputs of such a task."""
-        key = f"{_key(model)} {task.separator} {len(task.columns)}"
-        return self._last("tokenizer", key, lambda: load_tokenizer(model, task))
+        key = (model, task.separator, len(task.columns))
+        return self._keep_last("tokenizer", key, lambda: load_tokenizer(model, task))
 
     def data(self, config: Config) -> EncodedSplits:
         """Token ids of the three sets."""
-        tokenizer = self.tokenizer(config.model, config.task)
-        key = f"{_key(config.model)} {_key(config.task)} {config.cache_dir}"
-        return self._last(
-            "data", key, lambda: encode_splits(config, self.splits(config.task), tokenizer)
+        model, task = config.model, config.task
+        tokenizer = self.tokenizer(model, task)
+        return self._keep_last(
+            "data",
+            (model, task, config.cache_dir),
+            lambda: encode_splits(config, self.splits(task), tokenizer),
         )
 
-    def _unless_it_failed(self, key: str, make: Callable[[], T]) -> T:
-        """A hub that cannot be reached takes half a minute to say so: once for a whole grid."""
-        if key in self._faults:
-            raise self._faults[key]
-        try:
-            return make()
-        except InputError as error:
-            self._faults[key] = error
-            raise
-
-    # -------------------------------------------------------------------------- backbone
     def take_classifier(
         self, config: Config, precision: Precision, device: torch.device
     ) -> Classifier:
@@ -101,60 +75,53 @@ class AssetCache:
         """
         tokenizer = self.tokenizer(config.model, config.task)
         self.keep_only(config, precision, device)
-        _, kept = self._kept.pop("backbone", ("", None))
-        if kept is not None and fingerprint_of(kept) != self._values:
+        _, backbone = self._last.pop("backbone", (None, None))
+        if backbone is not None and fingerprint_of(backbone) != self._values:
             raise RuntimeError("a backbone was not restored after a run; please report this")
-        classifier = load_classifier(config, tokenizer, precision, device, kept)
-        if kept is None:
+        classifier = load_classifier(config, tokenizer, precision, device, backbone)
+        if backbone is None:
             self._values = fingerprint_of(classifier.backbone)
         return classifier
 
     def keep_only(self, config: Config, precision: Precision, device: torch.device) -> None:
         """Let go of a backbone that is not this run's: two may not fit into memory."""
-        key, _ = self._kept.get("backbone", ("", None))
-        if key and key != _backbone_key(config, precision, device):
+        checkpointing = config.train.gradient_checkpointing
+        dtype, separator = precision.model_dtype, config.task.separator
+        self._backbone = (config.model, dtype, device, checkpointing, separator)
+        if self._last.get("backbone", (self._backbone,))[0] != self._backbone:
             self.forget_backbone()
 
     def forget_backbone(self) -> None:
         """Free the backbone, also one that a failed run has left in a reference cycle."""
-        self._kept.pop("backbone", None)
+        self._last.pop("backbone", None)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def give_back(
-        self,
-        classifier: Classifier,
-        trained: Trained,
-        config: Config,
-        precision: Precision,
-        device: torch.device,
-    ) -> None:
+    def give_back(self, classifier: Classifier, trained: Trained, config: Config) -> None:
         """Keep the backbone for the next run, if the method can restore it exactly."""
         changed = config.save == "full" or config.task.separator == "sep_token"  # weights, new rows
         # checkpointing leaves hooks on the modules, a few more with every run
-        if changed or config.train.gradient_checkpointing or not trained.unload():
-            return
-        self._kept["backbone"] = (_backbone_key(config, precision, device), classifier.backbone)
+        if not (changed or config.train.gradient_checkpointing) and trained.unload():
+            self._last["backbone"] = (self._backbone, classifier.backbone)
 
-    def _last(self, kind: str, key: str, make: Callable[[], T]) -> T:
-        found, value = self._kept.get(kind, ("", None))
-        if found != key:
-            self._kept.pop(kind, None)
-            value = make()
-            self._kept[kind] = (key, value)
-        return value  # type: ignore[no-any-return]
+    def _keep_last(self, kind: str, key: Hashable, make: Callable[[], T]) -> T:
+        """The last asset of a kind if it has this key; else that is freed, and one is made."""
+        if kind not in self._last or self._last[kind][0] != key:
+            self._last.pop(kind, None)
+            self._last[kind] = (key, make())
+        asset: T = self._last[kind][1]
+        return asset
 
-
-def _key(part: ModelConfig | TaskConfig) -> str:
-    return json.dumps(asdict(part), sort_keys=True)
-
-
-def _backbone_key(config: Config, precision: Precision, device: torch.device) -> str:
-    settings = (
-        precision.model_dtype,
-        device,
-        config.train.gradient_checkpointing,
-        config.task.separator,
-    )
-    return f"{_key(config.model)} {settings}"
+    def _once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """A fact, looked up once for a whole grid, and so is that it cannot be had: a hub that
+        cannot be reached takes half a minute to say so."""
+        if key not in self._facts:
+            try:
+                self._facts[key] = make()
+            except InputError as error:
+                self._facts[key] = error
+        if isinstance(self._facts[key], InputError):
+            raise self._facts[key]
+        fact: T = self._facts[key]
+        return fact

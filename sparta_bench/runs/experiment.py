@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-import torch
-from accelerate import Accelerator
 
 from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.adapters.whole_model import check_whole, write_whole
-from sparta_bench.config.schema import Config, ModelConfig
 from sparta_bench.data.batches import BatchSource, evaluation_batches
 from sparta_bench.data.tokenize import EncodedSplits, cache_folder, tokenizer_fingerprint
-from sparta_bench.devices import forget_peak, peak_bytes
-from sparta_bench.errors import InputError, log
+from sparta_bench.devices import forget_peak, is_lack_of_memory, peak_bytes
+from sparta_bench.errors import InputError, TrainingError, log, reason_of
 from sparta_bench.files import whole_folder
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import Trained
@@ -26,7 +20,6 @@ from sparta_bench.models.attention import attention_of
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.counts import count_parameters
 from sparta_bench.models.dropout import dropout_of
-from sparta_bench.models.dtypes import precision_of
 from sparta_bench.models.features import (
     FeatureClassifier,
     FeatureSet,
@@ -35,8 +28,16 @@ from sparta_bench.models.features import (
     is_deterministic,
 )
 from sparta_bench.models.source import is_local
-from sparta_bench.records.environment import environment
 from sparta_bench.records.record import PROTOCOL, SAVED
+from sparta_bench.records.write import (
+    Findings,
+    RunResult,
+    RunSpec,
+    density_of,
+    environment,
+    error_of,
+    model_without_paths,
+)
 from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.lock import CHECKPOINT
 from sparta_bench.sparta import store
@@ -45,122 +46,129 @@ from sparta_bench.training.evaluation import evaluation_batch_size
 from sparta_bench.training.loop import Training
 from sparta_bench.training.progress import ProgressReporter, watched
 
-MOST_UNKNOWN = 0.05  # of the training tokens, before it is told
+MOST_UNKNOWN = 0.05  # of the training tokens, before a warning
 
 
-def execute(
-    record: dict[str, Any],
-    config: Config,
-    accelerator: Accelerator,
-    assets: AssetCache,
-    folder: Path,
-) -> None:
-    """Make the experiment, and put whatever is known into the record at once, so that it is there
-    also where the rest fails. What `save` asks for is written to `folder`.
+class RunInterrupted(KeyboardInterrupt):
+    """An interruption, with what the run had found before it."""
 
-    Raises
-    ------
-    InputError
-        If model, data and configuration do not fit together.
-    TrainingError
-        If a loss is not finite.
+    def __init__(self, result: RunResult) -> None:
+        super().__init__()
+        self.result = result
+
+
+def execute(spec: RunSpec, assets: AssetCache) -> RunResult:
+    """Make the experiment. A failure is a result as well, with all that was found before it; an
+    interruption is raised with it. InputError: model, data and configuration do not fit together.
     """
+    findings = Findings()
+    try:
+        _make(spec, assets, findings)
+    except InputError:
+        raise
+    except KeyboardInterrupt:
+        raise RunInterrupted(RunResult(findings, "interrupted")) from None
+    except Exception as error:
+        alone = spec.accelerator.num_processes > 1 and not isinstance(error, TrainingError)
+        # under the same name, which Python deletes at the end: its traceback holds the model
+        error = _explained(error, spec, findings)
+        raise_after = error if alone else None
+        return RunResult(findings, "failed", error_of(error), raise_after=raise_after)
+    return RunResult(findings, "completed")
+
+
+def _make(spec: RunSpec, assets: AssetCache, findings: Findings) -> None:
+    config, precision, accelerator = spec.config, spec.precision, spec.accelerator
     device = accelerator.device
-    precision = precision_of(config, device)
-    record["environment"] = environment(device, precision, accelerator.num_processes)
+    facts = environment(device, precision, accelerator.num_processes)
+    findings.environment = facts
     assets.keep_only(config, precision, device)
     forget_peak(device)
 
     data = assets.data(config)
-    record["data"] = data.summary
-    if accelerator.is_main_process:
-        _tell_of_unknown(data.summary["unknown_train_share"], config)
+    findings.data = data.summary
+    unknown_share = data.summary["unknown_train_share"]
+    if unknown_share is not None and unknown_share > MOST_UNKNOWN:
+        log(
+            f"{unknown_share:.0%} of the training tokens of {config.task.name} are unknown to the "
+            f"tokenizer of {config.model.name}, which was made for other texts"
+        )
 
     classifier = assets.take_classifier(config, precision, device)
-    record["environment"]["dropout"] = dropout_of(classifier.backbone)
-    record["environment"]["attention"] = attention_of(classifier.backbone)
+    tokenizer = assets.tokenizer(config.model, config.task)
+    facts["dropout"] = dropout_of(classifier.backbone)
+    facts["attention"] = attention_of(classifier.backbone)
     if config.save == "full":
-        _check_savable(config, classifier, assets)
+        try:
+            check_whole(classifier, tokenizer, list(config.task.labels))
+        except InputError as error:
+            raise InputError(f"save=full: {error}") from None
     counts = count_parameters(classifier.backbone, len(config.task.labels), config.method)
     trained = prepare(classifier, config, precision)
-    record["environment"]["kernels"] = trained.kernels
-    record["parameters"] = {
+    facts["kernels"] = trained.kernels
+    findings.parameters = {
         **counts.as_dict(),
         "trainable": trained.trainable,
         "trainable_share": trained.trainable / counts.total,
         "sampled": trained.sampled,
     }
-    _train(record, config, accelerator, classifier, trained, data, folder)
+    _train(spec, classifier, trained, data, facts, findings)
     if accelerator.is_main_process:
-        tokenizer = assets.tokenizer(config.model, config.task)
-        save(config, classifier, tokenizer, trained, record, folder)
-    assets.give_back(classifier, trained, config, precision, device)
-
-
-def _tell_of_unknown(share: float | None, config: Config) -> None:
-    if share is not None and share > MOST_UNKNOWN:
-        log(
-            f"{share:.0%} of the training tokens of {config.task.name} are unknown to the "
-            f"tokenizer of {config.model.name}, which was made for other texts"
-        )
+        save(spec, classifier, tokenizer, trained)
+    assets.give_back(classifier, trained, config)
 
 
 def _train(
-    record: dict[str, Any],
-    config: Config,
-    accelerator: Accelerator,
+    spec: RunSpec,
     classifier: Classifier,
     trained: Trained,
     data: EncodedSplits,
-    folder: Path,
+    facts: dict[str, Any],
+    findings: Findings,
 ) -> None:
     """Train and score; a head alone on features where these are the same in every epoch."""
+    config, accelerator = spec.config, spec.accelerator
     model: Classifier | FeatureClassifier = classifier
     sets: Sequence[BatchSource] = (data.train, data.dev, data.test)
     features_seconds = None
     if trained.only_head and config.train.dropout == 0 and is_deterministic(classifier):
         started = time.perf_counter()
         model = FeatureClassifier(classifier.head)
-        sets = _features(record, config, accelerator, classifier, data)
+        sets = _features(spec, classifier, data, facts)
         features_seconds = round(time.perf_counter() - started, 3)
     train, dev, test = sets
-    checkpoint = _checkpoint(record, config, folder)
+    made_by = {"run_id": spec.run_id, "versions": facts["versions"]}
+    checkpoint = Checkpoint(spec.folder / CHECKPOINT, made_by)
+    if config.force:
+        checkpoint.path.unlink(missing_ok=True)
     training = Training(
         accelerator, model, trained, train, dev, config.train, config.seed, checkpoint
     )
     try:
         with ProgressReporter(training.plan.steps, accelerator.is_main_process) as reporter:
             training.train(reporter)
-        record["dev"] = training.evaluate(dev)
-        record["test"] = training.evaluate(test)
+        findings.dev = training.evaluate(dev)
+        findings.test = training.evaluate(test)
     finally:
-        device = accelerator.device
-        record["training"] = _training_summary(training, trained, device, features_seconds)
-        record["history"] = training.progress.history
-
-
-def _checkpoint(record: dict[str, Any], config: Config, folder: Path) -> Checkpoint:
-    made_by = {"run_id": record["run_id"], "versions": record["environment"]["versions"]}
-    checkpoint = Checkpoint(folder / CHECKPOINT, made_by)
-    if config.force:
-        checkpoint.path.unlink(missing_ok=True)
-    return checkpoint
+        findings.training = {
+            **training.summary(),
+            "features_seconds": features_seconds,
+            "peak_memory_bytes": peak_bytes(accelerator.device),
+            "deltas_lost_to_rounding": trained.lost_to_rounding(),
+        }
+        findings.history = training.progress.history
 
 
 def _features(
-    record: dict[str, Any],
-    config: Config,
-    accelerator: Accelerator,
-    classifier: Classifier,
-    data: EncodedSplits,
+    spec: RunSpec, classifier: Classifier, data: EncodedSplits, facts: dict[str, Any]
 ) -> list[FeatureSet]:
     """Features of train, dev and test; the backbone runs only for those not in the cache."""
+    config, accelerator = spec.config, spec.accelerator
     size = evaluation_batch_size(config.train)
-    made_by = record["environment"]
     identity = {
         "protocol": PROTOCOL,
-        "base": record["base_model"]["fingerprint"],
-        **{key: made_by[key] for key in ("versions", "device", "dtypes")},
+        "base": spec.base_fingerprint,
+        **{key: facts[key] for key in ("versions", "device", "dtypes")},
         "batch_size": size,
         # the separator's own embedding is drawn from the seed, where the task has one
         "seed": config.seed if config.task.separator == "sep_token" else None,
@@ -169,81 +177,67 @@ def _features(
     for name, encoded in (("train", data.train), ("dev", data.dev), ("test", data.test)):
         batches = evaluation_batches(encoded.lengths(), size)
         path = cache_folder(config) / f"features-{features_key(identity, encoded)}.safetensors"
-        speaks = accelerator.is_main_process
-        with closing(watched(batches, f"features of {name}", speaks)) as shown:
-            sets.append(cached_features(accelerator, classifier, encoded, shown, path))
+        shown = watched(batches, f"features of {name}", accelerator.is_main_process)
+        sets.append(cached_features(accelerator, classifier, encoded, shown, path))
     return sets
 
 
-def _training_summary(
-    training: Training, trained: Trained, device: torch.device, features_seconds: float | None
-) -> dict[str, Any]:
-    progress = training.progress
-    seconds = progress.train_seconds
-    return {
-        "steps": progress.step,
-        "best_step": progress.best_step,
-        "epochs": round(progress.step / training.plan.steps_per_epoch, 4),
-        "stopped_early": progress.stopped_early,
-        "seconds": round(seconds, 3),
-        "features_seconds": features_seconds,
-        "evaluation_seconds": round(progress.evaluation_seconds, 3),
-        "examples_per_second": round(progress.examples / seconds, 2) if seconds else None,
-        "tokens_per_second": round(progress.tokens / seconds, 1) if seconds else None,
-        "peak_memory_bytes": peak_bytes(device),
-        "deltas_lost_to_rounding": trained.lost_to_rounding(),
-    }
-
-
-def _check_savable(config: Config, classifier: Classifier, assets: AssetCache) -> None:
-    tokenizer = assets.tokenizer(config.model, config.task)
-    try:
-        check_whole(classifier, tokenizer, config.task.labels)
-    except InputError as error:
-        raise InputError(f"save=full: {error}") from None
-
-
-def save(
-    config: Config,
-    classifier: Classifier,
-    tokenizer: Any,
-    trained: Trained,
-    record: dict[str, Any],
-    folder: Path,
-) -> None:
-    """What `save` asks for, beside the record."""
-    description = _description(config, tokenizer, record, trained.base_fingerprint)
-    if config.save == "adapter" and (small := trained.adapter()) is not None:
-        tensors, about = small
-        with whole_folder(folder / SAVED[config.save]) as temporary:
-            store.write(temporary, tensors, {**description.as_dict(), **about})
-    elif config.save == "full":
+def save(spec: RunSpec, classifier: Classifier, tokenizer: Any, trained: Trained) -> None:
+    """Write what `save` asks for beside the record."""
+    manifest = _manifest(spec, tokenizer, trained.base_fingerprint)
+    if spec.config.save == "adapter" and (adapter := trained.adapter()) is not None:
+        tensors, about = adapter
+        with whole_folder(spec.folder / SAVED["adapter"]) as temporary:
+            store.write(temporary, tensors, {**manifest.as_dict(), **about})
+    elif spec.config.save == "full":
         trained.merge_and_unload()
-        with whole_folder(folder / SAVED[config.save]) as temporary:
-            write_whole(classifier, tokenizer, description, temporary)
+        with whole_folder(spec.folder / SAVED["full"]) as temporary:
+            write_whole(classifier, tokenizer, manifest, temporary)
 
 
-def _description(
-    config: Config, tokenizer: Any, record: dict[str, Any], base_fingerprint: str | None
-) -> Manifest:
-    """What somebody needs to know to use what was trained; like the record without paths."""
-    model = ModelConfig(**record["config"]["model"])
+def _manifest(spec: RunSpec, tokenizer: Any, base_fingerprint: str | None) -> Manifest:
+    """What somebody needs to know to use what was trained; without paths, as the record."""
+    config, task = spec.config, spec.config.task
+    model = model_without_paths(config.model)
     if not is_local(model):
-        commit = record["base_model"]["fingerprint"].partition("+")[0]
-        model = replace(model, revision=commit)
+        model = replace(model, revision=spec.base_fingerprint.partition("+")[0])  # the commit
     return Manifest(
-        method=record["config"]["method"],
-        density=record["density"],
+        method=config.as_dict()["method"],
+        density=density_of(config),
         seed=config.seed,
-        base_model=record["base_model"],
-        task=config.task.name,
-        labels=config.task.labels,
-        columns=config.task.columns,
-        prompt=config.task.prompt if config.model.kind == "instruct" else None,
-        separator=config.task.separator,
-        undo_spacing=config.task.undo_spacing,
+        base_model={"name": model.name, "fingerprint": spec.base_fingerprint},
+        task=task.name,
+        labels=list(task.labels),
+        columns=list(task.columns),
+        prompt=task.prompt if model.kind == "instruct" else None,
+        separator=task.separator,
+        undo_spacing=task.undo_spacing,
         model=model,
-        dtypes=record["environment"]["dtypes"],
+        dtypes=spec.precision.as_dict(),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         base_fingerprint=base_fingerprint,
     )
+
+
+def _explained(error: Exception, spec: RunSpec, findings: Findings) -> Exception:
+    """Say what to try where memory does not suffice, and that another process has died."""
+    reason, train = reason_of(error), spec.config.train
+    processes = spec.accelerator.num_processes
+    if is_lack_of_memory(error):
+        data = findings.data or {}
+        explained = TrainingError(
+            f"out of memory with train.batch_size={train.batch_size} in "
+            f"{train.accumulation_steps} part(s); try a larger train.accumulation_steps "
+            "(same result, less memory), train.gradient_checkpointing=true, or a smaller "
+            f"train.eval_batch_size ({reason}; the longest training input has "
+            f"{data.get('longest_train_tokens')} tokens, of dev and test "
+            f"{data.get('longest_eval_tokens')})"
+        )
+    elif processes > 1 and any(word in reason for word in ("gloo", "NCCL")):
+        explained = TrainingError(
+            f"another of the {processes} processes of this run has died or does not answer; its "
+            f"own output says why, and the same command goes on ({reason})"
+        )
+    else:
+        return error
+    return explained.with_traceback(error.__traceback__)

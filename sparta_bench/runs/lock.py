@@ -1,16 +1,15 @@
-"""Who is at a run: a lock in its folder, which ends with its holder; no torch."""
+"""Which process makes a run: a lock in the run's folder, which ends with its holder; no torch."""
 
 from __future__ import annotations
 
 import fcntl
+import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-from filelock import FileLock, Timeout
 
 from sparta_bench.files import clear_leftovers
 from sparta_bench.records.read import read_json
@@ -25,67 +24,71 @@ T = TypeVar("T")
 
 
 class BusyError(Exception):
-    """Another process is at this run; the folder is that of the run."""
+    """Another process makes this run."""
 
 
 @contextmanager
-def run_lock(folder: Path, accelerator: Accelerator, wait: bool) -> Iterator[None]:
+def run_lock(folder: Path, accelerator: Accelerator | None, wait: bool) -> Iterator[None]:
     """Hold the run's lock; of several processes of one run the main one holds it for all.
 
     Raises
     ------
     BusyError
-        If somebody else has it and `wait` is false.
+        If another process has it and `wait` is false.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
-    told = False
-    while not agreed(accelerator, accelerator.is_main_process and _acquired(lock)):
+    main = accelerator is None or accelerator.is_main_process
+    waited = False
+    while True:
+        lock = _acquired(folder / LOCK) if main else None
+        if agreed(accelerator, lock is not None):
+            break
         if not wait:
             raise BusyError(folder)
-        if not told and accelerator.is_main_process:
+        if main and not waited:
             print(f"waiting: another process is at {folder}", file=sys.stderr, flush=True)
-        told = True
+        waited = True
         time.sleep(WAIT_SECONDS)
     try:
-        if accelerator.is_main_process:
+        if main:
             clear_leftovers(folder)
         yield
     finally:
-        if accelerator.is_main_process:
+        if lock is not None:
             try:
                 _end_work(folder)
             finally:
-                lock.release()
+                os.close(lock)
 
 
 def tidy(folder: Path) -> None:
-    """Do for a completed run what a process did not, that was killed when the record was there."""
-    lock = FileLock(folder / LOCK, timeout=0)
-    if not (folder / RUNNING).exists():
-        return
-    try:
-        with lock:
-            clear_leftovers(folder)
-            _end_work(folder)
-    except (Timeout, OSError):
-        pass  # somebody is at it, or it may only be read
+    """Do for a completed run what a process did not that was killed after it wrote the record."""
+    if (folder / RUNNING).exists():
+        # another process may be at it, or the folder may only be read
+        with suppress(BusyError, OSError), run_lock(folder, None, wait=False):
+            pass
 
 
 def _end_work(folder: Path) -> None:
-    """Remove what only a run at work needs; `running.json` after the others, since it is what tells
-    that something is left."""
-    found = read_json(folder)
-    completed = found is not None and found.get("status") == "completed"
+    """Remove what only a run at work needs; `running.json` after the checkpoint, since it is what
+    shows that something is left."""
+    record = read_json(folder)
+    completed = record is not None and record["status"] == "completed"
     for name in (CHECKPOINT, RUNNING, LOCK) if completed else (RUNNING,):
         (folder / name).unlink(missing_ok=True)
 
 
-def _acquired(lock: FileLock) -> bool:
-    try:
-        lock.acquire()
-    except Timeout:
-        return False
-    return True
+def _acquired(path: Path) -> int | None:
+    """The lock, to be released with `os.close`; None if another process has it."""
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_nlink:
+                return lock
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        os.close(lock)  # its last holder has removed the file in between
 
 
 def is_held(lock: Path) -> bool:
@@ -100,9 +103,9 @@ def is_held(lock: Path) -> bool:
     return False
 
 
-def agreed(accelerator: Accelerator, value: T) -> T:
+def agreed(accelerator: Accelerator | None, value: T) -> T:
     """The main process's value, in all processes of a run."""
-    if accelerator.num_processes == 1:
+    if accelerator is None or accelerator.num_processes == 1:
         return value
     from accelerate.utils import broadcast_object_list
 

@@ -1,4 +1,4 @@
-"""What came of a run, and how it is told; no torch."""
+"""How a run ended, and how that is shown; no torch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from sparta_bench.errors import log
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run, and the line that tells it; `refused` where the input was at fault and
-    nothing was tried."""
+    """How a run ended, in a line for people; `refused`: its input was at fault, nothing was run."""
 
     kind: Literal["done", "failed", "refused"]
     line: str
 
 
 def show(outcome: Outcome) -> None:
-    """Tell an outcome: results on standard output, faults of input on standard error."""
+    """Results go to standard output, faults of input to standard error."""
     if outcome.kind == "refused":
         log(*outcome.line.splitlines())
     elif os.environ.get("RANK", "0") == "0":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from itertools import product
@@ -42,48 +41,54 @@ class Progress:
     failed: int
     missing: int
     outdated: int  # of those not done: completed under another protocol
-    seconds_left: float | None  # for one process; null before the first run of some kind
+    seconds_left: float | None  # for one process; None before the first run of some kind
 
 
 def progress(folders: list[Path]) -> list[Progress]:
-    """Of every table that has sweeps, in the order of the paper, the twins' last."""
+    """Of every table that has sweeps, in the order of the paper, the tiny models' last."""
     records, _ = read_records(folders)
     usable = [record for record in records if reason_against(record) is None]
-    running = _running(folders)
+    # a run whose lock is held is at work at this moment
+    paths = [Path(name) for folder in folders for name in files_below(folder, RUNNING)]
+    started = [read_record(path) for path in paths if is_held(path.parent / LOCK)]
+    running = [record for record in started if isinstance(record, Record)]
     return [_of_table(layout.key, usable, running) for layout in LAYOUTS]
 
 
 def _of_table(key: str, records: list[Record], running: list[Record]) -> Progress:
     wanted = dict(pair for sweep in sweeps_of(key) for pair in _runs(sweep))
+
+    def runs_of(records: Iterable[Record]) -> set[Run]:
+        return {run for record in records if (run := _run_of(record, wanted)) is not None}
+
     current = [record for record in records if record.raw.get("protocol") == PROTOCOL]
-    others = [record for record in records if record.raw.get("protocol") != PROTOCOL]
-    states = {
-        state: {run for record in found if (run := _run_of(record, wanted)) is not None}
-        for state, found in (
-            ("done", [record for record in current if record.status == "completed"]),
-            ("failed", [record for record in current if record.status == "failed"]),
-            ("running", running),
-            ("outdated", [record for record in others if record.status == "completed"]),
-        )
-    }
-    at_work = states["running"] - states["done"]
-    failed = states["failed"] - states["done"] - at_work
-    left = wanted.keys() - states["done"]
-    cells: dict[Cell, set[Run]] = defaultdict(set)
-    for run in wanted:
-        cells[run.cell].add(run)
+    completed = [record for record in records if record.status == "completed"]
+    done = runs_of(record for record in current if record.status == "completed")
+    at_work = runs_of(running) - done
+    failed = runs_of(record for record in current if record.status == "failed") - done - at_work
+    outdated = runs_of(record for record in completed if record.raw.get("protocol") != PROTOCOL)
+    left = wanted.keys() - done
+    cells = {run.cell for run in wanted}
+    times = Times()
+    for record in completed:
+        times.add(_kinds(record.cell), seconds_of(record.raw))
     return Progress(
-        key,
-        len(cells),
-        sum(runs <= states["done"] for runs in cells.values()),
-        len(wanted),
-        len(states["done"]),
-        len(at_work),
-        len(failed),
-        len(left - at_work - failed),
-        len(left & states["outdated"]),
-        _seconds_left(left, records),
+        table=key,
+        cells=len(cells),
+        cells_done=len(cells - {run.cell for run in left}),
+        runs=len(wanted),
+        done=len(done),
+        running=len(at_work),
+        failed=len(failed),
+        missing=len(left - at_work - failed),
+        outdated=len(left & outdated),
+        seconds_left=times.left(_kinds(run.cell) for run in left),
     )
+
+
+def _kinds(cell: Cell) -> tuple[Hashable, ...]:
+    """Runs of a cell take about as long, else those of its model, task and method."""
+    return cell, cell[:3]
 
 
 def _runs(sweep: Sweep) -> Iterable[tuple[Run, dict[str, Any]]]:
@@ -112,23 +117,3 @@ def _run_of(record: Record, wanted: dict[Run, dict[str, Any]]) -> Run | None:
         return None
     fixed = wanted[run].keys() - NOT_FIXED
     return run if all(train.get(key) == wanted[run][key] for key in fixed) else None
-
-
-def _running(folders: list[Path]) -> list[Record]:
-    """Runs whose lock is held at this moment."""
-    paths = [Path(name) for folder in folders for name in files_below(folder, RUNNING)]
-    found = [read_record(path) for path in paths if is_held(path.parent / LOCK)]
-    return [record for record in found if isinstance(record, Record)]
-
-
-def _seconds_left(left: Iterable[Run], records: list[Record]) -> float | None:
-    """Each run as the median of those of its cell, else of its model, task and method."""
-    times = Times()
-    for record in records:
-        if record.status == "completed":
-            times.add(_kinds(record.cell), seconds_of(record.raw))
-    return times.left(_kinds(run.cell) for run in left)
-
-
-def _kinds(cell: Cell) -> tuple[Hashable, ...]:
-    return cell, cell[:3]

@@ -26,22 +26,16 @@ class Times:
 
         None if there is no completed run like one of them.
         """
-        total = 0.0
-        for kinds in runs:
-            seconds = next((self._seconds[k] for k in kinds if k in self._seconds), None)
-            if seconds is None:
-                return None
-            total += statistics.median(seconds)
-        return total
+        known = [next((k for k in kinds if k in self._seconds), None) for kinds in runs]
+        if None in known:
+            return None
+        return sum((statistics.median(self._seconds[kind]) for kind in known), start=0.0)
 
 
 def kinds_of(config: Config) -> list[Hashable]:
     """Kinds of runs that take about as long, the nearest first."""
-    model, task, method = config.model.name, config.task.name, config.method.name
     train = config.train
     amount = (train.epochs, train.max_steps, config.task.max_train_examples, train.patience)
+    kind = (config.model.name, config.task.name, config.method.name, amount)
     density = config.method.density if isinstance(config.method, SpartaConfig) else None
-    return [
-        (model, task, amount, method, density, train.batch_size),
-        (model, task, amount, method),
-    ]
+    return [(*kind, density, train.batch_size), kind]

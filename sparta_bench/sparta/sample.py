@@ -70,6 +70,7 @@ def _targeted(model: nn.Module, targets: str | Sequence[str]) -> dict[str, Tenso
         if not tensors:
             raise ValueError(f"targets={targets}: the model has nothing but embeddings")
     else:
+        targets = targets if isinstance(targets, str) else list(targets)  # as messages show it
         wanted = {targets} if isinstance(targets, str) else set(targets)
         tensors = {name: t for name, t in tensors.items() if _module_of_weight(name) in wanted}
         missing = sorted(wanted - set(map(_module_of_weight, tensors)))

@@ -1,4 +1,4 @@
-"""A cut-off run goes on where it was: one file, no pickle, written whole or not at all."""
+"""A run that was cut off goes on where it was: one file, no pickle, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,33 +17,27 @@ from sparta_bench.data.tensor_cache import read_kept, write_kept
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the state of a run is kept. `made_by` (`run_id` and `versions`, by package) is who may
-    go on from it: a result must not be half of one run or version, half of another."""
+    """The file with the state of a run. `made_by` (`run_id` and `versions`, by package) says who
+    may go on from it: a result must not be half of one run or version, half of another."""
 
     path: Path
     made_by: dict[str, Any]
 
     def save(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Write tensors with JSON-able progress beside them, in one safetensors file.
-
-        Raises
-        ------
-        OSError
-            If it cannot be written; the last one stays then.
-        """
+        """Write tensors and JSON-able progress. Raises OSError and keeps the last file if it
+        cannot."""
         dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         write_kept(self.path, dense, json.dumps([self.made_by, progress]))
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | str | None:
-        """What `save` wrote; why it cannot be gone on from; or null if there is none."""
+        """What `save` wrote; the reason why no run can go on from it; None if there is none."""
         if not self.path.exists():
             return None
         kept = read_kept(self.path)
         if kept is None:
             return "cannot be read, or is not as it was written"
-        tensors, about = kept
-        made_by, progress = json.loads(about)
-        return self._difference(made_by) or (progress, tensors)
+        made_by, progress = json.loads(kept[1])
+        return self._difference(made_by) or (progress, kept[0])
 
     def _difference(self, made_by: Any) -> str | None:
         if made_by == self.made_by:
@@ -57,20 +51,19 @@ class Checkpoint:
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by place of the parameter and name."""
-    state = optimizer.state_dict()["state"]
+    """The optimizer's state by the parameter's number and the state's name."""
     return {
-        f"optimizer.{place}.{name}": torch.as_tensor(value)
-        for place, values in state.items()
+        f"optimizer.{number}.{name}": torch.as_tensor(value)
+        for number, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give the optimizer the state of `optimizer_tensors` back."""
+    """Give the state of `optimizer_tensors` back to the optimizer."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
-            _, place, name = key.split(".", 2)
-            state.setdefault(int(place), {})[name] = tensor
+            _, number, name = key.split(".", 2)
+            state.setdefault(int(number), {})[name] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -10,6 +10,7 @@ travel between them.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -21,7 +22,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim import Optimizer
 
 from sparta_bench.config.schema import TrainConfig
 from sparta_bench.data.batches import BatchSource, training_batches
@@ -31,12 +31,13 @@ from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.features import FeatureClassifier
 from sparta_bench.training import checkpoint as ckpt
 from sparta_bench.training.evaluation import evaluate, evaluation_batch_size
-from sparta_bench.training.gradients import refuse_untrained
 from sparta_bench.training.optimizer import build_optimizer, learning_rate_at
-from sparta_bench.training.progress import Reporter
+from sparta_bench.training.progress import ProgressReporter
 
 # Looking at a loss makes a GPU wait for it; so losses are looked at in groups.
 STEPS_BETWEEN_LOOKS = 10
+# `layers.0.mlp.experts.3.w1.weight`: the list of experts, and one of them
+EXPERT = re.compile(r"(.*experts)\.[^.]*\d\.")
 
 
 @dataclass
@@ -75,38 +76,31 @@ def plan_steps(train_examples: int, train: TrainConfig) -> Plan:
     return Plan(per_epoch, steps, train.eval_every or math.ceil(per_epoch / 4))
 
 
+@dataclass(eq=False)
 class Training:
     """The training of one classifier with one method."""
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        classifier: Classifier | FeatureClassifier,
-        trained: Trained,
-        train_set: BatchSource,
-        dev_set: BatchSource,
-        settings: TrainConfig,
-        seed: int,
-        checkpoint: ckpt.Checkpoint | None = None,
-    ) -> None:
-        self.accelerator = accelerator
-        self.device: torch.device = accelerator.device
-        self.classifier = classifier
-        self.trained = trained
-        self.train_set = train_set
-        self.train_lengths = train_set.lengths()
-        self.dev_set = dev_set
-        self.settings = settings
-        self.seed = seed
-        self.checkpoint = checkpoint
-        self.plan = plan_steps(len(train_set), settings)
-        self.optimizer: Optimizer = build_optimizer(trained.groups(settings.weight_decay), settings)
+    accelerator: Accelerator
+    classifier: Classifier | FeatureClassifier
+    trained: Trained
+    train_set: BatchSource
+    dev_set: BatchSource
+    settings: TrainConfig
+    seed: int
+    checkpoint: ckpt.Checkpoint | None = None
+
+    def __post_init__(self) -> None:
+        self.device: torch.device = self.accelerator.device
+        self.train_lengths = self.train_set.lengths()
+        self.plan = plan_steps(len(self.train_set), self.settings)
+        groups = self.trained.groups(self.settings.weight_decay)
+        self.optimizer = build_optimizer(groups, self.settings)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
 
     # ------------------------------------------------------------------ the protocol
     def train(
-        self, reporter: Reporter, after_step: Callable[[int], None] | None = None
+        self, reporter: ProgressReporter, after_step: Callable[[int], None] | None = None
     ) -> Progress:
         """Train until the steps are used up or the dev loss no longer falls, then restore the
         state with the lowest dev loss.
@@ -114,10 +108,9 @@ class Training:
         Raises
         ------
         TrainingError
-            If a loss is not a number or infinite, or a value has no gradient in the first step.
+            If a loss is not finite, or a value has no gradient in the first step.
         """
-        resumed = self._resume(reporter)
-        if not resumed:
+        if not self._resume(reporter):
             self._evaluate_dev(reporter)
         progress = self.progress
         looked_at = time.perf_counter()
@@ -127,7 +120,8 @@ class Training:
             pending.append((progress.step + 1, self._step(rows, rate), len(rows)))
             progress.step += 1
             evaluate = progress.step % self.plan.eval_every == 0 or progress.step == self.plan.steps
-            save = self._checkpoint_is_due()
+            every = self.settings.checkpoint_every
+            save = every is not None and progress.step % every == 0
             if evaluate or save or len(pending) == STEPS_BETWEEN_LOOKS:
                 loss = self._look_at(pending, rate)
                 reporter.step(progress.step, loss, rate)
@@ -155,6 +149,20 @@ class Training:
         self.progress.evaluation_seconds += time.perf_counter() - started
         return scores
 
+    def summary(self) -> dict[str, Any]:
+        """How far the training is, and how fast it was; for the record."""
+        progress, seconds = self.progress, self.progress.train_seconds
+        return {
+            "steps": progress.step,
+            "best_step": progress.best_step,
+            "epochs": round(progress.step / self.plan.steps_per_epoch, 4),
+            "stopped_early": progress.stopped_early,
+            "seconds": round(seconds, 3),
+            "evaluation_seconds": round(progress.evaluation_seconds, 3),
+            "examples_per_second": round(progress.examples / seconds, 2) if seconds else None,
+            "tokens_per_second": round(progress.tokens / seconds, 1) if seconds else None,
+        }
+
     # ------------------------------------------------------------------------- steps
     def _batches_to_go(self) -> Iterator[list[int]]:
         while self.progress.step < self.plan.steps and not self.progress.stopped_early:
@@ -178,11 +186,14 @@ class Training:
         for start in range(0, len(rows), size):
             total += self._backward(rows[start : start + size], len(rows))
         if self.progress.step == 0:
-            refuse_untrained(self.accelerator, self.trained.values)
+            self._refuse_untrained()
         values = [value for group in self.optimizer.param_groups for value in group["params"]]
         if self.accelerator.num_processes > 1:
-            self._sum_over_processes(values)
             total = self.accelerator.reduce(total, "sum")
+            for value in values:
+                if value.grad is None:  # this process had no example of the batch
+                    value.grad = torch.zeros_like(value)
+                value.grad = self.accelerator.reduce(value.grad, "sum")
         if self.settings.max_grad_norm:
             grads = [value.grad for value in values if value.grad is not None]
             norm = get_total_norm(grads)
@@ -210,23 +221,30 @@ class Training:
         rows = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         if not rows:
             return torch.zeros((), device=self.device)
-        batch = self._to_device(self.train_set.collate(rows))
+        batch = {
+            name: tensor.to(self.device, non_blocking=True)
+            for name, tensor in self.train_set.collate(rows).items()
+        }
         labels = batch.pop("labels")
         loss = F.cross_entropy(self.classifier(**batch), labels, reduction="sum") / batch_examples
         self.accelerator.backward(loss)
         return loss.detach()
 
-    def _sum_over_processes(self, values: list[Tensor]) -> None:
-        for value in values:
-            if value.grad is None:  # this process had no example of the batch
-                value.grad = torch.zeros_like(value)
-            value.grad = self.accelerator.reduce(value.grad, "sum")
-
-    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+    def _refuse_untrained(self) -> None:
+        """Raise TrainingError if a value has no gradient in any process, and so never changes."""
+        values = self.trained.values
+        has_gradient = [float(value.grad is not None) for value in values.values()]
+        sums = self.accelerator.reduce(torch.tensor(has_gradient, device=self.device), "sum")
+        names = never_trained(dict(zip(values, (sums > 0).tolist(), strict=True)))
+        if names:
+            others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+            raise TrainingError(
+                "choose other tensors to train (method.targets), or another model: "
+                f"{names[0]}{others} got no gradient in the first step, and would never change"
+            )
 
     def _look_at(self, pending: list[tuple[int, Tensor, int]], rate: float) -> float:
-        """Add the pending losses up, refuse any that is no number; returns the last."""
+        """Add the pending losses up; raise TrainingError unless finite. Returns the last."""
         last = math.nan
         for step, loss, examples in pending:
             last = float(loss)
@@ -240,7 +258,7 @@ class Training:
         return last
 
     def _cause(self, step: int, rate: float) -> str:
-        """Why a loss at this step (0: before the first) is probably no number."""
+        """Why a loss at this step (0: before the first) is probably not finite."""
         if step > 1:
             return (
                 f"the learning rate of {rate:.1e} is probably too high; try a third of it, or "
@@ -249,9 +267,9 @@ class Training:
         return why_not_finite(self.classifier)
 
     # -------------------------------------------------------------------- evaluation
-    def _evaluate_dev(self, reporter: Reporter) -> None:
-        """Note the dev scores; keep the state if its loss is the lowest. The untrained state is
-        noted, but never the result."""
+    def _evaluate_dev(self, reporter: ProgressReporter) -> None:
+        """Append the dev scores to the history; keep the state if its loss is the lowest. The
+        untrained state has scores, but is never the result."""
         progress, settings = self.progress, self.settings
         scores = self.evaluate(self.dev_set)
         if not math.isfinite(scores["loss"]):
@@ -268,16 +286,6 @@ class Training:
         if better:
             progress.best_loss, progress.best_step = scores["loss"], progress.step
             self.best = self.trained.snapshot()
-        self._note(scores)
-        patience = settings.patience
-        progress.stopped_early = bool(patience) and progress.evaluations_without_gain >= patience
-        reporter.evaluated(progress.step, scores, better)
-
-    def _last_rate(self) -> float:
-        return learning_rate_at(max(self.progress.step - 1, 0), self.plan.steps, self.settings)
-
-    def _note(self, scores: dict[str, float]) -> None:
-        progress = self.progress
         seen = progress.loss_examples
         progress.history.append(
             {
@@ -291,35 +299,40 @@ class Training:
             }
         )
         progress.loss_sum, progress.loss_examples = 0.0, 0
+        patience = settings.patience
+        progress.stopped_early = bool(patience) and progress.evaluations_without_gain >= patience
+        reporter.evaluated(progress.step, scores, better)
+
+    def _last_rate(self) -> float:
+        return learning_rate_at(max(self.progress.step - 1, 0), self.plan.steps, self.settings)
 
     # ------------------------------------------------------------------- checkpoints
-    def _checkpoint_is_due(self) -> bool:
-        every = self.settings.checkpoint_every
-        return every is not None and self.progress.step % every == 0
-
-    def _save_checkpoint(self, reporter: Reporter) -> None:
-        """Without one the training is worth as much as before, so a full disk does not end it."""
+    def _save_checkpoint(self, reporter: ProgressReporter) -> None:
+        """A full disk does not end the training, which is worth as much without a checkpoint."""
         if self.checkpoint is None or not self.accelerator.is_main_process:
             return
-        tensors: dict[str, Tensor] = {}
-        tensors |= {f"value.{name}": value for name, value in self.trained.values.items()}
-        tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        tensors |= ckpt.optimizer_tensors(self.optimizer)
+        tensors: dict[str, Tensor] = {
+            **{f"value.{name}": value for name, value in self.trained.values.items()},
+            **{f"best.{name}": value for name, value in self.best.items()},
+            **ckpt.optimizer_tensors(self.optimizer),
+        }
         try:
             self.checkpoint.save(vars(self.progress), tensors)
         except OSError as error:
             reporter.warn(f"{refusal_of(error)}; training goes on without this checkpoint")
 
-    def _resume(self, reporter: Reporter) -> bool:
+    def _resume(self, reporter: ProgressReporter) -> bool:
         """Go back to the checkpoint, if there is one of this run."""
-        found = None if self.checkpoint is None else self.checkpoint.load()
-        if isinstance(found, tuple) and not self._fits(*found):
-            found = "is not as this version writes it"
-        if isinstance(found, str):
+        state = None if self.checkpoint is None else self.checkpoint.load()
+        if isinstance(state, tuple) and not self._fits(*state):
+            state = "is not as this version writes it"
+        if isinstance(state, str):
             assert self.checkpoint is not None
-            reporter.warn(f"{self.checkpoint.path}: {found}; the run begins anew")
-        progress, tensors = found if isinstance(found, tuple) else ({"step": -1}, {})
-        if not self._all_have(progress["step"]) or not tensors:
+            reporter.warn(f"{self.checkpoint.path}: {state}; the run begins anew")
+        progress, tensors = state if isinstance(state, tuple) else ({"step": -1}, {})
+        # all processes go on from there, or none: one may not see the folder
+        step = torch.tensor([progress["step"]], device=self.device)
+        if not bool((self.accelerator.gather(step) == step).all()) or not tensors:
             return False
         self.progress = Progress(**progress)
         self.trained.restore(_with_prefix(tensors, "value."))
@@ -327,16 +340,27 @@ class Training:
         ckpt.restore_optimizer(self.optimizer, tensors)
         return True
 
-    def _all_have(self, step: int) -> bool:
-        """Whether all processes of the run are to go on from there; one may not see the folder."""
-        steps = self.accelerator.gather(torch.tensor([step], device=self.device))
-        return bool((steps == step).all())
-
     def _fits(self, progress: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
         wanted = _shapes(self.trained.values)
         values, best = (_shapes(_with_prefix(tensors, part)) for part in ("value.", "best."))
         known = {field.name for field in fields(Progress)}
         return progress.keys() == known and values == wanted and best in ({}, wanted)
+
+
+def never_trained(has_gradient: Mapping[str, bool]) -> list[str]:
+    """The names without gradient, but for experts beside which others of the same layer have one:
+    no token of the batch chose them, and one of a later batch may."""
+
+    def experts_of(name: str) -> str | None:
+        match = EXPERT.match(name)
+        return match[1] if match else None
+
+    trained_lists = {experts_of(name) for name, has in has_gradient.items() if has} - {None}
+    return [
+        name
+        for name, has in has_gradient.items()
+        if not has and experts_of(name) not in trained_lists
+    ]
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -1,105 +1,70 @@
-"""What a person sees while a run goes on: a bar when someone is watching, plain lines when not."""
+"""How far long work is, on standard error: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
-from types import TracebackType
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    track,
-)
+from tqdm import tqdm
+
+from sparta_bench.errors import log
 
 
-class Reporter(Protocol):
-    """What the training loop tells."""
-
-    def step(self, step: int, loss: float, rate: float) -> None: ...
-
-    def evaluated(self, step: int, scores: Mapping[str, float], best: bool) -> None: ...
-
-    def warn(self, line: str) -> None: ...
+def progress_bar(total: float, what: str, speaks: bool = True, **how: Any) -> Any:
+    """A bar of tqdm's that leaves nothing behind; `disable` is set where nobody would see it."""
+    disable = not (speaks and sys.stderr.isatty())
+    return tqdm(total=total, desc=what, leave=False, dynamic_ncols=True, disable=disable, **how)
 
 
-def watched(
-    batches: Sequence[list[int]], what: str, speaks: bool
-) -> Generator[list[int], None, None]:
-    """The batches, with a bar when someone is watching and a line at the start when not.
-
-    Nothing is shown before the first batch is asked for. To be closed, so that the bar goes.
-    """
-    console = Console(stderr=True, quiet=not speaks)
-    if not console.is_terminal:
-        examples = sum(len(rows) for rows in batches)
-        console.print(f"{what}: {examples} examples, once for all epochs", highlight=False)
-        yield from batches
-    else:
-        yield from track(batches, what, console=console, transient=True)
+def watched(batches: Sequence[list[int]], what: str, speaks: bool) -> Iterator[list[int]]:
+    """The batches, with a bar or a line from the moment when the first is asked for."""
+    with progress_bar(len(batches), what, speaks) as bar:
+        if bar.disable and speaks:
+            examples = sum(map(len, batches))
+            print(f"{what}: {examples} examples, once for all epochs", file=sys.stderr, flush=True)
+        for batch in batches:
+            yield batch
+            bar.update()
 
 
 class ProgressReporter:
-    """A reporter on standard error. Standard output is left to the result; of several processes
-    only the main one speaks."""
+    """What the training loop reports; of several processes only the main one `speaks`."""
 
     def __init__(self, steps: int, speaks: bool = True) -> None:
-        self.steps = steps
-        self.console = Console(stderr=True, quiet=not speaks)
+        self.steps, self.speaks = steps, speaks
+        self.bar = progress_bar(steps, "step", speaks)
         self.started = time.perf_counter()
         self.first_step: int | None = None  # a resumed run does not begin at 0
-        self.bar = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            transient=True,
-        )
-        self.task = self.bar.add_task("", total=steps)
-        self.dev = ""
+        self.dev_scores = ""
 
     def __enter__(self) -> ProgressReporter:
-        self.bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not self.bar.disable:  # rich 14 ends a disabled bar with an empty line
-            self.bar.stop()
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
 
     def step(self, step: int, loss: float, rate: float) -> None:
         """Shown in the bar only."""
-        text = f"loss {loss:.3f}  rate {rate:.1e}{self.dev}"
-        self.bar.update(self.task, completed=step, description=text)
+        self.bar.set_postfix_str(f"loss {loss:.3f}  rate {rate:.1e}{self.dev_scores}", False)
+        self.bar.update(step - self.bar.n)
 
     def evaluated(self, step: int, scores: Mapping[str, float], best: bool) -> None:
         """Shown in the bar, and as a line where there is none."""
-        self.first_step = step if self.first_step is None else self.first_step
         text = f"dev loss {scores['loss']:.4f}  accuracy {scores['accuracy']:.3f}"
-        self.dev = f"  {text}"
-        if self.bar.disable:
+        self.dev_scores = f"  {text}"
+        self.first_step = step if self.first_step is None else self.first_step
+        if self.bar.disable and self.speaks:
             seconds = time.perf_counter() - self.started
-            done = step - (self.first_step or 0)
+            done = step - self.first_step
             left = f", at most {seconds / done * (self.steps - step):.0f} s left" if done else ""
             mark = "  best so far" if best else ""
-            self.console.print(
-                f"step {step}/{self.steps}  {text}  {seconds:.0f} s{left}{mark}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            line = f"step {step}/{self.steps}  {text}  {seconds:.0f} s{left}{mark}"
+            print(line, file=sys.stderr, flush=True)
 
     def warn(self, line: str) -> None:
         """A line of its own, also where there is a bar."""
-        self.console.print(f"sparta-bench: {line}", highlight=False, markup=False, soft_wrap=True)
+        self.bar.clear()
+        if self.speaks:
+            log(line)

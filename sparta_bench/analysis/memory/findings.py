@@ -35,8 +35,7 @@ from sparta_bench.models.counts import count_parameters, empty_backbone
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.models.source import load_architecture
 from sparta_bench.paper import rows_of
-from sparta_bench.records.environment import environment
-from sparta_bench.records.write import now
+from sparta_bench.records.write import environment, now
 
 # Table 1's columns and their overrides; its share of trained scalars is that of the whole model.
 TABLE1 = {

@@ -26,8 +26,8 @@ from sparta_bench.errors import InputError, shown
 from sparta_bench.inference.evaluate import Sets, check_fits, scores_of, sets_of
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.dtypes import DTYPES, Precision
-from sparta_bench.records.environment import environment
 from sparta_bench.records.record import Record
+from sparta_bench.records.write import environment
 
 SCORES_AGREE = 1e-3  # nats: how near a run's recorded loss must be, whatever the device
 
