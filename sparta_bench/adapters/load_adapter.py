@@ -160,7 +160,7 @@ def _load_whole(folder: Path) -> Loaded:
     about = read_whole(folder)
     model = replace(about.model, path=str(folder), embedded=False, tokenizer=None)
     classifier, tokenizer = load_base(about, model, told_as="")
-    with safe_open(file_with(SCORE, str(folder), None), framework="pt") as file:
+    with safe_open(file_with(SCORE, folder), framework="pt") as file:
         if SCORE not in file.keys():
             raise InputError(f"{folder}: the checkpoint has no {SCORE}")
         head = file.get_tensor(SCORE)

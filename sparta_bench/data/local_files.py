@@ -17,17 +17,10 @@ from sparta_bench.errors import InputError, reason_of, shown
 TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
 
 
-def read_split(task: TaskConfig, split: str, examples: Examples | None = None) -> Examples:
-    """Read one raw split from `task.data_dir`, into `examples` where those are given.
-
-    Raises
-    ------
-    InputError
-        If no file holds the split, a file cannot be read, or (unless `task.on_bad_row=skip`) a
-        row is bad: file, row number and rule.
-    """
-    paths = _find(task, split)
-    examples = Examples() if examples is None else examples
+def read_split(task: TaskConfig, split: str) -> Examples:
+    """Read one raw split from `task.data_dir`. Raises InputError if no file holds it, a file cannot
+    be read, or (unless `task.on_bad_row=skip`) a row is bad: file, row number and rule."""
+    paths, examples = _find(task, split), Examples()
     for path in paths:
         is_table = path.suffix in TABLE_SUFFIXES
         try:
@@ -102,7 +95,7 @@ def _tsv_rows(path: Path, task: TaskConfig) -> Iterator[NumberedRow]:
                     positions = {name: fields.index(head) for name, head in tsv.columns.items()}
                     width = len(fields)
                     continue
-                positions, width = tsv.positions, tsv.fields or len(fields)
+                positions, width = tsv.positions or {}, tsv.fields or len(fields)
             if len(fields) != width:
                 problem = f"{len(fields)} tab-separated fields, where {width} belong"
                 yield number, BadRowError(problem)
@@ -164,8 +157,9 @@ def table_rows(path: Path) -> Iterator[NumberedRow]:
     except InputError:
         raise
     except Exception as error:  # each format's library has its own
-        kind, cause = path.suffix.removeprefix("."), error.__cause__ or error
-        raise InputError(f"{path}: not readable as {kind}: {reason_of(cause)}") from None
+        kind = path.suffix.removeprefix(".")
+        cause = reason_of(error.__cause__ or error)  # datasets says only that it failed
+        raise InputError(f"{path}: not readable as {kind}: {cause}") from None
 
 
 def _csv_settings(path: Path) -> dict[str, Any]:

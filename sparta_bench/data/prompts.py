@@ -11,8 +11,7 @@ SEP_TOKEN = "<sep>"
 
 
 class Reading(Protocol):
-    """What of a task decides how its texts are read: a `TaskConfig`, or what an adapter says of
-    the task that it was trained on."""
+    """What of a `TaskConfig`, or of an adapter's manifest, decides how texts are read."""
 
     @property
     def columns(self) -> list[str]: ...

@@ -54,13 +54,8 @@ class _Setting(NamedTuple):
 def set_dropout(backbone: nn.Module, rate: float) -> None:
     """Set the attention's dropout to `rate`, and all else that draws random numbers to 0.
 
-    Tells which settings other than the attention's were not 0.
-
-    Raises
-    ------
-    InputError
-        If the backbone draws random numbers in training that no setting turns off, or `rate` is not
-        0 and its attention takes no dropout.
+    Logs which settings other than the attention's were not 0. Raises InputError if the backbone
+    draws random numbers that no setting turns off, or its attention takes no dropout.
     """
     named = type(backbone).__name__
     others = sorted({str(s) for s in _settings(backbone) if s.value and not s.of_attention})

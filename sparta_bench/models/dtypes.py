@@ -27,7 +27,13 @@ import torch
 
 from sparta_bench.config.schema import Config
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that a model can compute in
+STORED_DTYPES = {  # that weights can be stored in, by safetensors' names
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 @dataclass(frozen=True)
