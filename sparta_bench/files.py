@@ -62,6 +62,14 @@ def remove_folder(path: Path) -> None:
             path.replace(place / "removed")
 
 
+def why_no_folder(path: str | Path) -> str | None:
+    """Why a path is no folder that can be read; `None`: it is one."""
+    try:
+        return None if Path(path).is_dir() else "there is no such folder"
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        return str(error.strerror)
+
+
 def why_not_writable(folder: Path) -> str | None:
     """What prevents writing into a folder, which need not be there yet; `None`: nothing."""
     path = folder.absolute()

@@ -17,14 +17,8 @@ from sparta_bench.models.attention import attention_of, with_attention
 from sparta_bench.models.classifier import Classifier, checkpoint_gradients, random_head
 from sparta_bench.models.dropout import set_dropout
 from sparta_bench.models.dtypes import STORED_DTYPES, Precision
-from sparta_bench.models.source import (
-    cannot_be_loaded,
-    folder_of,
-    folder_with_weights,
-    label_of,
-)
-from sparta_bench.models.stored_tensors import is_head
-from sparta_bench.models.weight_files import checkpoint_files, open_file
+from sparta_bench.models.source import cannot_be_loaded, folder_of, folder_with_weights, label_of
+from sparta_bench.models.weight_files import checkpoint_files, is_head, open_file
 
 ADAPTER = "adapter_config.json"  # peft's
 OTHER_WEIGHTS = "transformers_weights"
@@ -104,8 +98,7 @@ def _check_report(label: str, report: dict[str, Any]) -> None:
             f"{label}: the checkpoint's {name} has the shape {tuple(stored)}, where "
             f"{tuple(wanted)} follows from config.json"
         )
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"{label}: {len(missing)} tensors are missing in the checkpoint, "
             f"the first is {missing[0]}"

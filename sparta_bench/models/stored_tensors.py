@@ -15,10 +15,14 @@ from sparta_bench.errors import InputError
 from sparta_bench.models.checkpoint_names import check_source
 from sparta_bench.models.dtypes import STORED_DTYPES
 from sparta_bench.models.source import folder_of, hub_folder
-from sparta_bench.models.weight_files import SINGLE, checkpoint_files, download_weights, open_file
+from sparta_bench.models.weight_files import (
+    SINGLE,
+    checkpoint_files,
+    download_weights,
+    is_head,
+    open_file,
+)
 from sparta_bench.sparta.store import fingerprint_of_tensors
-
-HEADS = ("lm_head", "score")  # what stands on a backbone in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,6 @@ class Checkpoint:
             # quantised weights are no base of ours; very old checkpoints hold a rotary buffer
             if stored.dtype is not None and not is_head(name) and not name.endswith("inv_freq")
         )
-
-
-def is_head(name: str) -> bool:
-    """Whether a tensor belongs to a vocabulary or classification head."""
-    return any(head in name.split(".") for head in HEADS)
 
 
 def open_checkpoint(source: str) -> Checkpoint:

@@ -17,6 +17,7 @@ from sparta_bench.files import json_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth")
+HEADS = {"lm_head", "score"}  # what stands on a backbone in a checkpoint
 
 
 def checkpoint_files(label: str, folder: Path) -> dict[Path, list[str]]:
@@ -71,6 +72,11 @@ def open_file(path: Path) -> Any:
         raise InputError(f"{path}: no safetensors file, or cut short ({reason})") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {reason_of(error)}") from None
+
+
+def is_head(tensor: str) -> bool:
+    """Whether a tensor belongs to a vocabulary or classification head."""
+    return not HEADS.isdisjoint(tensor.split("."))
 
 
 def _shards(index: Path) -> dict[str, list[str]]:
