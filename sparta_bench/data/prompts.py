@@ -35,11 +35,10 @@ def render(texts: tuple[str, ...], task: Reading, kind: str) -> str:
     if kind == "instruct":
         prompt = task.prompt
         assert prompt is not None
-        lines = [f"{prompt.instruction} Respond {prompt.answers_text}."]
-        lines += [
-            f"{name}: {text.strip()}" for name, text in zip(prompt.fields, texts, strict=True)
-        ]
-        return "\n".join([*lines, "Response:"])
+        pairs = zip(prompt.fields, texts, strict=True)
+        fields = [f"{name}: {text.strip()}" for name, text in pairs]
+        instruction = f"{prompt.instruction} Respond {prompt.answers_text}."
+        return "\n".join([instruction, *fields, "Response:"])
     if len(texts) == 1:
         return texts[0]
     return separator(task).join(text.strip() for text in texts)

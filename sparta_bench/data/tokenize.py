@@ -121,8 +121,7 @@ def _unknown_share(encoded: Encoded, tokenizer: Any) -> float | None:
     """Which part of all tokens is the tokenizer's unknown one; `None` where it has none."""
     if tokenizer.unk_token_id is None:
         return None
-    assert isinstance(encoded.ids, TokenRows)
-    return round(float(np.mean(encoded.ids.flat == tokenizer.unk_token_id)), 4)
+    return round(float(np.mean(np.concatenate(encoded.ids) == tokenizer.unk_token_id)), 4)
 
 
 def _not_too_long(every: Encoded, limit: int) -> Encoded:
