@@ -7,6 +7,7 @@ import os
 import resource
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,21 +27,16 @@ if TYPE_CHECKING:
 
 
 def device_of(name: str, option: str) -> torch.device:
-    """The device called `cpu`, `cuda` or `auto`: CUDA where there is any.
-
-    Raises
-    ------
-    InputError
-        With `option`, which asked for it, if it is CUDA and there is none.
-    """
-    found = torch.cuda.is_available()
-    if name == "cuda" and not found:
+    """The device called `cpu`, `cuda` or `auto`: CUDA where there is any. Raises InputError with
+    `option`, which asked for it, if it is CUDA and there is none."""
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
         raise InputError(f"{option}: torch sees no CUDA device here; use cpu or auto")
-    return torch.device("cuda" if name != "cpu" and found else "cpu")
+    return torch.device("cuda" if name != "cpu" and has_cuda else "cpu")
 
 
 def device_for(config: Config) -> torch.device:
-    """The device of a configuration. Raises InputError if it is not there."""
+    """The device of a configuration. Raises InputError as `device_of` does."""
     return device_of(config.device, f"device={config.device}")
 
 
@@ -72,10 +68,8 @@ def forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    try:
+    with suppress(OSError):  # not Linux, or not allowed: the peak is then the whole process's
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        pass  # not Linux, or not allowed: the peak is then the whole process's
 
 
 def is_lack_of_memory(error: Exception) -> bool:
@@ -87,12 +81,10 @@ def peak_bytes(device: torch.device) -> int:
     """Bytes allocated on CUDA at the peak; on a CPU the process's largest resident size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
+    with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    except OSError:
-        pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -116,41 +108,32 @@ def peak_of(work: Callable[[], Any], device: torch.device) -> int:
 
 
 class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of all tensors of the process while torch works inside a `with` block.
+    """Bytes of all tensors of the process while torch works inside a `with` block: `live` now, and
+    `peak`, the most there were at any time.
 
     Counts each storage once, from the operation that makes it until nobody holds it, and those
-    that were there before the block: weights, optimizer state. What an operation needs inside
-    itself and frees again is not seen, save in this project's own operators.
-
-    Parameters
-    ----------
-    there
-        What counts as being there before the block; null: all tensors of the process.
-
-    Attributes
-    ----------
-    live, peak
-        Bytes now, and the most there were at any time.
+    of `existing` tensors (`None`: all of the process): weights, optimizer state. What an operation
+    needs inside itself and frees again is not seen, save in this project's own operators.
     """
 
-    def __init__(self, there: Iterable[Tensor] | None = None) -> None:
+    def __init__(self, existing: Iterable[Tensor] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._held: dict[int, weakref.ref[UntypedStorage]] = {}
-        for tensor in _all_tensors() if there is None else there:
+        for tensor in _all_tensors() if existing is None else existing:
             self._hold(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         ours = func.namespace == "sparta_bench" and not isinstance(args[0], FakeTensor)
         if ours and args[0].device.type == "cpu":
             with self:  # its kernel is made of torch's operations, whose temporaries count
-                made = func._op_dk(torch._C.DispatchKey.CPU, *args, **(kwargs or {}))
+                result = func._op_dk(torch._C.DispatchKey.CPU, *args, **(kwargs or {}))
         else:
-            made = func(*args, **(kwargs or {}))
-        for thing in tree_leaves(made):
-            if isinstance(thing, Tensor):
-                self._hold(thing)
-        return made
+            result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._hold(leaf)
+        return result
 
     def _hold(self, tensor: Tensor) -> None:
         for part in _parts(tensor):
@@ -171,7 +154,7 @@ class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _all_tensors() -> Iterable[Tensor]:
     gc.collect()
     # isinstance would ask, and wake, lazy objects
-    return (thing for thing in gc.get_objects() if issubclass(type(thing), Tensor))
+    return (one for one in gc.get_objects() if issubclass(type(one), Tensor))
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:

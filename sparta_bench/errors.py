@@ -14,10 +14,7 @@ SECRET_NAME = re.compile(
 
 
 class InputError(Exception):
-    """A fault of configuration or input: one line each, no traceback, exit code 2.
-
-    Each line names the key or file, the value and the rule.
-    """
+    """A fault of configuration or input: a line each, with key or file, value and rule."""
 
     def __init__(self, *lines: str) -> None:
         super().__init__("\n".join(lines))
@@ -36,8 +33,8 @@ def log(*lines: str) -> None:
 
 
 def one_line(text: str) -> str:
-    """A text as it is told: without secrets, and with line ends and control characters, which files
-    and names may hold to trick a reader or a terminal, spelt out."""
+    """A text without secrets, and with line ends and control characters spelt out, which files and
+    names may hold to trick a reader or a terminal."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode()
         for char in without_secrets(text)
@@ -65,21 +62,15 @@ def did_you_mean(wrong: str, names: Iterable[str]) -> str:
 
 
 def did_you_mean_key(wrong: str, keys: Iterable[str]) -> str:
-    """The same for a dotted key, which may lack its group (`density`) or be shortened (`lr`)."""
+    """The same for a dotted key, which may lack its group (`density`)."""
     inside = [key for key in keys if "." in key or "." not in wrong]  # no group for a setting
-    last = {key: key.rpartition(".")[2] for key in inside}
+    names = {key: key.rpartition(".")[2] for key in inside}
     end = wrong.rpartition(".")[2]
-    for fits in (
-        lambda name: name == end,
-        lambda name: "_" in name and "".join(word[:1] for word in name.split("_")) == end,
-        lambda name: end in name.split("_"),
-    ):
-        if found := [key for key in inside if fits(last[key])]:
-            return _meant(found[:3])
-    if "." in wrong:
+    near = [end] if end in names.values() else []
+    if not near and "." in wrong:
         return did_you_mean(wrong, inside)
-    near = get_close_matches(end, list(dict.fromkeys(last.values())), n=3, cutoff=0.5)
-    return _meant([key for name in near for key in inside if last[key] == name][:3])
+    near = near or get_close_matches(end, dict.fromkeys(names.values()), n=3, cutoff=0.5)
+    return _meant([key for name in near for key in inside if names[key] == name][:3])
 
 
 def _meant(near: list[str]) -> str:
@@ -99,7 +90,7 @@ def refusal_of(error: OSError) -> str:
     return what if error.filename is None else f"{error.filename}: {what}"
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """What a library's error says, in one line."""
     if isinstance(error, KeyError) and error.args:
         return f"{error.args[0]} is missing"

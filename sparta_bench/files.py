@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; renamed to `path` when the block ends well.
+    """Give a temporary path to write to; rename it to `path` when the block ends well.
 
     Raises
     ------
@@ -40,8 +40,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill; in the place of `path`, and of whatever was there, when the block
-    ends well. Raises OSError as `whole_file` does."""
+    """Give a temporary folder to fill; it replaces `path` when the block ends well. Raises OSError
+    as `whole_file` does."""
     path = path.resolve()
     with _workplace(path) as place:
         temporary = place / "new"
@@ -62,24 +62,29 @@ def remove_folder(path: Path) -> None:
             path.replace(place / "removed")
 
 
+def why_no_folder(path: str | Path) -> str | None:
+    """Why a path is no folder that can be read; `None`: it is one."""
+    try:
+        return None if Path(path).is_dir() else "there is no such folder"
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        return str(error.strerror)
+
+
 def why_not_writable(folder: Path) -> str | None:
-    """What is in the way of writing into a folder, which need not be there yet; null: nothing."""
+    """What prevents writing into a folder, which need not be there yet; `None`: nothing."""
     path = folder.absolute()
-    if "\0" in str(path):
-        return "no file system has such a name"
     try:
         nearest = next(part for part in (path, *path.parents) if part.exists())
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
-        return str(error.strerror)
+    except (OSError, ValueError) as error:  # too long, with NUL, or not ours to look into
+        return error.strerror if isinstance(error, OSError) else "no file system has such a name"
     if not nearest.is_dir():
         return f"{nearest} is no folder"
     return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} cannot be written to"
 
 
-def clear_leftovers(folder: Path, name: str | None = None) -> None:
+def clear_leftovers(folder: Path, name: str = "") -> None:
     """Remove what killed processes had begun to write in a folder, at that name or at any."""
-    begin = "*" if name is None else glob.escape(name)
-    for place in folder.glob(f".{begin}.*.tmp"):
+    for place in folder.glob(f".{glob.escape(name) or '*'}.*.tmp"):
         try:
             held = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
         except OSError:  # gone, or none of ours
@@ -87,7 +92,7 @@ def clear_leftovers(folder: Path, name: str | None = None) -> None:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _put_away(place)
-        except OSError:  # somebody is at it, or the file system has no locks
+        except OSError:  # somebody writes there, or the file system has no locks
             pass
         finally:
             os.close(held)
@@ -114,17 +119,13 @@ def _workplace(path: Path) -> Iterator[Path]:
 def _locked_folder(path: Path) -> tuple[Path, int]:
     while True:
         place = Path(mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        try:
+        with suppress(FileNotFoundError):  # taken for a leftover before it was locked
             held = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:  # taken for a leftover before it was locked
-            continue
-        try:
-            fcntl.flock(held, fcntl.LOCK_SH)
-        except OSError:  # a file system without locks: nobody clears there
-            pass
-        if place.exists():
-            return place, held
-        os.close(held)
+            with suppress(OSError):  # a file system without locks: nobody clears there
+                fcntl.flock(held, fcntl.LOCK_SH)
+            if place.exists():
+                return place, held
+            os.close(held)
 
 
 def _put_away(place: Path) -> None:
@@ -133,10 +134,8 @@ def _put_away(place: Path) -> None:
     path, old = place.with_name(place.name[1:].rsplit(".", 2)[0]), place / "old"
     for ready in (place / "new", old):
         if old.exists() and not path.exists():
-            try:
+            with suppress(OSError):  # then the old one goes back
                 ready.replace(path)
-            except OSError:
-                pass  # the old one goes back
     if old.exists():
         old.replace(place / "removed")  # so that a part of it is never taken for the whole
     shutil.rmtree(place, ignore_errors=True)
@@ -148,25 +147,20 @@ def _refusal(error: Exception, path: Path) -> tuple[int, str] | None:
         begin = str(path.with_name(f".{path.name}."))
         ours = error.filename is None or str(error.filename).startswith(begin)
         return (error.errno, str(error.strerror)) if ours and error.errno else None
-    said = re.search(r"\(os error (\d+)\)", str(error))  # safetensors, tokenizers
-    return (int(said[1]), os.strerror(int(said[1]))) if said else None
+    match = re.search(r"\(os error (\d+)\)", str(error))  # safetensors, tokenizers
+    return (int(match[1]), os.strerror(int(match[1]))) if match else None
 
 
 def _settle(file: Path) -> None:
-    """On the disk, and readable as other files are."""
+    """Bring a file to the disk, and make it as readable as other files are."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
-    file.chmod(0o666 & ~_umask())  # safetensors would leave them to their owner alone
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    os.umask(mask := os.umask(0))
+    file.chmod(0o666 & ~mask)  # safetensors would leave it to its owner alone
 
 
 def write_json(path: Path, value: Any) -> None:
-    """One JSON document, indented; NaN is refused, since JSON has none."""
+    """Write one JSON document, indented; NaN is refused, since JSON has none."""
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -174,7 +168,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None
 ) -> None:
-    """A safetensors file of torch tensors. Raises OSError as `whole_file` does."""
+    """Write a safetensors file of torch tensors. Raises OSError as `whole_file` does."""
     from safetensors.torch import save_file
 
     with whole_file(path) as temporary:
@@ -188,15 +182,7 @@ def sha256_of(path: Path) -> str:
 
 
 def json_of(path: Path) -> Any:
-    """What a JSON document holds.
-
-    Raises
-    ------
-    OSError
-        If it cannot be read.
-    ValueError
-        If it is no JSON.
-    """
+    """Read a JSON document. Raises OSError, or ValueError where it is none."""
     if not path.is_file() and path.exists():  # a device or a pipe may have no end
         raise ValueError("is no file")
     try:

@@ -1,8 +1,8 @@
-"""The Hugging Face hub: which commit a name stands for, downloads that can be seen, and its errors
-in words that a person can act on.
+"""The Hugging Face hub: models as folders of its client's cache, each at one commit, and the
+client's errors in words that a person can act on.
 
-A revision is resolved once. Config, tokenizer and weights are then loaded by that commit, so that
-they are of one state of the repository, and so that what is in the cache needs no network.
+A revision is resolved once. Config, tokenizer and weights are of that commit, and what the cache
+has of it needs no network.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from huggingface_hub import (
     get_hf_file_metadata,
     hf_hub_download,
     hf_hub_url,
+    snapshot_download,
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import silent_tqdm
 from tqdm import tqdm
 
 from sparta_bench.errors import log, reason_of
@@ -36,72 +38,61 @@ from sparta_bench.errors import log, reason_of
 Kind = Literal["model", "dataset"]
 Cause = Literal["access", "connection", "other"]  # terms or login; network and cache
 MARKS: dict[Kind, str] = {"model": "config.json", "dataset": "README.md"}  # every one has it
+NO_WEIGHTS = ["*.json", "*.model", "*.txt"]
 
 
 @lru_cache
-def commit_of(repo: str, revision: str) -> str:
-    """The commit that a revision of a model is at (40 hex digits).
+def snapshot(repo: str, revision: str) -> Path:
+    """Return the folder of the cache with a model's files, weights aside; its name is the commit.
 
-    Where the hub does not answer, it is the commit that the cache knows the revision by.
-
-    Raises
-    ------
-    Exception
-        One of the client's, for `why` to tell.
+    Where the hub does not answer, it is the commit that the cache knows the revision by. Raises one
+    of the client's errors, which `why` explains.
     """
-    name = MARKS["model"]
-    if not (_is_commit(revision) and _is_cached(repo, name, revision)):
-        look(repo, revision, "model")
-    return Path(hf_hub_download(repo, name, revision=revision)).parent.name
+    pinned = is_commit(revision) and try_to_load_from_cache(repo, MARKS["model"], revision=revision)
+    commit, problem = (revision, None) if pinned else look(repo, revision, "model")
+    for cache_only in (False, True) if commit else (True,):
+        try:
+            folder = snapshot_download(
+                repo,
+                revision=commit or revision,
+                allow_patterns=NO_WEIGHTS,
+                ignore_patterns="*/*",
+                local_files_only=cache_only,
+                tqdm_class=silent_tqdm,
+            )
+        except Exception as error:  # the client raises many kinds
+            problem = problem or error
+        else:
+            return Path(folder)
+    assert problem is not None
+    raise problem
 
 
-def look(repo: str, revision: str, kind: Kind) -> str | None:
-    """The commit that a revision is at; null where only the cache may know it.
+def look(repo: str, revision: str, kind: Kind) -> tuple[str | None, Exception | None]:
+    """Ask which commit a revision is at, for HF_HUB_ETAG_TIMEOUT seconds at most.
 
-    Where the hub does not answer (in HF_HUB_ETAG_TIMEOUT seconds, 10), this process goes on as
-    with HF_HUB_OFFLINE=1, and says so: each of the client's own attempts would take half a minute
-    to give up, and some would wait for ever.
-
-    Raises
-    ------
-    RevisionNotFoundError
-        If the repository has no such revision.
+    Returns the commit and `None`, or `None` and the hub's refusal, if it gave one: then only the
+    cache may know. Raises RevisionNotFoundError if there is no such revision.
     """
-    known = revision if _is_commit(revision) else None
-    if constants.HF_HUB_OFFLINE:
-        return known
-    url = hf_hub_url(repo, MARKS[kind], revision=revision, repo_type=kind)
     try:
-        return get_hf_file_metadata(url).commit_hash or known
+        url = hf_hub_url(repo, MARKS[kind], revision=revision, repo_type=kind)
+        return get_hf_file_metadata(url).commit_hash, None
     except RevisionNotFoundError:
         raise
-    except HfHubHTTPError:
-        return known  # what it says is told by whoever needs a file that is not in the cache
+    except OfflineModeIsEnabled:
+        return None, None
+    except HfHubHTTPError as error:
+        return None, error
     except Exception as error:
         if not _is_of_connection(error):
             raise
-        from datasets import config  # only where needed: it takes seconds
-
-        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
-        log(f"{endpoint()} does not answer ({type(error).__name__}); only the cache is used")
-        return known
+        _log_once(f"{endpoint()} does not answer ({type(error).__name__}); only the cache is used")
+        return None, None
 
 
-def refusal(repo: str, revision: str, kind: Kind) -> Exception | None:
-    """The hub's answer, where that is an error: a library may have told of it in its own way."""
-    if constants.HF_HUB_OFFLINE:
-        return None
-    try:
-        get_hf_file_metadata(hf_hub_url(repo, MARKS[kind], revision=revision, repo_type=kind))
-    except HfHubHTTPError as error:
-        refused: Exception = error
-        return refused
-    return None
-
-
-def is_offline() -> bool:
-    """Whether only the cache is used."""
-    return bool(constants.HF_HUB_OFFLINE)
+def download(repo: str, name: str, commit: str) -> None:
+    """Download a file to a snapshot, unless it is there."""
+    hf_hub_download(repo, name, revision=commit, tqdm_class=Bar)
 
 
 def endpoint() -> str:
@@ -109,12 +100,14 @@ def endpoint() -> str:
     return urlsplit(constants.ENDPOINT).hostname or "the hub"
 
 
-def _is_commit(revision: str) -> bool:
+@lru_cache
+def _log_once(line: str) -> None:
+    log(line)
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is the full hash of a commit."""
     return len(revision) == 40 and set(revision) <= set("0123456789abcdef")
-
-
-def _is_cached(repo: str, name: str, commit: str) -> bool:
-    return isinstance(try_to_load_from_cache(repo, name, revision=commit), str)
 
 
 def _is_of_connection(error: BaseException) -> bool:
@@ -141,20 +134,25 @@ class Bar(tqdm):  # type: ignore[misc]
 
 # ---------------------------------------------------------------------------------- errors
 def why(error: Exception) -> tuple[str, Cause]:
-    """What kept a thing from being had, and what kind of cause that is."""
-    found = _root(error)
-    if isinstance(found, GatedRepoError):
+    """Explain what kept a thing from being had, and name the kind of cause."""
+    root = _root(error)
+    if isinstance(root, GatedRepoError):
         return "its terms have not been accepted, or not with this login", "access"
-    if isinstance(found, RepositoryNotFoundError):
+    if isinstance(root, RepositoryNotFoundError):
         return "there is no such repository, or none that this login may see", "access"
-    if isinstance(found, RevisionNotFoundError):
+    if isinstance(root, RevisionNotFoundError):
         return "it has no such revision", "other"
-    if isinstance(found, LocalEntryNotFoundError | OfflineModeIsEnabled):
+    if isinstance(root, LocalEntryNotFoundError | OfflineModeIsEnabled):
         return f"{endpoint()} cannot be reached, and the cache does not have it", "connection"
-    if isinstance(found, HfHubHTTPError):
-        return _refusal(found)
-    if found is not None and _is_of_connection(found):
-        kind = type(found).__name__
+    if isinstance(root, RemoteEntryNotFoundError):
+        return f"it has no file {Path(root.response.url.path).name}", "other"
+    if isinstance(root, HfHubHTTPError):
+        status = root.response.status_code
+        text = root.response.headers.get("X-Error-Message") or root.response.reason_phrase
+        cause: Cause = "access" if status in (401, 403) else "other"
+        return f"{endpoint()} answers {status}: {text}", cause
+    if root is not None:
+        kind = type(root).__name__
         return f"the connection broke off ({kind}); the same command tries again", "other"
     if isinstance(error, UnicodeEncodeError):  # on its way into a header
         return "the token (HF_TOKEN, or `hf auth login`) has letters that no token has", "access"
@@ -162,34 +160,25 @@ def why(error: Exception) -> tuple[str, Cause]:
 
 
 def ways_out(cause: Cause, page: str, without: str) -> str:
-    """What a person can do, by the cause: `Ways out: …`. `page` is where terms are accepted;
-    `without` is the way that needs no hub."""
-    first: list[str] = []
+    """Say what a person can do. `page` is where terms are accepted; `without` needs no hub."""
+    first = ""
     if cause == "access":
-        first = [f"accept its terms at {page}", "log in with `hf auth login`"]
+        first = f"accept its terms at {page}; log in with `hf auth login`; or "
     if cause == "connection":
         switch = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-        first = [
-            "give the same command with a connection" + ", without HF_HUB_OFFLINE" * switch,
-            f"where it is gated, accept its terms at {page} first and log in with `hf auth login`",
-        ]
-    return "Ways out: " + "".join(f"{way}; " for way in first) + "or " * bool(first) + without
-
-
-def _refusal(error: HfHubHTTPError) -> tuple[str, Cause]:
-    if isinstance(error, EntryNotFoundError):
-        return f"it has no file {Path(error.response.url.path).name}", "other"
-    status = error.response.status_code
-    said = error.response.headers.get("X-Error-Message") or error.response.reason_phrase
-    return f"{endpoint()} answers {status}: {said}", "access" if status in (401, 403) else "other"
+        first = (
+            f"give the same command with a connection{', without HF_HUB_OFFLINE' * switch}; where "
+            f"it is gated, accept its terms at {page} first and log in with `hf auth login`; or "
+        )
+    return f"Ways out: {first}{without}"
 
 
 def _root(error: BaseException) -> BaseException | None:
     """The client's own error among those that the libraries have raised over it."""
-    at: BaseException | None = error
-    while at is not None:
-        own = isinstance(at, HfHubHTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled)
-        if own or _is_of_connection(at):
-            return at
-        at = at.__cause__ or at.__context__
+    kinds = HfHubHTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, kinds) or _is_of_connection(link):
+            return link
+        link = link.__cause__ or link.__context__
     return None

@@ -77,15 +77,10 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (["-m", "--sweep", "table3_lora"], "--sweep: no such option; write -m +sweep=table3_lora"),
         (["--name", "x"], "--name: no such option (see --help)"),  # of several groups
         (["plan", "--seed", "3"], "--seed: plan knows no option but --json; write seed=3"),
-        (["lr=1e-3"], "lr=1e-3: no such key (did you mean train.learning_rate?)"),
-        (["train.lr=1e-3"], "train.lr=1e-3: no such key (did you mean train.learning_rate?)"),
         (["density=0.05"], "density=0.05: no such key (did you mean method.density?)"),
         (["method.epochs=3"], "method.epochs=3: no such key (did you mean train.epochs?)"),
         (["learnin_rate=1"], "learnin_rate=1: no such key (did you mean train.learning_rate, "
          "task.generated or train.floor_ratio?)"),
-        (["bs=8"], "bs=8: no such key (did you mean train.batch_size?)"),
-        (["batch=8"], "batch=8: no such key (did you mean train.batch_size or "
-         "train.eval_batch_size?)"),
         (["modl=gemma-2b"], "modl=gemma-2b: no such key (did you mean model or method?)"),
         (["-m", "+sweep=table3_foo"], "+sweep=table3_foo: no such sweep (did you mean "
          "table3_lora, table5_lora or table4_lora?); --help lists all 45"),

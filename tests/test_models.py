@@ -139,7 +139,7 @@ def test_a_checkpoint_without_vocabulary_head_has_no_answers(tmp_path: Path) -> 
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     backbone = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).model
     with pytest.raises(InputError, match=r"no lm_head\.weight"):
-        vocabulary_rows(backbone, str(folder), None, [1, 2])
+        vocabulary_rows(backbone, folder, [1, 2])
 
 
 def test_answers_must_begin_with_tokens_of_their_own(word_tokenizer) -> None:

@@ -390,16 +390,3 @@ def test_every_row_of_the_papers_tables_is_found(pair: tuple[str, str], table: s
     found = printed_ranks(*pair, shapes)
     assert found.keys() == shapes.keys()
     assert sorted(set(found.values())) == sorted({int(row["rank"]) for row in printed})
-
-
-def test_a_folder_of_the_hubs_name_is_not_taken_for_a_model_of_conf(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "google" / "gemma-2b").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError) as told:
-        open_checkpoint("gemma-2b")
-    assert told.value.lines == (
-        "gemma-2b: google/gemma-2b is a folder here as well as a name on the hub; give "
-        "./google/gemma-2b, or start elsewhere",
-    )

@@ -397,12 +397,12 @@ def test_help_names_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
         (["{base}", "./no"], "./no: there is no such file or folder"),
         (["{base}", "a/b/c"], "a/b/c: there is no such file or folder"),
         (["{base}", "x.safetensors"], "x.safetensors: there is no such file or folder"),
-        (["{base}", "some/model"], "some/model: cannot be had: "
+        (["{base}", "some/model"], "some/model: some/model cannot be loaded from the hub: "
          "huggingface.co cannot be reached, and the cache does not have it. Ways out: give the "
          "same command with a connection, without HF_HUB_OFFLINE; where it is gated, accept its "
          "terms at https://huggingface.co/some/model first and log in with `hf auth login`; or "
          "give a folder"),
-        (["{base}", "gemma-2b"], "gemma-2b: google/gemma-2b cannot be had: "
+        (["{base}", "gemma-2b"], "gemma-2b: google/gemma-2b cannot be loaded from the hub: "
          "huggingface.co cannot be reached, and the cache does not have it. Ways out: give the "
          "same command with a connection, without HF_HUB_OFFLINE; where it is gated, accept its "
          "terms at https://huggingface.co/google/gemma-2b first and log in with `hf auth login`; "

@@ -19,7 +19,7 @@ from sparta_bench.errors import InputError
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.dtypes import DTYPES
 from sparta_bench.models.load import fit_embeddings, load_backbone
-from sparta_bench.models.source import EMBEDDED, load_tokenizer, source_of
+from sparta_bench.models.source import EMBEDDED, folder_of, load_tokenizer
 from sparta_bench.sparta import store
 
 
@@ -43,7 +43,7 @@ def base_of(about: Manifest, base: str | None, tokenizer: str | None, folder: Pa
         raise InputError(f"{folder}: this version has no embedded model {model.name}")
     if tokenizer is not None:
         named = named_by(tokenizer, "--tokenizer", model)
-        where = source_of(named) if named.embedded else tokenizer
+        where = str(folder_of(named)) if named.embedded else tokenizer
         return replace(model, tokenizer=where)
     if about.model.tokenizer is not None:
         raise InputError(

@@ -21,6 +21,7 @@ from sparta_bench.config.check import method_of
 from sparta_bench.config.rules import RULES, is_hub_name, show
 from sparta_bench.config.schema import LoraConfig, ModelConfig
 from sparta_bench.errors import InputError, reason_of
+from sparta_bench.files import why_no_folder
 from sparta_bench.methods.head import head as train_head
 from sparta_bench.methods.lora import lora as train_lora
 from sparta_bench.models.classifier import Classifier
@@ -81,8 +82,8 @@ def load(
 
 def why_nothing(folder: Path) -> str:
     """Why a folder holds nothing that `load` could read."""
-    if not folder.is_dir():
-        return "there is no such folder"
+    if problem := why_no_folder(folder):
+        return problem
     if (folder / MULTI_HEAD).is_file():
         return "a multi-head model, merged already; give what it was merged from"
     for inner in (folder / "adapter", folder / "model"):
@@ -160,7 +161,7 @@ def _load_whole(folder: Path) -> Loaded:
     about = read_whole(folder)
     model = replace(about.model, path=str(folder), embedded=False, tokenizer=None)
     classifier, tokenizer = load_base(about, model, told_as="")
-    with safe_open(file_with(SCORE, str(folder), None), framework="pt") as file:
+    with safe_open(file_with(SCORE, folder), framework="pt") as file:
         if SCORE not in file.keys():
             raise InputError(f"{folder}: the checkpoint has no {SCORE}")
         head = file.get_tensor(SCORE)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sparta_bench.cli.options import Parser, add_base, add_sources, check_settings, check_there
 from sparta_bench.config.schema import METHODS
 from sparta_bench.errors import InputError, log
+from sparta_bench.files import why_no_folder
 from sparta_bench.records.record import DEFAULT
 
 if TYPE_CHECKING:
@@ -263,8 +264,8 @@ def _rule(options: Namespace) -> Rule:
 
 
 def _pairs(options: Namespace) -> int:
-    if not options.folder.is_dir():
-        raise InputError(f"merge: {options.folder}: there is no such folder")
+    if problem := why_no_folder(options.folder):
+        raise InputError(f"merge: {options.folder}: {problem}")
     check_settings("merge pairs", options.settings, with_task=False)
     from sparta_bench.adapters.merging.merge_methods import Rule
     from sparta_bench.analysis.merging.measure_pairs import measure_pairs

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sparta_bench.config.relations import is_folder
 from sparta_bench.errors import InputError
-from sparta_bench.files import why_not_writable
+from sparta_bench.files import why_no_folder, why_not_writable
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,9 +59,9 @@ def check_folder(option: str, folder: Path | None) -> None:
 def check_there(folders: Sequence[Path]) -> None:
     """Raise InputError with a line for each folder that is not there: reading it would say so too,
     but only when torch and transformers have come, which takes many seconds."""
-    missing = [folder for folder in folders if not is_folder(str(folder))]
-    if missing:
-        raise InputError(*(f"{folder}: there is no such folder" for folder in missing))
+    problems = [f"{folder}: {why}" for folder in folders if (why := why_no_folder(folder))]
+    if problems:
+        raise InputError(*problems)
 
 
 def add_folders(parser: argparse.ArgumentParser, default: str) -> None:

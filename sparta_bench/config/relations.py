@@ -7,24 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from sparta_bench.config.rules import are_words, look_up, show
-from sparta_bench.files import why_not_writable
-
-
-def _folder_problem(path: str) -> str | None:
-    try:
-        return None if Path(path).is_dir() else "there is no such folder"
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        return str(error.strerror)
+from sparta_bench.files import why_no_folder, why_not_writable
 
 
 def is_folder(path: str) -> bool:
     """Whether there is a folder that can be looked into."""
-    return _folder_problem(path) is None
+    return why_no_folder(path) is None
 
 
 def _folder_line(key: str) -> Callable[[Any], str | None]:
     def line(folder: Any) -> str | None:
-        problem = None if folder is None else _folder_problem(folder)
+        problem = None if folder is None else why_no_folder(folder)
         return None if problem is None else f"{key}={folder}: {problem}"
 
     return line
@@ -39,7 +32,7 @@ def _model_source(path: str | None, hub_id: str | None, embedded: bool) -> str |
     if path is None:
         needed = not (hub_id or embedded)
         return "model.path=null: needs the folder of a Hugging Face model" if needed else None
-    if _folder_problem(path) is None and not (Path(path) / "config.json").is_file():
+    if why_no_folder(path) is None and not (Path(path) / "config.json").is_file():
         return f"model.path={path}: the folder has no config.json"
     return None
 

@@ -28,12 +28,10 @@ def training_batches(
 ) -> list[list[int]]:
     """One epoch: every example exactly once, shuffled, examples of similar length together.
 
-    Where `batch_size` does not divide the examples, one batch is smaller. Its examples are drawn
-    before anything is sorted, each with the same probability: an example of the smaller batch
-    weighs more in the batch's mean loss, and that must not depend on its length. The others are
-    cut into buckets of `bucket_batches` batches; each bucket is sorted by length and cut into
-    batches, and all batches are shuffled. With 0 the batches are simply cut from the shuffled
-    examples, the smaller one last.
+    Buckets of `bucket_batches` batches are sorted by length and cut into batches, and all batches
+    are shuffled; with 0 the batches are cut from the shuffled examples, the smaller one last. The
+    examples of a smaller batch, which weigh more in its mean loss, are drawn before anything is
+    sorted, so that their weight does not depend on their length.
     """
     shuffler = random.Random(seed)
     order = list(range(len(lengths)))

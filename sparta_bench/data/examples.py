@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,13 +26,8 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def add(self, texts: tuple[str, ...], label: int) -> None:
-        """One more example."""
-        self.texts.append(texts)
-        self.labels.append(label)
-
     def select(self, rows: Sequence[int]) -> Examples:
-        """The examples at these places, in this order."""
+        """The examples of these numbers, in this order."""
         return Examples([self.texts[i] for i in rows], [self.labels[i] for i in rows])
 
     def empty_texts(self) -> int:
@@ -46,35 +40,6 @@ class Examples:
         for texts, label in zip(self.texts, self.labels, strict=True):
             digest.update(json.dumps([texts, label]).encode())
         return digest.hexdigest()[:16]
-
-
-class Ends(Examples):
-    """Only the first and the last of many examples; those between are counted and let go."""
-
-    def __init__(self, first: int, last: int) -> None:
-        super().__init__()
-        self._first = first
-        self._tail: deque[tuple[tuple[str, ...], int]] = deque(maxlen=last)
-        self._rows = 0
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def add(self, texts: tuple[str, ...], label: int) -> None:
-        self._rows += 1
-        if len(self.labels) < self._first:
-            super().add(texts, label)
-        else:
-            self._tail.append((texts, label))
-
-    def select(self, rows: Sequence[int]) -> Examples:
-        chosen = Examples()
-        for row in rows:
-            if row < self._first:
-                chosen.add(self.texts[row], self.labels[row])
-            else:
-                chosen.add(*self._tail[row - self._rows])
-        return chosen
 
 
 class BadRowError(ValueError):
@@ -102,29 +67,16 @@ def parse_label(value: Any, names: Sequence[str]) -> int:
 
 
 def parse_row(row: Mapping[str, Any], task: TaskConfig) -> tuple[tuple[str, ...], int]:
-    """Texts and label of a row with the hub's column names.
-
-    Raises
-    ------
-    BadRowError
-        If a column is missing, a text is no text, or the label is outside the task's set.
-    """
+    """Texts and label of a row with the hub's column names. Raises BadRowError."""
     texts = parse_texts(row, task.columns, "label")
     return texts, parse_label(row["label"], task.labels)
 
 
 def parse_texts(row: Mapping[str, Any], columns: Sequence[str], *others: str) -> tuple[str, ...]:
-    """The texts in these columns of a row; `others` only have to be there.
-
-    Raises
-    ------
-    BadRowError
-        If a column is missing, or a text is no text.
-    """
+    """The texts in these columns of a row; `others` only have to be there. Raises BadRowError."""
     for column in (*columns, *others):
         if column not in row:
-            there = shown(", ".join(row))
-            raise BadRowError(f"column {column} is missing (there are: {there})")
+            raise BadRowError(f"column {column} is missing (there are: {shown(', '.join(row))})")
     texts = tuple(row[column] for column in columns)
     for column, text in zip(columns, texts, strict=True):
         if not isinstance(text, str):
@@ -137,13 +89,8 @@ def parse_texts(row: Mapping[str, Any], columns: Sequence[str], *others: str) ->
 def add_rows(
     examples: Examples, rows: Iterable[NumberedRow], task: TaskConfig, source: object
 ) -> None:
-    """Parse numbered rows of `source` into `examples`.
-
-    Raises
-    ------
-    InputError
-        At the first bad row, unless `task.on_bad_row=skip`, which counts it instead.
-    """
+    """Parse numbered rows of `source` into `examples`. Raises InputError at the first bad row,
+    unless `task.on_bad_row=skip`, which counts it instead."""
     for number, row in rows:
         try:
             if isinstance(row, BadRowError):
@@ -157,12 +104,12 @@ def add_rows(
                 ) from None
             examples.bad_rows += 1
             continue
-        examples.add(texts, label)
+        examples.texts.append(texts)
+        examples.labels.append(label)
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a tokenizer can read it."""
-    # JSON can spell "\\ud800", which no tokenizer takes
+    """Whether a tokenizer can read it: JSON can spell "\\ud800", which none does."""
     try:
         text.encode()
     except UnicodeEncodeError:

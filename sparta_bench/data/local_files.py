@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import csv
+import glob
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from sparta_bench.config.schema import TaskConfig, Tsv
-from sparta_bench.data.examples import BadRowError, Examples, NumberedRow, add_rows, is_unicode
+from sparta_bench.config.schema import TaskConfig
+from sparta_bench.data.examples import BadRowError, Examples, NumberedRow, add_rows
 from sparta_bench.errors import InputError, reason_of, shown
 
 TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
-ROWS_AT_ONCE = 10_000  # of a parquet file, so that it is never in memory as a whole
 
 
-def read_split(task: TaskConfig, split: str, examples: Examples | None = None) -> Examples:
-    """One raw split from `task.data_dir`, added to `examples` where those are given.
-
-    Raises
-    ------
-    InputError
-        If no file holds the split, a file cannot be read, or (unless `task.on_bad_row=skip`) a
-        row is bad: file, row number and rule.
-    """
-    paths = _find(task, split)
-    examples = Examples() if examples is None else examples
+def read_split(task: TaskConfig, split: str) -> Examples:
+    """Read one raw split from `task.data_dir`. Raises InputError if no file holds it, a file cannot
+    be read, or (unless `task.on_bad_row=skip`) a row is bad: file, row number and rule."""
+    paths, examples = _find(task, split), Examples()
     for path in paths:
+        is_table = path.suffix in TABLE_SUFFIXES
         try:
-            add_rows(examples, _rows(path, task.tsv), task, path)
+            add_rows(examples, table_rows(path) if is_table else _tsv_rows(path, task), task, path)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not examples:
@@ -50,8 +45,8 @@ def _find(task: TaskConfig, split: str) -> list[Path]:
     names = [name for name in (task.name, task.hub.name if task.hub else None) if name]
     for folder in (root, *(root / name for name in names)):
         for suffix in TABLE_SUFFIXES:
-            if found := _files_of(folder, split, suffix):
-                return found
+            if paths := _files_of(folder, split, suffix):
+                return paths
     tried += [f"{split}{suffix}" for suffix in TABLE_SUFFIXES]
     raise InputError(
         f"task.data_dir={task.data_dir}: no file for split {split}; looked for {', '.join(tried)}"
@@ -75,17 +70,43 @@ def _files_of(folder: Path, split: str, suffix: str) -> list[Path]:
     ]
 
 
-def _rows(path: Path, tsv: Tsv | None) -> Iterator[NumberedRow]:
-    readers = {".parquet": _parquet_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}
-    if path.suffix in readers:
-        return readers[path.suffix](path)
+# ----------------------------------------------------------------------------------- TSV
+def _tsv_rows(path: Path, task: TaskConfig) -> Iterator[NumberedRow]:
+    """GLUE's files: tabs, no quoting, so a lone quotation mark is text; rows counted as lines."""
+    tsv = task.tsv
     assert tsv is not None
-    return _tsv_rows(path, tsv)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str | BadRowError]]:
+    positions: Mapping[str, int] | None = None
+    width = 0
     with path.open("rb") as file:
-        yield from numbered_lines(file)
+        for number, line in numbered_lines(file):
+            if isinstance(line, BadRowError):
+                yield number, line
+                continue
+            fields = line.split("\t")
+            if positions is None:
+                _refuse_twice(path, [name for name in fields if name in tsv.columns.values()])
+                missing = [name for name in tsv.columns.values() if name not in fields]
+                if missing and tsv.positions is None:
+                    raise InputError(
+                        f"{path}, row {number}: the header lacks {', '.join(missing)} "
+                        f"(it has: {shown(', '.join(fields))})"
+                    )
+                if not missing:
+                    positions = {name: fields.index(head) for name, head in tsv.columns.items()}
+                    width = len(fields)
+                    continue
+                positions, width = tsv.positions or {}, tsv.fields or len(fields)
+            if len(fields) != width:
+                problem = f"{len(fields)} tab-separated fields, where {width} belong"
+                yield number, BadRowError(problem)
+            else:
+                yield number, {name: fields[index] for name, index in positions.items()}
+
+
+def _refuse_twice(path: Path, header: Sequence[str]) -> None:
+    twice = [name for name in dict.fromkeys(header) if header.count(name) > 1]
+    if twice:
+        raise InputError(f"{path}, row 1: the header has {shown(', '.join(twice))} twice")
 
 
 def numbered_lines(file: Iterable[bytes]) -> Iterator[tuple[int, str | BadRowError]]:
@@ -98,63 +119,12 @@ def numbered_lines(file: Iterable[bytes]) -> Iterator[tuple[int, str | BadRowErr
         try:
             yield number, raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            wrong = raw[error.start]
-            yield (
-                number,
-                BadRowError(f"byte {error.start + 1} of the line (0x{wrong:02x}) is no UTF-8"),
-            )
-
-
-def _tsv_rows(path: Path, tsv: Tsv) -> Iterator[NumberedRow]:
-    """GLUE's files: tabs, no quoting, so a lone quotation mark is text."""
-    places: dict[str, int] | None = None
-    width = 0
-    for number, line in _lines(path):
-        if isinstance(line, BadRowError):
-            yield number, line
-            continue
-        fields = line.split("\t")
-        if places is None:
-            _refuse_twins(path, [name for name in fields if name in tsv.columns.values()])
-            header = _header_places(fields, tsv)
-            places = header or tsv.positions
-            if places is None:
-                missing = [name for name in tsv.columns.values() if name not in fields]
-                raise InputError(
-                    f"{path}, row {number}: the header lacks {', '.join(missing)} "
-                    f"(it has: {shown(', '.join(fields))})"
-                )
-            width = len(fields) if header else tsv.fields or len(fields)
-            if header:
-                continue
-        if len(fields) != width:
-            yield number, BadRowError(f"{len(fields)} tab-separated fields, where {width} belong")
-        else:
-            yield number, {name: fields[place] for name, place in places.items()}
-
-
-def _refuse_twins(path: Path, header: Sequence[str]) -> None:
-    twins = [name for name in dict.fromkeys(header) if header.count(name) > 1]
-    if twins:
-        raise InputError(f"{path}, row 1: the header has {shown(', '.join(twins))} twice")
-
-
-def _header_places(fields: list[str], tsv: Tsv) -> dict[str, int] | None:
-    if not set(tsv.columns.values()) <= set(fields):
-        return None
-    return {name: fields.index(header) for name, header in tsv.columns.items()}
-
-
-def _jsonl_rows(path: Path) -> Iterator[NumberedRow]:
-    for number, line in _lines(path):
-        if isinstance(line, BadRowError):
-            yield number, line
-        elif line.strip():
-            yield number, json_object(line)
+            at = f"byte {error.start + 1} of the line (0x{raw[error.start]:02x})"
+            yield number, BadRowError(f"{at} is no UTF-8")
 
 
 def json_object(line: str) -> dict[str, Any] | BadRowError:
-    """A line of a jsonl file."""
+    """Parse a line of a jsonl file."""
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -164,39 +134,45 @@ def json_object(line: str) -> dict[str, Any] | BadRowError:
     return row if isinstance(row, dict) else BadRowError("not a JSON object")
 
 
-def _csv_rows(path: Path) -> Iterator[NumberedRow]:
+# ------------------------------------------------------------------- parquet, jsonl and csv
+def table_rows(path: Path) -> Iterator[NumberedRow]:
+    """Rows by column name, numbered from 1, as `datasets` reads them; its cache is not kept."""
+    import datasets  # here, because it takes seconds
+
+    if path.stat().st_size == 0:
+        return
+    readers = {
+        ".parquet": datasets.Dataset.from_parquet,
+        ".jsonl": datasets.Dataset.from_json,
+        ".csv": datasets.Dataset.from_csv,
+    }
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it raises
+    try:
+        settings = _csv_settings(path) if path.suffix == ".csv" else {}
+        with TemporaryDirectory() as cache:
+            name = glob.escape(str(path))
+            rows = readers[path.suffix](name, cache_dir=cache, keep_in_memory=True, **settings)
+        yield from enumerate(rows, start=1)
+    except InputError:
+        raise
+    except Exception as error:  # each format's library has its own
+        kind = path.suffix.removeprefix(".")
+        cause = reason_of(error.__cause__ or error)  # datasets says only that it failed
+        raise InputError(f"{path}: not readable as {kind}: {cause}") from None
+
+
+def _csv_settings(path: Path) -> dict[str, Any]:
+    """Read every field as the text that it is: no number, no missing value, no index."""
+    import datasets
+
     csv.field_size_limit(2**31 - 1)
-    number = 1
-    try:
-        # what is no UTF-8 comes as lone surrogates, so that it is a fault of its row alone
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            _refuse_twins(path, reader.fieldnames or [])
-            for row in reader:
-                number = reader.line_num
-                yield number, _csv_row(row, len(reader.fieldnames or []))
-    except csv.Error as error:
-        raise InputError(f"{path}, after row {number}: not readable as csv: {error}") from None
-
-
-def _csv_row(row: dict[Any, Any], width: int) -> dict[str, Any] | BadRowError:
-    if None in row or None in row.values():
-        return BadRowError(f"not the header's number of fields ({width})")
-    if not all(map(is_unicode, row.values())):
-        return BadRowError("holds bytes that are no UTF-8")
-    return row
-
-
-def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(ROWS_AT_ONCE):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as parquet: {reason_of(error)}") from None
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        first = next((row for row in rows if row), header)
+    _refuse_twice(path, header)
+    if len(first) > len(header):  # pandas would drop what the header has no name for
+        raise InputError(f"{path}, row 1: {len(first)} fields, where the header has {len(header)}")
+    features = datasets.Features(dict.fromkeys(header, datasets.Value("string")))
+    return {"features": features, "keep_default_na": False, "index_col": False}

@@ -12,8 +12,7 @@ SEP_TOKEN = "<sep>"
 
 
 class Reading(Protocol):
-    """What of a task decides how its texts are read: a `TaskConfig`, or what an adapter says of
-    the task that it was trained on."""
+    """What of a `TaskConfig`, or of an adapter's manifest, decides how texts are read."""
 
     @property
     def columns(self) -> Sequence[str]: ...
@@ -37,11 +36,10 @@ def render(texts: tuple[str, ...], task: Reading, kind: str) -> str:
     if kind == "instruct":
         prompt = task.prompt
         assert prompt is not None
-        lines = [f"{prompt.instruction} Respond {prompt.answers_text}."]
-        lines += [
-            f"{name}: {text.strip()}" for name, text in zip(prompt.fields, texts, strict=True)
-        ]
-        return "\n".join([*lines, "Response:"])
+        pairs = zip(prompt.fields, texts, strict=True)
+        fields = [f"{name}: {text.strip()}" for name, text in pairs]
+        instruction = f"{prompt.instruction} Respond {prompt.answers_text}."
+        return "\n".join([instruction, *fields, "Response:"])
     if len(texts) == 1:
         return texts[0]
     return separator(task).join(text.strip() for text in texts)

@@ -1,10 +1,11 @@
-"""Tensors that are kept only to save time: believed where they are as they were written, and made
-again where not. A byte that a disk has changed would change a run's numbers unseen."""
+"""Tensors that are kept only to save time: used where they are as they were written, made again
+where not. A byte that a disk has changed would change a run's numbers unseen."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,19 +18,19 @@ SEAL, DIGITS = "sha256_and_about", 64  # hexadecimal digits, then the text
 
 
 def write_kept(path: Path, tensors: Mapping[str, Tensor], about: str = "") -> None:
-    """Write tensors (on the CPU, contiguous) with a text about them, and the hash of both.
-
-    Raises
-    ------
-    OSError, SafetensorError
-        If the file cannot be written.
-    """
+    """Write tensors (on the CPU, contiguous) with a text about them, and the hash of both."""
     # one entry: the order of several is not always the same, and equal content has equal bytes here
     write_tensors(path, tensors, {SEAL: _hash_of(tensors, about) + about})
 
 
+def try_to_keep(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors where they can be written: without them it takes longer, no more."""
+    with suppress(OSError, SafetensorError):
+        write_kept(path, tensors)
+
+
 def read_kept(path: Path) -> tuple[dict[str, Tensor], str] | None:
-    """What `write_kept` wrote; null where the file is not there, or not as it was written."""
+    """Read what `write_kept` wrote; `None` where no file is, or not as it was written."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from sparta_bench.config.schema import Config
 from sparta_bench.data.examples import Examples
 from sparta_bench.data.prompts import Reading, render
 from sparta_bench.data.splits import Splits
-from sparta_bench.data.tensor_cache import read_kept, write_kept
+from sparta_bench.data.tensor_cache import read_kept, try_to_keep
 from sparta_bench.errors import InputError
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
@@ -41,7 +40,7 @@ class TokenRows(Sequence[Ids]):
         return self.flat[end - self.row_lengths[row] : end]
 
     def select(self, rows: Sequence[int]) -> TokenRows:
-        """The rows at these places, in this order."""
+        """The rows of these numbers, in this order."""
         chosen = [self[row] for row in rows]
         return TokenRows(np.concatenate(chosen), self.row_lengths[np.asarray(rows)])
 
@@ -61,20 +60,18 @@ class Encoded:
         return [len(ids) for ids in self.ids]
 
     def collate(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Tensors of a batch, padded on the right to its longest example.
+        """`input_ids` and `attention_mask` (int64, rows x longest) and `labels` (int64, rows).
 
-        Returns `input_ids` and `attention_mask` (int64, rows x longest) and `labels` (int64,
-        rows). Padding has id 0, whatever that token is: the mask alone says what is padding, so
-        models without a pad token work, and a real EOS at the end of an input is never taken for
-        padding.
+        Padding, on the right, has id 0, whatever that token is: the mask alone says what is
+        padding, so models without a pad token work, and a real EOS stays what it is.
         """
         longest = max(len(self.ids[row]) for row in rows)
         input_ids = torch.zeros(len(rows), longest, dtype=torch.int64)
         mask = torch.zeros(len(rows), longest, dtype=torch.int64)
-        for place, row in enumerate(rows):
+        for index, row in enumerate(rows):
             ids = self.ids[row]
-            input_ids[place, : len(ids)] = torch.from_numpy(ids)
-            mask[place, : len(ids)] = 1
+            input_ids[index, : len(ids)] = torch.from_numpy(ids)
+            mask[index, : len(ids)] = 1
         labels = torch.tensor([self.labels[row] for row in rows])
         return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
@@ -90,19 +87,14 @@ class EncodedSplits:
 
 
 def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSplits:
-    """Encode all examples and drop the training examples that are too long.
+    """Encode all examples and drop the training examples that are too long (InputError if all are).
 
     A length equal to `task.max_train_tokens` stays; dev and test are never filtered (section 7.1).
-
-    Raises
-    ------
-    InputError
-        If the filter leaves no training example, or an input has no token at all.
     """
     folder = cache_folder(config)
     every, dev, test = (
-        encode(examples, config.task, config.model.kind, tokenizer, folder, name)
-        for name, examples in (("train", splits.train), ("dev", splits.dev), ("test", splits.test))
+        encode(getattr(splits, name), config.task, config.model.kind, tokenizer, folder, name)
+        for name in ("train", "dev", "test")
     )
     train = _not_too_long(every, config.task.max_train_tokens)
     lengths = train.lengths()
@@ -117,9 +109,7 @@ def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSpli
         "mean_train_tokens": round(float(np.mean(lengths)), 2),
         "unknown_train_share": _unknown_share(train, tokenizer),
         "empty_texts": {
-            "train": splits.train.empty_texts(),
-            "dev": splits.dev.empty_texts(),
-            "test": splits.test.empty_texts(),
+            name: getattr(splits, name).empty_texts() for name in ("train", "dev", "test")
         },
         "bad_rows": splits.bad_rows,
         "fingerprint": splits.fingerprint(),
@@ -128,11 +118,10 @@ def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSpli
 
 
 def _unknown_share(encoded: Encoded, tokenizer: Any) -> float | None:
-    """Which part of all tokens is the tokenizer's unknown one; null where it has none."""
+    """Which part of all tokens is the tokenizer's unknown one; `None` where it has none."""
     if tokenizer.unk_token_id is None:
         return None
-    assert isinstance(encoded.ids, TokenRows)
-    return round(float(np.mean(encoded.ids.flat == tokenizer.unk_token_id)), 4)
+    return round(float(np.mean(np.concatenate(encoded.ids) == tokenizer.unk_token_id)), 4)
 
 
 def _not_too_long(every: Encoded, limit: int) -> Encoded:
@@ -161,21 +150,19 @@ def encode(
     examples: Examples, reading: Reading, kind: str, tokenizer: Any, folder: Path, split: str
 ) -> Encoded:
     """Token ids of a set as a model of this kind reads it; kept in `folder` for the next time.
-
-    Raises
-    ------
-    InputError
-        If an input has no token at all; names the split and the example.
-    """
+    Raises InputError if an input has no token at all."""
 
     def texts() -> Iterator[str]:  # made anew rather than kept: prompts are long
         return (render(text, reading, kind) for text in examples.texts)
 
     path = folder / f"{_cache_key(texts(), tokenizer)}.safetensors"
-    ids = _read_cache(path, len(examples))
-    if ids is None:
+    kept = read_kept(path)  # the name is a hash of the content
+    if kept is not None:
+        ids = TokenRows(kept[0]["ids"].numpy(), kept[0]["lengths"].numpy())
+    else:
         ids = _token_rows(texts(), tokenizer)
-        _write_cache(path, ids)
+        flat, lengths = torch.from_numpy(ids.flat), torch.from_numpy(ids.row_lengths)
+        try_to_keep(path, {"ids": flat, "lengths": lengths})
     if not ids.row_lengths.all():
         row = int(np.argmin(ids.row_lengths)) + 1
         raise InputError(
@@ -205,7 +192,7 @@ def tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
 def _cache_key(texts: Iterator[str], tokenizer: Any) -> str:
     digest = hashlib.sha256(tokenizer_fingerprint(tokenizer).encode())
     for text in texts:
-        raw = text.encode("utf-8", "surrogatepass")
+        raw = text.encode()
         digest.update(len(raw).to_bytes(8, "little") + raw)
     return digest.hexdigest()[:32]
 
@@ -214,19 +201,3 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     """A hash of everything that decides how the tokenizer cuts a text."""
     text: str = tokenizer.backend_tokenizer.to_str()
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _read_cache(path: Path, rows: int) -> TokenRows | None:
-    kept = read_kept(path)
-    ids, lengths = (None if kept is None else kept[0].get(name) for name in ("ids", "lengths"))
-    if ids is None or lengths is None or len(lengths) != rows:
-        return None
-    return TokenRows(ids.numpy(), lengths.numpy())
-
-
-def _write_cache(path: Path, ids: TokenRows) -> None:
-    try:
-        lengths = torch.from_numpy(ids.row_lengths)
-        write_kept(path, {"ids": torch.from_numpy(ids.flat), "lengths": lengths})
-    except (OSError, SafetensorError):
-        pass  # a cache that cannot be written costs time, not correctness

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,13 +27,8 @@ OTHERWISE = {("hyperclovax", "logits_scaling"): 1, ("mpt", "logit_scale"): 0}
 
 
 def answer_tokens(tokenizer: Any, answers: list[str]) -> list[int]:
-    """The token with which each answer begins after the prompt, leading space included.
-
-    Raises
-    ------
-    InputError
-        If a word does not begin with a token of its own, or two words begin with the same one.
-    """
+    """The token with which each answer begins after the prompt, leading space included. Raises
+    InputError if an answer does not begin with a token of its own."""
     prefix = tokenizer(CONTEXT)["input_ids"]
     ids, lines = [], []
     for answer in answers:
@@ -57,29 +53,22 @@ def answer_tokens(tokenizer: Any, answers: list[str]) -> list[int]:
     return ids
 
 
-def vocabulary_rows(
-    backbone: nn.Module, source: str, revision: str | None, ids: list[int]
-) -> Tensor:
+def vocabulary_rows(backbone: nn.Module, folder: Path, ids: list[int]) -> Tensor:
     """Rows of the vocabulary head (len(ids) x hidden, float32), copied, times the model's own
     scale of logits: so the head starts with the logits that the model itself has for the answers.
     (Where the model caps its logits, or its head has a bias, before that.)
 
     A tied head is the embedding. An untied one is read from the checkpoint row by row, so that
     the whole of it is never in memory.
-
-    Raises
-    ------
-    InputError
-        If the checkpoint has no vocabulary head.
     """
     embedding: Tensor = backbone.get_input_embeddings().weight  # type: ignore[operator, union-attr, assignment]
     scale = scale_of_logits(backbone.config)
     if backbone.config.tie_word_embeddings:  # type: ignore[union-attr]
         return embedding.detach()[ids].float() * scale
-    with safe_open(file_with("lm_head.weight", source, revision), framework="pt") as file:
+    with safe_open(file_with("lm_head.weight", folder), framework="pt") as file:
         if "lm_head.weight" not in file.keys():
             raise InputError(
-                f"model.path={source}: the checkpoint has no lm_head.weight, and an instruction "
+                f"model.path={folder}: the checkpoint has no lm_head.weight, and an instruction "
                 "model needs its answers' rows (model.kind=base starts from a random head)"
             )
         rows = file.get_slice("lm_head.weight")

@@ -9,14 +9,8 @@ from sparta_bench.errors import InputError, did_you_mean
 
 
 def check_source(source: str) -> None:
-    """Whether a name can be that of a file, a folder, a model of `conf/model`, or a repository on
-    the hub.
-
-    Raises
-    ------
-    InputError
-        If it can be none of them.
-    """
+    """Raise InputError unless a name can be that of a file, a folder, a model of `conf/model`, or a
+    repository on the hub."""
     path = Path(source)
     if path.is_file() or path.is_dir():
         return

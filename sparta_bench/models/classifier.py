@@ -11,11 +11,8 @@ from torch import Tensor, nn
 
 
 class Classifier(nn.Module):
-    """Backbone, and a linear head without bias on the last real token's final hidden state.
-
-    `backbone` is any Hugging Face decoder without its vocabulary head; `head` weighs
-    classes x hidden, in the dtype of what trains (`sparta_bench.models.dtypes`).
-    """
+    """Any Hugging Face decoder without its vocabulary head, and a linear head without bias (classes
+    x hidden, in the dtype of what trains) on the last real token's final hidden state."""
 
     def __init__(self, backbone: nn.Module, head_weight: Tensor) -> None:
         super().__init__()
@@ -84,15 +81,13 @@ def why_not_finite(model: nn.Module) -> str:
 
 
 def last_token(attention_mask: Tensor) -> Tensor:
-    """The place of each row's last token that is not padding (int64, rows)."""
-    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    return torch.argmax(attention_mask * places, dim=1)
+    """The index of each row's last token that is not padding (int64, rows)."""
+    indices = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return torch.argmax(attention_mask * indices, dim=1)
 
 
 def random_head(classes: int, hidden: int, seed: int) -> Tensor:
-    """Normal with standard deviation 0.06 / sqrt(hidden), float32, the same on every device.
-
-    The loss then starts near ln(classes) (section 6.3).
-    """
+    """Normal with standard deviation 0.06 / sqrt(hidden), float32, the same on every device: the
+    loss then starts near ln(classes) (section 6.3)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(classes, hidden, generator=generator) * (0.06 / math.sqrt(hidden))

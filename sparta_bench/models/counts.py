@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from sparta_bench.sparta.sample import sampled_tensors
 @dataclass(frozen=True)
 class ParameterCounts:
     """Scalars of the classifier. `sparsifiable` is total less embeddings and head;
-    `sampled` is how many SpaRTA chooses, in expectation (null for other methods)."""
+    `sampled` is how many SpaRTA chooses, in expectation (`None` for other methods)."""
 
     total: int
     embeddings: int
@@ -28,26 +28,12 @@ class ParameterCounts:
 
     def as_dict(self) -> dict[str, int | float | None]:
         """For `plan` and the record; the share (0 to 1) is of the whole model."""
-        return {
-            "total": self.total,
-            "trainable": self.trainable,
-            "trainable_share": self.trainable / self.total,
-            "head": self.head,
-            "embeddings": self.embeddings,
-            "sparsifiable": self.sparsifiable,
-            "norms": self.norms,
-            "sampled": self.sampled,
-        }
+        return {**asdict(self), "trainable_share": self.trainable / self.total}
 
 
 def empty_backbone(architecture: PreTrainedConfig) -> nn.Module:
-    """The backbone on the meta device: shapes, no memory.
-
-    Raises
-    ------
-    InputError
-        If transformers cannot make a model of these settings.
-    """
+    """The backbone on the meta device: shapes, no memory. Raises InputError if transformers cannot
+    make a model of these settings."""
     try:
         with torch.device("meta"):
             backbone: nn.Module = AutoModel.from_config(architecture)
@@ -69,13 +55,8 @@ def embedding_names(backbone: nn.Module) -> set[str]:
 
 
 def count_parameters(backbone: nn.Module, classes: int, method: MethodConfig) -> ParameterCounts:
-    """Counts of the classifier that `backbone` (on any device) would make with the method.
-
-    Raises
-    ------
-    InputError
-        If the method does not fit the model: unknown modules, a density that cannot be had.
-    """
+    """Counts of the classifier that `backbone` (on any device) would make with the method. Raises
+    InputError if the method does not fit the model."""
     sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
     hidden: int = backbone.config.hidden_size  # type: ignore[union-attr, assignment]
     head = classes * hidden
@@ -100,13 +81,7 @@ def count_parameters(backbone: nn.Module, classes: int, method: MethodConfig) ->
 
 
 def lora_sizes(backbone: nn.Module, method: LoraConfig) -> list[int]:
-    """Scalars of each low-rank matrix that LoRA would put beside the backbone.
-
-    Raises
-    ------
-    InputError
-        If no linear layer has one of the names.
-    """
+    """Scalars of each low-rank matrix that LoRA would put beside the backbone."""
     layers = [
         module
         for name, module in backbone.named_modules()

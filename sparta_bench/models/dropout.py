@@ -54,13 +54,8 @@ class _Setting(NamedTuple):
 def set_dropout(backbone: nn.Module, rate: float) -> None:
     """Set the attention's dropout to `rate`, and all else that draws random numbers to 0.
 
-    Tells which settings other than the attention's were not 0.
-
-    Raises
-    ------
-    InputError
-        If the backbone draws random numbers in training that no setting turns off, or `rate` is not
-        0 and its attention takes no dropout.
+    Logs which settings other than the attention's were not 0. Raises InputError if the backbone
+    draws random numbers that no setting turns off, or its attention takes no dropout.
     """
     named = type(backbone).__name__
     others = sorted({str(s) for s in _settings(backbone) if s.value and not s.of_attention})
@@ -107,13 +102,13 @@ def _settings(backbone: nn.Module) -> Iterator[_Setting]:
 
 
 def _settings_of_configurations(backbone: nn.Module) -> Iterator[_Setting]:
-    found = [getattr(module, "config", None) for module in backbone.modules()]
+    values = [getattr(module, "config", None) for module in backbone.modules()]
     seen: set[int] = set()
-    while found:
-        config = found.pop()
+    while values:
+        config = values.pop()
         if isinstance(config, PreTrainedConfig) and id(config) not in seen:
             seen.add(id(config))
-            found += vars(config).values()
+            values += vars(config).values()
             yield from _numbers(config, type(config).__name__)
 
 
@@ -142,8 +137,8 @@ def states_of_a_few_tokens(backbone: nn.Module) -> Tensor:
     """Final hidden states of eight different tokens (1 x 8 x hidden)."""
     embedding: nn.Embedding = backbone.get_input_embeddings()  # type: ignore[operator]
     ids = torch.arange(8, device=embedding.weight.device)[None] % embedding.num_embeddings
-    found = backbone(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    states: Tensor = found.last_hidden_state
+    output = backbone(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    states: Tensor = output.last_hidden_state
     return states
 
 

@@ -14,9 +14,6 @@ So all methods run the same forward computation, and with the default `trained_d
 no update is lost to rounding: a bfloat16 weight of size 0.02 would swallow an Adam step of 1e-5
 five times out of six. With `trained_dtype=bfloat16` the optimizer rounds stochastically, which
 loses no update on average and needs the 8 bytes per trained scalar of the paper's section 5.
-
-bfloat16 matrix products are hundreds of times slower than float32 on a CPU without instructions
-for them, hence the default by device.
 """
 
 from __future__ import annotations
@@ -27,7 +24,13 @@ import torch
 
 from sparta_bench.config.schema import Config
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that a model can compute in
+STORED_DTYPES = {  # that weights can be stored in, by safetensors' names
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Precision:
 
 
 def precision_of(config: Config, device: torch.device) -> Precision:
-    """Resolve `model.dtype=auto`: bfloat16 on CUDA, float32 elsewhere."""
+    """Resolve `model.dtype=auto`: bfloat16 on CUDA, float32 elsewhere, since a CPU without
+    instructions for bfloat16 multiplies hundreds of times slower in it."""
     name = config.model.dtype
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"

@@ -16,9 +16,9 @@ from sparta_bench.models.answers import answer_tokens, vocabulary_rows
 from sparta_bench.models.attention import attention_of, with_attention
 from sparta_bench.models.classifier import Classifier, checkpoint_gradients, random_head
 from sparta_bench.models.dropout import set_dropout
-from sparta_bench.models.dtypes import Precision
-from sparta_bench.models.source import revision_of, source_of, unreachable
-from sparta_bench.models.weight_files import checkpoint_files, file_of_model, open_file
+from sparta_bench.models.dtypes import STORED_DTYPES, Precision
+from sparta_bench.models.source import cannot_be_loaded, folder_of, folder_with_weights, label_of
+from sparta_bench.models.weight_files import checkpoint_files, is_head, open_file
 
 ADAPTER = "adapter_config.json"  # peft's
 OTHER_WEIGHTS = "transformers_weights"
@@ -34,11 +34,6 @@ def load_classifier(
     """The pretrained backbone in `precision.model_dtype` with its head, all frozen, on `device`.
 
     A `backbone` that another run has used, and restored, is taken in place of the one on disk.
-
-    Raises
-    ------
-    InputError
-        If the model cannot be had, lacks weights, or its dropout cannot be set as asked for.
     """
     if backbone is None:
         backbone = load_backbone(config.model, precision.model_dtype)
@@ -47,7 +42,7 @@ def load_classifier(
     classes = len(config.task.labels)
     if config.model.kind == "instruct":
         ids = answer_tokens(tokenizer, list(config.task.prompt.answers))
-        head = vocabulary_rows(backbone, source_of(config.model), revision_of(config.model), ids)
+        head = vocabulary_rows(backbone, folder_of(config.model), ids)
     else:
         head = random_head(classes, backbone.config.hidden_size, config.seed)
     classifier = Classifier(backbone, head.to(precision.trained_dtype))
@@ -59,26 +54,18 @@ def load_classifier(
 
 
 def load_backbone(model: ModelConfig, dtype: torch.dtype) -> Any:
-    """The pretrained decoder without its head, on the CPU, in `dtype`.
-
-    Raises
-    ------
-    InputError
-        If the model cannot be had, or lacks weights.
-    """
+    """The pretrained decoder without its head, on the CPU, in `dtype`. Raises InputError if it
+    cannot be had, or lacks weights."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    source, commit = source_of(model), revision_of(model)
-    label = f"model.path={source}" if commit is None else f"model={model.name}"
-    _refuse_adapter(label, source, commit)
-    _refuse_other_weights(label, source, commit)
-    for path in checkpoint_files(label, source, commit):
+    folder, label = folder_with_weights(model), label_of(model)
+    _refuse_other_weights(label, folder)
+    for path in checkpoint_files(label, folder):
         _refuse_quantised(label, path)
     try:
         backbone, report = with_attention(
             lambda attention: AutoModel.from_pretrained(
-                source,
-                revision=commit or "main",
+                folder,
                 dtype=dtype,
                 attn_implementation=attention,
                 use_safetensors=True,  # never a pickle
@@ -88,7 +75,7 @@ def load_backbone(model: ModelConfig, dtype: torch.dtype) -> Any:
             )
         )
     except Exception as error:  # the libraries raise many kinds for broken or missing files
-        raise unreachable(model, error) from None
+        raise cannot_be_loaded(model, error) from None
     _check_report(label, report)
     if attention_of(backbone) != "sdpa":
         log(f"{label}: its attention is not fused; transformers has only {attention_of(backbone)}")
@@ -100,30 +87,24 @@ def _refuse_quantised(label: str, path: Path) -> None:
     file = open_file(path)
     for name in file.keys():
         kind = file.get_slice(name).get_dtype()
-        if name.endswith(".weight") and kind not in ("F64", "F32", "F16", "BF16"):
+        if name.endswith(".weight") and kind not in STORED_DTYPES:
             raise InputError(f"{label}: {name} is of kind {kind}; quantised models cannot train")
 
 
 def _check_report(label: str, report: dict[str, Any]) -> None:
     """Raise InputError unless the checkpoint has each tensor of the backbone, and no other."""
-    for name, found, wanted in sorted(report["mismatched_keys"]):
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
         raise InputError(
-            f"{label}: the checkpoint's {name} has the shape {tuple(found)}, where "
+            f"{label}: the checkpoint's {name} has the shape {tuple(stored)}, where "
             f"{tuple(wanted)} follows from config.json"
         )
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"{label}: {len(missing)} tensors are missing in the checkpoint, "
             f"the first is {missing[0]}"
         )
     # a head of the vocabulary, or of a classifier that was saved whole, is left out
-    heads = ("lm_head", "score")
-    unknown = [
-        name
-        for name in sorted(report["unexpected_keys"])
-        if not any(head in name.split(".") for head in heads)
-    ]
+    unknown = [name for name in sorted(report["unexpected_keys"]) if not is_head(name)]
     if unknown:
         raise InputError(
             f"{label}: {len(unknown)} tensors of the checkpoint have no "
@@ -131,35 +112,27 @@ def _check_report(label: str, report: dict[str, Any]) -> None:
         )
 
 
-def _refuse_adapter(label: str, source: str, commit: str | None) -> None:
-    # transformers would put it on, or load the base that it names, from wherever that is
-    if file_of_model(label, source, ADAPTER, commit) is not None:
+def _refuse_other_weights(label: str, folder: Path) -> None:
+    # transformers would put an adapter on, or load the base that it names, from wherever that is
+    if (folder / ADAPTER).exists():
         raise InputError(
             f"{label}: an adapter is there ({ADAPTER}); merge it into its base first, with "
             "peft's merge_and_unload, or give the base"
         )
-
-
-def _refuse_other_weights(label: str, source: str, commit: str | None) -> None:
-    # transformers would read the file that is named there, a pickle too, and not those checked here
-    config = file_of_model(label, source, "config.json", commit)
+    # and would read the file that is named there, a pickle too, and not those checked here
     try:
-        found = {} if config is None else json_of(config)
+        config = json_of(folder / "config.json")
     except (OSError, ValueError):
-        return  # told by transformers
-    if isinstance(found, dict) and OTHER_WEIGHTS in found:
+        return  # transformers says so
+    if isinstance(config, dict) and OTHER_WEIGHTS in config:
         raise InputError(f"{label}: config.json names the file of the weights ({OTHER_WEIGHTS})")
 
 
 def fit_embeddings(backbone: Any, tokenizer: Any, added: int, seed: int) -> None:
     """Make room for `added` tokens of the tokenizer, such as the authors' `<sep>`.
 
-    The new rows are random, drawn from `seed`, and frozen in every method but full_ft.
-
-    Raises
-    ------
-    InputError
-        If the tokenizer has still more tokens than the model has rows: it is another model's.
+    The new rows are random, drawn from `seed`, and frozen in every method but full_ft. Raises
+    InputError if the tokenizer has still more tokens: it is another model's.
     """
     rows, tokens = backbone.get_input_embeddings().num_embeddings, len(tokenizer)
     if tokens <= rows:

@@ -1,4 +1,4 @@
-"""Where model and tokenizer come from, and how they are named where no path may stand."""
+"""Where model and tokenizer come from: always a folder, the hub's in its client's cache."""
 
 from __future__ import annotations
 
@@ -15,49 +15,56 @@ from sparta_bench.config.schema import ModelConfig
 from sparta_bench.data.prompts import SEP_TOKEN, Reading
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.files import json_of, sha256_of
+from sparta_bench.models.weight_files import download_weights
 
 EMBEDDED = Path(str(resources.files("sparta_bench") / "tiny_models"))
-
-
-def source_of(model: ModelConfig) -> str:
-    """The folder, or the repository on the hub, that transformers is to load."""
-    if model.path is not None:
-        return model.path
-    if model.embedded:
-        return str(EMBEDDED / model.name)
-    assert model.hub_id is not None
-    return model.hub_id
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def is_local(model: ModelConfig) -> bool:
-    """Whether the model's files are in a folder of this machine."""
+    """Whether the model's files are in a folder of the user or of this package."""
     return model.path is not None or model.embedded
 
 
-def revision_of(model: ModelConfig) -> str | None:
-    """The hub's commit; a folder has none.
+def label_of(model: ModelConfig) -> str:
+    """What messages about the model's files begin with."""
+    return f"model.path={folder_of(model)}" if is_local(model) else f"model={model.name}"
 
-    Raises
-    ------
-    InputError
-        If the hub cannot be asked, or a folder here bears the repository's name.
-    """
-    if is_local(model):
-        return None
-    name = str(model.hub_id)
-    if Path(name).exists():  # transformers would load that, and the record would name the hub's
-        raise InputError(
-            f"model={model.name}: {name} is a folder here as well as a name on the hub; give "
-            f"model.path={name}, or start elsewhere"
-        )
+
+def folder_of(model: ModelConfig) -> Path:
+    """Return the folder that holds the model's files, the weights of a hub's model aside."""
+    if model.path is not None:
+        return Path(model.path)
+    if model.embedded:
+        return EMBEDDED / model.name
+    label, ways = f"model={model.name}", "give a folder with model.path=DIR"
+    return hub_folder(label, str(model.hub_id), model.revision, ways)
+
+
+def hub_folder(label: str, repo: str, revision: str, without: str) -> Path:
+    """Return the folder of a model of the hub; its name is the commit. Raises InputError if it
+    cannot be had; `without` says how to do without the hub."""
     try:
-        return hub.commit_of(name, model.revision)
+        return hub.snapshot(repo, revision)
     except Exception as error:  # the client raises many kinds
-        raise unreachable(model, error) from None
+        reason, cause = hub.why(error)
+        where = repo if revision == "main" else f"{repo} at {revision}"
+        ways = hub.ways_out(cause, f"https://huggingface.co/{repo}", without)
+        raise InputError(
+            f"{label}: {where} cannot be loaded from the hub: {reason}. {ways}"
+        ) from None
+
+
+def folder_with_weights(model: ModelConfig) -> Path:
+    """The same with the weights, downloaded where the cache lacks them."""
+    folder = folder_of(model)
+    if not is_local(model):
+        download_weights(label_of(model), str(model.hub_id), folder)
+    return folder
 
 
 def load_architecture(model: ModelConfig) -> PreTrainedConfig:
-    """The transformers configuration: of the folder, or of the shape in the YAML.
+    """Load the transformers configuration: of the folder, or of the shape in the YAML.
 
     Raises
     ------
@@ -70,49 +77,45 @@ def load_architecture(model: ModelConfig) -> PreTrainedConfig:
             return AutoConfig.for_model(shape.pop("model_type"), **shape)
         except Exception as error:
             raise InputError(f"model.shape={model.shape}: {reason_of(error)}") from None
-    commit = revision_of(model)
     try:
-        found = AutoConfig.from_pretrained(
-            source_of(model), revision=commit, trust_remote_code=False
-        )
+        config = AutoConfig.from_pretrained(folder_of(model), trust_remote_code=False)
+    except InputError:
+        raise
     except Exception as error:  # the libraries raise many kinds for a broken configuration
-        raise unreachable(model, error) from None
+        raise cannot_be_loaded(model, error) from None
     stated = (model.shape or {}) if model.path is not None else {}
     for key, value in stated.items():
-        if getattr(found, key, value) != value:
+        if getattr(config, key, value) != value:
             raise InputError(
-                f"model.path={model.path}: {key} is {getattr(found, key)}, "
+                f"model.path={model.path}: {key} is {getattr(config, key)}, "
                 f"where {model.name} has {value}"
             )
-    return found
+    return config
+
+
+def cannot_be_loaded(model: ModelConfig, error: Exception) -> InputError:
+    """The message for a model that transformers does not load."""
+    reason = reason_of(error).rstrip(".")
+    if "trust_remote_code" in str(error):
+        reason = "it needs code of its own (auto_map in config.json), which is never run here"
+    return InputError(f"{label_of(model)}: cannot be loaded: {reason}")
 
 
 def load_tokenizer(model: ModelConfig, task: Reading) -> Any:
-    """The model's tokenizer (a fast one), with the authors' separator token if it is asked for.
-
-    Raises
-    ------
-    InputError
-        If it cannot be had.
-    """
-    source = model.tokenizer or source_of(model)
-    revision = None if model.tokenizer else revision_of(model)
-    key = "model.tokenizer" if model.tokenizer else "model.path"
-    if revision is None:
-        _check_tokenizer_files(f"{key}={source}", Path(source))
+    """Load the model's tokenizer, with the authors' separator token if it is asked for."""
+    folder = Path(model.tokenizer) if model.tokenizer else folder_of(model)
+    label = f"model.tokenizer={folder}" if model.tokenizer else label_of(model)
+    _check_tokenizer_files(label, folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer("a", add_special_tokens=True, verbose=False)  # a broken one may load
     except Exception as error:  # the libraries raise many kinds for a broken tokenizer.json
-        if revision is not None:
-            raise unreachable(model, error, "the tokenizer of ") from None
-        raise InputError(
-            f"{key}={source}: the tokenizer cannot be loaded: {_tokenizer_fault(source, error)}"
-        ) from None
+        reason = reason_of(error)
+        if not (folder / "tokenizer.json").is_file():
+            reason = f"there is no tokenizer.json, and none can be built ({reason})"
+        raise InputError(f"{label}: the tokenizer cannot be loaded: {reason}") from None
     if not getattr(tokenizer, "is_fast", False):
-        raise InputError(f"{key}={source}: no tokenizer.json there, and none can be built")
+        raise InputError(f"{label}: no tokenizer.json there, and none can be built")
     if task.separator == "sep_token" and model.kind == "base" and len(task.columns) == 2:
         tokenizer.add_special_tokens({"additional_special_tokens": [SEP_TOKEN]})
     return tokenizer
@@ -120,64 +123,35 @@ def load_tokenizer(model: ModelConfig, task: Reading) -> Any:
 
 def _check_tokenizer_files(label: str, folder: Path) -> None:
     # From a folder without a tokenizer transformers builds an empty one, that knows no word.
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    if not any((folder / name).is_file() for name in names):
-        raise InputError(f"{label}: the folder has no tokenizer ({', '.join(names)})")
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise InputError(f"{label}: the folder has no tokenizer ({', '.join(TOKENIZERS)})")
+    keys: dict[str, Any] = {}
     for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = folder / name
+        if not path.exists():
+            continue
         try:
-            found = json_of(folder / name)
-        except FileNotFoundError:
-            found = {}
-        except (OSError, ValueError):
-            raise InputError(
-                f"{folder / name}: cannot be read, is not JSON, or cut short"
-            ) from None
-        if not isinstance(found, dict):
-            raise InputError(f"{folder / name}: is no JSON object")
-    named = [key for key in found if key.endswith("_file") and isinstance(found[key], str)]
-    if named and not (folder / "tokenizer.json").is_file():  # else they are not looked at
-        raise InputError(f"{folder / name}: {named[0]} points elsewhere, and is not followed")
-
-
-def _tokenizer_fault(source: str, error: Exception) -> str:
-    if (Path(source) / "tokenizer.json").is_file():
-        return reason_of(error)
-    return f"there is no tokenizer.json, and none can be built ({reason_of(error)})"
-
-
-def unreachable(model: ModelConfig, error: Exception, what: str = "") -> InputError:
-    """One message for a model (or `what` of it) that cannot be loaded, and what a person can do."""
-    reason, cause = hub.why(error)
-    if "trust_remote_code" in str(error):
-        reason = "it needs code of its own (auto_map in config.json), which is never run here"
-    if is_local(model):
-        return InputError(f"model.path={source_of(model)}: cannot be loaded: {reason}")
-    at = "" if model.revision == "main" else f" at {model.revision}"
-    name = f"{what}{model.hub_id}{at}"
-    page = f"https://huggingface.co/{model.hub_id}"
-    ways = hub.ways_out(cause, page, "give a folder with model.path=DIR")
-    return InputError(f"model={model.name}: {name} cannot be loaded from the hub: {reason}. {ways}")
+            keys = dict(json_of(path))
+        except (OSError, ValueError, TypeError):
+            raise InputError(f"{path}: cannot be read, is not JSON, or cut short") from None
+    elsewhere = [key for key in keys if key.endswith("_file") and isinstance(keys[key], str)]
+    if elsewhere and not (folder / "tokenizer.json").is_file():  # else they are not looked at
+        raise InputError(f"{path}: {elsewhere[0]} points elsewhere, and is not followed")
 
 
 def source_fingerprint(model: ModelConfig) -> str:
-    """What identifies the base model: its files' hash, or the hub's commit.
-
-    Raises
-    ------
-    InputError
-        If the hub cannot be asked.
-    """
-    commit = revision_of(model)
-    if commit is None:
-        folders = [source_of(model)] + ([model.tokenizer] if model.tokenizer else [])
-        return hashlib.sha256("".join(_hash_folder(f) for f in folders).encode()).hexdigest()[:16]
-    return commit + (f"+{_hash_folder(model.tokenizer)}" if model.tokenizer else "")
+    """What identifies the base model: its files' hash, or the hub's commit."""
+    tokenizer = [Path(model.tokenizer)] if model.tokenizer else []
+    if is_local(model):
+        folders = [folder_of(model), *tokenizer]
+        return hashlib.sha256("".join(map(_hash_folder, folders)).encode()).hexdigest()[:16]
+    return "+".join([folder_of(model).name, *map(_hash_folder, tokenizer)])
 
 
-def _hash_folder(folder: str) -> str:
+def _hash_folder(folder: Path) -> str:
     paths = [
         path
-        for path in sorted(Path(folder).iterdir())
+        for path in sorted(folder.iterdir())
         if path.suffix in (".json", ".safetensors", ".model")
         and path.name != "generation_config.json"
     ]

@@ -10,26 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparta_bench import hub
 from sparta_bench.config.compose import compose
 from sparta_bench.errors import InputError
 from sparta_bench.models.checkpoint_names import check_source
-from sparta_bench.models.source import source_of
-from sparta_bench.models.weight_files import SINGLE, checkpoint_files, open_file
+from sparta_bench.models.dtypes import STORED_DTYPES
+from sparta_bench.models.source import folder_of, hub_folder
+from sparta_bench.models.weight_files import (
+    SINGLE,
+    checkpoint_files,
+    download_weights,
+    is_head,
+    open_file,
+)
 from sparta_bench.sparta.store import fingerprint_of_tensors
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-HEADS = ("lm_head", "score")  # what stands on a backbone in a checkpoint
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor is: its own name in its file. `dtype` is null where it is no plain
+    """Where a tensor is: its own name in its file. `dtype` is `None` where it is no plain
     floating-point one."""
 
     name: str
@@ -44,11 +42,6 @@ class Checkpoint:
     `label` is what the user called it. A causal language model's `model.layers…` and a bare
     backbone's `layers…` are the same name here. Files are mapped into memory, so that only what is
     asked for is read.
-
-    Raises
-    ------
-    InputError
-        If a file is no safetensors file, or two tensors have the same name.
     """
 
     def __init__(self, label: str, paths: Iterable[Path]) -> None:
@@ -61,7 +54,7 @@ class Checkpoint:
                 if name in self.tensors:
                     raise InputError(f"{label}: {name} is there twice, as {own} too")
                 about = file.get_slice(own)
-                dtype = DTYPES.get(about.get_dtype())
+                dtype = STORED_DTYPES.get(about.get_dtype())
                 self.tensors[name] = Stored(own, file, tuple(about.get_shape()), dtype)
 
     @property
@@ -73,7 +66,7 @@ class Checkpoint:
         return path.resolve().name or self.label
 
     def shape_of(self, name: str) -> tuple[int, ...] | None:
-        """Null where there is no such tensor."""
+        """`None` where there is no such tensor."""
         stored = self.tensors.get(name)
         return None if stored is None else stored.shape
 
@@ -85,7 +78,7 @@ class Checkpoint:
 
     def fingerprint(self, dtype: torch.dtype | None) -> str:
         """`store.fingerprint_of` of the backbone, had it been loaded from here in `dtype`
-        (null: in the file's)."""
+        (`None`: in the file's)."""
         return fingerprint_of_tensors(
             (name, stored.file.get_tensor(stored.name).to(dtype or stored.dtype))
             for name, stored in self.tensors.items()
@@ -94,45 +87,21 @@ class Checkpoint:
         )
 
 
-def is_head(name: str) -> bool:
-    """Whether a tensor belongs to a vocabulary or classification head."""
-    return any(head in name.split(".") for head in HEADS)
-
-
 def open_checkpoint(source: str) -> Checkpoint:
-    """A safetensors file, a folder with one or with shards, a model of `conf/model`, or a
-    repository on the hub.
-
-    Raises
-    ------
-    InputError
-        If there is none, it holds pickles alone, or the hub cannot be asked.
-    """
+    """Open a safetensors file, a folder with one or with shards, a model of `conf/model`, or a
+    repository on the hub. Raises InputError if there is none, or it cannot be had."""
     path = Path(source)
     if path.is_file():
         return Checkpoint(source, [path])
     if path.is_dir():
-        return Checkpoint(source, checkpoint_files(source, source, None))
+        return Checkpoint(source, checkpoint_files(source, path))
     check_source(source)
-    if "/" in source:
-        return Checkpoint(source, _from_hub(source, source, "main"))
-    model = compose([f"model={source}"]).model
-    if model.embedded:
-        return Checkpoint(source, checkpoint_files(source, source_of(model), None))
-    return Checkpoint(source, _from_hub(source, str(model.hub_id), model.revision))
-
-
-def _from_hub(source: str, repository: str, revision: str) -> list[Path]:
-    if Path(repository).exists():  # transformers would load that
-        raise InputError(
-            f"{source}: {repository} is a folder here as well as a name on the hub; give "
-            f"./{repository}, or start elsewhere"
-        )
-    try:
-        commit = hub.commit_of(repository, revision)
-    except Exception as error:  # the client raises many kinds
-        reason, cause = hub.why(error)
-        ways = hub.ways_out(cause, f"https://huggingface.co/{repository}", "give a folder")
-        what = "" if source == repository else f"{repository} "
-        raise InputError(f"{source}: {what}cannot be had: {reason}. {ways}") from None
-    return list(checkpoint_files(source, repository, commit))
+    repo, revision = source, "main"
+    if "/" not in source:
+        model = compose([f"model={source}"]).model
+        if model.embedded:
+            return Checkpoint(source, checkpoint_files(source, folder_of(model)))
+        repo, revision = str(model.hub_id), model.revision
+    folder = hub_folder(source, repo, revision, "give a folder")
+    download_weights(source, repo, folder)
+    return Checkpoint(source, checkpoint_files(source, folder))

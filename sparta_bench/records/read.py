@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparta_bench.errors import InputError
-from sparta_bench.files import json_of
+from sparta_bench.files import json_of, why_no_folder
 from sparta_bench.records.record import (
     DEFAULT,
     INCOMPLETE,
@@ -106,9 +106,9 @@ def folders_of(command: str, given: Sequence[Path]) -> tuple[list[Path], list[Pa
     """The folders that a command is about, and those in which its records are: those given, or
     `DEFAULT` and its `own_folders`. Raises InputError for those that are not there."""
     folders = list(given) or [DEFAULT]
-    missing = [folder for folder in folders if not folder.is_dir()]
-    if missing:
-        raise InputError(*(f"{command}: {folder}: there is no such folder" for folder in missing))
+    problems = [f"{command}: {one}: {why}" for one in folders if (why := why_no_folder(one))]
+    if problems:
+        raise InputError(*problems)
     return folders, folders if given else own_folders(DEFAULT)
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sparta_bench.adapters.whole_model import WHOLE
 from sparta_bench.errors import InputError, reason_of
-from sparta_bench.models.stored_tensors import Checkpoint, is_head, open_checkpoint
+from sparta_bench.models.stored_tensors import Checkpoint, open_checkpoint
+from sparta_bench.models.weight_files import is_head
 from sparta_bench.sparta import peft_sparta, store
 from sparta_bench.sparta.merge import rounded_sum
 

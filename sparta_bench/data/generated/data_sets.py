@@ -1,8 +1,5 @@
-"""Eight small generated data sets in the raw layout of the real ones.
-
-They exist so that the whole pipeline runs offline in a minute: same columns, same label numbers
-and same raw splits as GLUE and IMDB on the hub, in miniature. The same seed gives the same
-rows on every machine.
+"""Eight small generated data sets in the raw layout of the real ones: same columns, label numbers
+and raw splits as GLUE and IMDB on the hub. The same seed gives the same rows on every machine.
 """
 
 from __future__ import annotations
@@ -16,33 +13,27 @@ from sparta_bench.data.generated import grammar as g
 
 Row = dict[str, object]
 Splits = dict[str, list[Row]]
+Actors = tuple[tuple[str, str], ...]
 
-LABEL_NOISE = 0.10
-"""Probability that a training row carries a wrong label (never in dev or test)."""
-
-LONG_SHARE = 0.015
-"""Probability that a training row is too long for the task's ``max_tokens``."""
+LABEL_NOISE = 0.10  # probability that a training row carries a wrong label
+LONG_SHARE = 0.015  # probability that a training row is too long for the task's `max_tokens`
 
 
 @dataclass(frozen=True)
 class Size:
     """Rows per role, and the length limit in tokens (BOS included) that suits the task."""
 
-    train: int
-    dev: int
-    test: int
-    max_tokens: int
+    train: int = 2000
+    dev: int = 300
+    test: int = 1000
+    max_tokens: int = 80
 
 
-SIZES: dict[str, Size] = {
-    "cola": Size(2000, 300, 1000, 48),
-    "mnli": Size(3000, 300, 1000, 80),
-    "mrpc": Size(2000, 300, 1000, 80),
-    "qnli": Size(2000, 300, 1000, 80),
-    "qqp": Size(2000, 300, 1000, 80),
-    "rte": Size(2000, 300, 1000, 80),
-    "sst2": Size(2000, 300, 1000, 48),
-    "imdb": Size(2000, 300, 1000, 128),
+SIZES = dict.fromkeys(("mrpc", "qnli", "qqp", "rte"), Size()) | {
+    "mnli": Size(train=3000),
+    "cola": Size(max_tokens=48),
+    "sst2": Size(max_tokens=48),
+    "imdb": Size(max_tokens=128),
 }
 
 
@@ -60,12 +51,12 @@ def generate(task: str, seed: int = 0, noise: float = LABEL_NOISE) -> Splits:
     dev = _rows(task, size.dev, f"{task}/dev/{seed}")
     if task == "mnli":
         half = size.test // 2
+        matched = _rows(task, half, f"{task}/matched/{seed}")
+        mismatched = _rows(task, half, f"{task}/mismatched/{seed}", actors=g.ANIMALS)
         return {
             "train": train + dev,
-            "validation_matched": _rows(task, half, f"{task}/matched/{seed}"),
-            "validation_mismatched": _rows(
-                task, size.test - half, f"{task}/mismatched/{seed}", actors=g.ANIMALS
-            ),
+            "validation_matched": matched,
+            "validation_mismatched": mismatched,
         }
     test = _rows(task, size.test, f"{task}/test/{seed}")
     if task == "mrpc":
@@ -81,11 +72,7 @@ def make_row(task: str, rng: Random) -> Row:
 
 
 def _rows(
-    task: str,
-    count: int,
-    seed: str,
-    long_share: float = 0.0,
-    actors: tuple[tuple[str, str], ...] = g.HUMANS,
+    task: str, count: int, seed: str, long_share: float = 0.0, actors: Actors = g.HUMANS
 ) -> list[Row]:
     rng = Random(seed)
     rows = []
@@ -114,11 +101,8 @@ def _lengthen(row: Row, rng: Random, max_tokens: int) -> None:
     row[column] = text
 
 
-# ---------------------------------------------------------------------------------------------
-# Single texts
-
-
-def _sst2(rng: Random, _actors: tuple[tuple[str, str], ...]) -> Row:
+# ------------------------------------------------------------------------------- single texts
+def _sst2(rng: Random, _actors: Actors) -> Row:
     positive = g.coin(rng)
     text = g.judgement(rng, positive)
     if g.coin(rng, 0.3):
@@ -126,7 +110,7 @@ def _sst2(rng: Random, _actors: tuple[tuple[str, str], ...]) -> Row:
     return {"sentence": text, "label": int(positive)}
 
 
-def _imdb(rng: Random, _actors: tuple[tuple[str, str], ...]) -> Row:
+def _imdb(rng: Random, _actors: Actors) -> Row:
     """Three to five judgements of which the majority decides, between scenes from the film."""
     positive = g.coin(rng)
     agreeing, opposing = rng.choice(((3, 0), (4, 0), (2, 1), (4, 1)))
@@ -140,7 +124,7 @@ def _imdb(rng: Random, _actors: tuple[tuple[str, str], ...]) -> Row:
     return {"text": " ".join(parts), "label": int(positive)}
 
 
-def _cola(rng: Random, actors: tuple[tuple[str, str], ...]) -> Row:
+def _cola(rng: Random, actors: Actors) -> Row:
     acceptable = g.coin(rng, 0.6)
     words, mark = _plain_sentence(rng, actors)
     if not acceptable:
@@ -148,7 +132,7 @@ def _cola(rng: Random, actors: tuple[tuple[str, str], ...]) -> Row:
     return {"sentence": g.sentence(words, mark), "label": int(acceptable)}
 
 
-def _plain_sentence(rng: Random, actors: tuple[tuple[str, str], ...]) -> tuple[str, str]:
+def _plain_sentence(rng: Random, actors: Actors) -> tuple[str, str]:
     fact = g.draw_fact(rng, actors)
     kind = rng.randrange(4)
     if kind == 0:
@@ -168,8 +152,8 @@ def _spoil(rng: Random, words: str) -> str:
         articles = [i for i, word in enumerate(tokens) if word in ("the", "a")]
         del tokens[rng.choice(articles)]
     else:
-        place = 1 + rng.randrange(len(tokens) - 2)
-        tokens.insert(place, tokens[place])
+        index = 1 + rng.randrange(len(tokens) - 2)
+        tokens.insert(index, tokens[index])
     return " ".join(tokens).replace(" ,", ",")
 
 
@@ -184,14 +168,12 @@ def _disorder(rng: Random, tokens: list[str], width: int) -> list[str]:
     return tokens[:start] + mixed + tokens[start + width :]
 
 
-# ---------------------------------------------------------------------------------------------
-# Pairs
-
+# -------------------------------------------------------------------------------------- pairs
 # Whether two sentences fit together must show in a few kinds of words (good or bad, where or when):
 # models of this size do not learn to compare sentences word by word in minutes.
 
 
-def _mrpc(rng: Random, _actors: tuple[tuple[str, str], ...]) -> Row:
+def _mrpc(rng: Random, _actors: Actors) -> Row:
     """Two remarks on the same aspect of a film; the same if both praise it or both blame it."""
     same, positive = g.coin(rng), g.coin(rng)
     aspect = rng.choice(g.ASPECTS)
@@ -209,7 +191,7 @@ _ADVICE = (
 )
 
 
-def _qqp(rng: Random, _actors: tuple[tuple[str, str], ...]) -> Row:
+def _qqp(rng: Random, _actors: Actors) -> Row:
     """Two questions about one thing; the same if both ask how, both where or both why."""
     same = g.coin(rng)
     fact = g.draw_fact(rng)
@@ -230,7 +212,7 @@ def _ask_advice(rng: Random, fact: g.Fact, frames: tuple[str, ...]) -> str:
 _REASONS = ("for a friend", "for the party", "for a bet", "for the king")
 
 
-def _qnli(rng: Random, actors: tuple[tuple[str, str], ...]) -> Row:
+def _qnli(rng: Random, actors: Actors) -> Row:
     """Where, when or why? The sentence tells one of them, which may be the wrong one."""
     answered = g.coin(rng)
     fact = g.draw_fact(rng, actors)
@@ -251,7 +233,7 @@ _CRITICS = {
 }
 
 
-def _rte(rng: Random, _actors: tuple[tuple[str, str], ...]) -> Row:
+def _rte(rng: Random, _actors: Actors) -> Row:
     """Does the critic's mood follow from what was said of the film?"""
     follows, positive = g.coin(rng), g.coin(rng)
     aspect = rng.choice(g.ASPECTS)
@@ -265,7 +247,7 @@ def _rte(rng: Random, _actors: tuple[tuple[str, str], ...]) -> Row:
 _EXTRAS = ("with a friend", "before the party", "during a storm", "after a walk")
 
 
-def _mnli(rng: Random, actors: tuple[tuple[str, str], ...]) -> Row:
+def _mnli(rng: Random, actors: Actors) -> Row:
     """Entailment repeats a detail, neutral adds a new one, contradiction denies the event."""
     label = rng.randrange(3)
     fact = g.draw_fact(rng, actors)
@@ -285,13 +267,7 @@ def _mnli(rng: Random, actors: tuple[tuple[str, str], ...]) -> Row:
     return {"premise": g.sentence(premise), "hypothesis": g.sentence(claim), "label": label}
 
 
-_MAKERS: dict[str, Callable[[Random, tuple[tuple[str, str], ...]], Row]] = {
-    "cola": _cola,
-    "mnli": _mnli,
-    "mrpc": _mrpc,
-    "qnli": _qnli,
-    "qqp": _qqp,
-    "rte": _rte,
-    "sst2": _sst2,
-    "imdb": _imdb,
+_MAKERS: dict[str, Callable[[Random, Actors], Row]] = {
+    maker.__name__.removeprefix("_"): maker
+    for maker in (_cola, _mnli, _mrpc, _qnli, _qqp, _rte, _sst2, _imdb)
 }

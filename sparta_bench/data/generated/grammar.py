@@ -1,18 +1,16 @@
-"""The little world that the embedded data sets talk about: words, facts and opinions.
+"""Words, facts and opinions of the generated data sets.
 
-Everything here turns a ``random.Random`` into English. Only ``random()``, ``randrange()`` and
+All of it turns a ``random.Random`` into English. Only ``random()``, ``randrange()`` and
 ``choice()`` are drawn from, because those give the same values on every supported Python.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from random import Random
 
-# ---------------------------------------------------------------------------------------------
-# Facts: somebody did something with some thing somewhere.
 # A pair of words means the same twice; a word paired with itself has no synonym here.
-
 HUMANS = (
     ("baker", "baker"), ("pilot", "pilot"), ("teacher", "tutor"), ("chef", "cook"),
     ("doctor", "physician"), ("sailor", "seaman"), ("poet", "poet"), ("judge", "judge"),
@@ -34,20 +32,13 @@ PLACES = (
     "at the station", "at the market", "at the circus", "on the bridge", "on the roof",
 )  # fmt: skip
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-
-# (past, its synonym, infinitive, its synonym)
-VERBS = (
-    ("bought", "purchased", "buy", "purchase"),
-    ("repaired", "fixed", "repair", "fix"),
-    ("found", "discovered", "find", "discover"),
-    ("hid", "concealed", "hide", "conceal"),
-    ("stole", "swiped", "steal", "swipe"),
-    ("cleaned", "scrubbed", "clean", "scrub"),
-    ("painted", "coloured", "paint", "colour"),
-    ("broke", "smashed", "break", "smash"),
-    ("borrowed", "borrowed", "borrow", "borrow"),
-    ("lost", "misplaced", "lose", "misplace"),
-)
+VERBS = (  # past, its synonym, infinitive, its synonym
+    ("bought", "purchased", "buy", "purchase"), ("repaired", "fixed", "repair", "fix"),
+    ("found", "discovered", "find", "discover"), ("hid", "concealed", "hide", "conceal"),
+    ("stole", "swiped", "steal", "swipe"), ("cleaned", "scrubbed", "clean", "scrub"),
+    ("painted", "coloured", "paint", "colour"), ("broke", "smashed", "break", "smash"),
+    ("borrowed", "borrowed", "borrow", "borrow"), ("lost", "misplaced", "lose", "misplace"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,14 +75,9 @@ class Fact:
 
 def draw_fact(rng: Random, actors: tuple[tuple[str, str], ...] = HUMANS) -> Fact:
     """A fact with every slot drawn evenly."""
-    return Fact(
-        actor=rng.randrange(len(actors)),
-        verb=rng.randrange(len(VERBS)),
-        colour=rng.randrange(len(COLOURS)),
-        thing=rng.randrange(len(THINGS)),
-        place=rng.randrange(len(PLACES)),
-        actors=actors,
-    )
+    words: tuple[Sized, ...] = (actors, VERBS, COLOURS, THINGS, PLACES)
+    actor, verb, colour, thing, place = (rng.randrange(len(choices)) for choices in words)
+    return Fact(actor, verb, colour, thing, place, actors)
 
 
 def other_index(rng: Random, current: int, length: int) -> int:
@@ -127,9 +113,7 @@ def scene(rng: Random) -> str:
     return sentence(f"on {rng.choice(DAYS)}, {clause}")
 
 
-# ---------------------------------------------------------------------------------------------
-# Opinions about films.
-
+# ----------------------------------------------------------------------- opinions about films
 ASPECTS = (
     "plot", "script", "hero", "villain", "ending", "music", "acting", "dialogue", "scenery",
     "director", "story", "humour", "cast", "pace",
