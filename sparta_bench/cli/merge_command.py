@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +14,6 @@ from sparta_bench.records.record import DEFAULT
 
 if TYPE_CHECKING:
     from sparta_bench.adapters.merging.merge_methods import Rule
-
-LAYOUTS = ("peft-sparta",)
-HOWS = ("sum", "ties")
-
 
 VERBS: dict[str, dict[str, Any]] = {
     "bake": {
@@ -55,8 +50,34 @@ VERBS: dict[str, dict[str, Any]] = {
         "epilog": "Settings: task.*, device, cache_dir and train.eval_batch_size, for all tasks.",
     },
 }
+OF_ONE, OF_SEVERAL = ("bake", "export"), ("multi-head", "combine", "overlap")
 
 
+def main(arguments: list[str]) -> int:
+    """`sparta-bench merge`; returns the exit code."""
+    options = _read(arguments)
+    if options.verb == "pairs":
+        return _pairs(options)
+    if options.verb == "overlap":
+        _overlap(options)
+    elif options.verb in OF_ONE:
+        _of_one(options)
+    else:
+        _of_several(options)
+    return 0
+
+
+def _read(arguments: list[str]) -> Namespace:
+    parser, verbs = _merge_parser()
+    if arguments[:1] and arguments[0] in verbs:
+        # by itself: options may stand between the words of a list then
+        options = verbs[arguments[0]].parse_intermixed_args(arguments[1:])
+        options.verb = arguments[0]
+        return options
+    return parser.parse_args(arguments)  # help, or a fault
+
+
+# --------------------------------------------------------------------------------- options
 def _merge_parser() -> tuple[Parser, dict[str, Parser]]:
     """The parser, and that of each verb."""
     parser = Parser(
@@ -64,101 +85,74 @@ def _merge_parser() -> tuple[Parser, dict[str, Parser]]:
     )
     made = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
     verbs: dict[str, Parser] = {name: made.add_parser(name, **how) for name, how in VERBS.items()}
-    for name in ("bake", "export"):
+    for name in OF_ONE:
         add_sources(verbs[name])
-    for name in ("multi-head", "combine", "overlap"):
-        _add_adapters(verbs[name])
+    for name in OF_SEVERAL:
+        verbs[name].add_argument(
+            "adapters", metavar="ADAPTER", nargs="+", type=Path,
+            help="folders of adapters or whole classifiers (save=full) of one base model",
+        )  # fmt: skip
+        add_base(verbs[name])
     _add_runs(verbs["pairs"])
     for name in ("multi-head", "combine"):
         verbs[name].add_argument(
             "--names", metavar="A,B", help="what the heads are called (their tasks' names)"
         )
     for name in ("bake", "export", "multi-head", "combine"):
-        _add_out(verbs[name])
+        verbs[name].add_argument("--out", metavar="DIR", type=Path, required=True, help="where to")
+        verbs[name].add_argument(
+            "--force", action="store_true", help="replace the folder DIR, whatever is in it"
+        )
     for name in ("combine", "pairs"):
         _add_rule(verbs[name])
-    _add_combine(verbs["combine"])
+    verbs["combine"].add_argument(
+        "--weights", metavar="W,W", type=_numbers, help="one for each model (1 each)"
+    )
     verbs["overlap"].add_argument(
         "--json", action="store_true", help="print a JSON list, a pair each"
     )
-    _add_export(verbs["export"])
+    verbs["export"].add_argument("--layout", choices=("peft-sparta",), required=True)
+    verbs["export"].add_argument(
+        "--base-name", metavar="NAME_OR_PATH", required=True,
+        help="what that program is to load the base model from: a hub name or a folder",
+    )  # fmt: skip
     return parser, verbs
-
-
-def _add_adapters(parser: Parser) -> None:
-    parser.add_argument(
-        "adapters",
-        metavar="ADAPTER",
-        nargs="+",
-        type=Path,
-        help="folders of adapters or whole classifiers (save=full) of one base model",
-    )
-    add_base(parser)
 
 
 def _add_runs(parser: Parser) -> None:
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="where the runs' records are")
     parser.add_argument("settings", metavar="key=value", nargs="*", help="see below")
     parser.add_argument(
-        "--seeds",
-        choices=("different", "same"),
-        default="different",
-        help="same: pairs of one seed, where SpaRTA's places coincide (different)",
-    )
+        "--seeds", choices=("different", "same"), default="different",
+        help="same: pairs of one seed, where SpaRTA's indices coincide (different)",
+    )  # fmt: skip
     parser.add_argument("--model", metavar="NAME", help="only runs of this one (all)")
     parser.add_argument("--method", choices=METHODS, help="only runs of this one (all)")
     parser.add_argument("--json", action="store_true", help="print the records as a JSON list")
     add_base(parser)
 
 
-def _add_out(parser: Parser) -> None:
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where to")
-    parser.add_argument(
-        "--force", action="store_true", help="replace the folder DIR, whatever is in it"
-    )
-
-
-def _add_combine(parser: Parser) -> None:
-    parser.add_argument(
-        "--weights", metavar="W,W", type=_numbers, help="one for each model (1 each)"
-    )
-
-
-def _add_export(parser: Parser) -> None:
-    parser.add_argument("--layout", choices=LAYOUTS, required=True)
-    parser.add_argument(
-        "--base-name",
-        metavar="NAME_OR_PATH",
-        required=True,
-        help="what that program is to load the base model from: a hub name or a folder",
-    )
-
-
 def _add_rule(parser: Parser) -> None:
     parser.add_argument(
-        "--how",
-        choices=HOWS,
-        default="sum",
+        "--how", choices=("sum", "ties"), default="sum",
         help="sum (the default); ties: of each entry the mean of the changes that have the sign of "
         "their sum",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--dare",
-        metavar="SHARE",
-        type=_share,
+        "--dare", metavar="SHARE", type=_share,
         help="keep each changed entry with this probability, and divide it by that",
-    )
+    )  # fmt: skip
     parser.add_argument("--seed", type=_seed, default=0, help="of that draw (0)")
 
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        found = tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        found = ()
-    if not found or not all(abs(number) < 1e6 for number in found):
+        numbers = ()
+    if not numbers or not all(abs(number) < 1e6 for number in numbers):
         raise ArgumentTypeError(f"{text} is no list of numbers, such as 0.5,0.5")
-    return found
+    return numbers
 
 
 def _share(text: str) -> float:
@@ -177,76 +171,37 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def main(arguments: list[str]) -> int:
-    """`sparta-bench merge VERB`: write a folder and say what is there; the exit code."""
-    options = _read(arguments)
-    if options.verb == "pairs":
-        return _pairs(options)
-    if options.verb in ("bake", "export"):
-        _of_one(options)
-    elif options.verb == "overlap":
-        _overlap(options)
-    else:
-        _of_several(options)
-    return 0
-
-
-def _read(arguments: list[str]) -> Namespace:
-    parser, verbs = _merge_parser()
-    if arguments[:1] and arguments[0] in verbs:
-        # by itself: options may stand between the words of a list then
-        options = verbs[arguments[0]].parse_intermixed_args(arguments[1:])
-        options.verb = arguments[0]
-        return options
-    return parser.parse_args(arguments)  # help, or a fault
-
-
+# ----------------------------------------------------------------------------------- verbs
 def _of_one(options: Namespace) -> None:
     check_there([options.adapter])
-    from sparta_bench.adapters import export as verbs
+    from sparta_bench.adapters.export import bake, export
 
     common = {
-        "base": options.base,
-        "tokenizer": options.tokenizer,
-        "allow_pickle": options.allow_pickle,
-        "force": options.force,
+        name: getattr(options, name) for name in ("base", "tokenizer", "allow_pickle", "force")
     }
     if options.verb == "bake":
-        print(verbs.bake(options.adapter, options.out, **common))
+        print(bake(options.adapter, options.out, **common))
     else:
-        print(verbs.export(options.adapter, options.out, options.base_name, **common))
+        print(export(options.adapter, options.out, options.base_name, **common))
 
 
 def _of_several(options: Namespace) -> None:
-    names = _head_names(options)
+    count = len(options.adapters)
+    names = None if options.names is None else options.names.split(",")
+    if names is not None and (len(set(names)) != len(names) or "" in names or len(names) != count):
+        raise InputError(
+            f"merge: --names {options.names}: must be {count} different names, one for each adapter"
+        )
     check_there(options.adapters)
     rule = _rule(options)
     from sparta_bench.adapters.merging.combine import multi_head_of
 
+    sources = options.base, options.tokenizer
     line, warnings = multi_head_of(
-        options.adapters,
-        options.out,
-        rule,
-        options.base,
-        options.tokenizer,
-        names,
-        options.force,
+        options.adapters, options.out, rule, *sources, names, options.force
     )
-    for warning in warnings:
-        print(f"sparta-bench: {warning}", file=sys.stderr)
+    log(*warnings)
     print(line)
-
-
-def _head_names(options: Namespace) -> list[str] | None:
-    if options.names is None:
-        return None
-    names: list[str] = options.names.split(",")
-    if len(set(names)) != len(names) or "" in names or len(names) != len(options.adapters):
-        raise InputError(
-            f"merge: --names {options.names}: must be {len(options.adapters)} different names, one "
-            "for each adapter"
-        )
-    return names
 
 
 def _rule(options: Namespace) -> Rule:
@@ -254,6 +209,8 @@ def _rule(options: Namespace) -> Rule:
 
     if options.verb == "multi-head":
         return Rule()
+    if options.verb == "pairs":
+        return Rule(options.how, None, options.dare, options.seed if options.dare else 0)
     if options.weights is not None and len(options.weights) != len(options.adapters):
         raise InputError(
             f"merge: --weights: {len(options.weights)} numbers for {len(options.adapters)} models; "
@@ -263,15 +220,13 @@ def _rule(options: Namespace) -> Rule:
 
 
 def _pairs(options: Namespace) -> int:
-    if not options.folder.is_dir():
-        raise InputError(f"merge: {options.folder}: there is no such folder")
+    check_there([options.folder])
     check_settings("merge pairs", options.settings, with_task=False)
-    from sparta_bench.adapters.merging.merge_methods import Rule
     from sparta_bench.analysis.merging.measure_pairs import measure_pairs
 
-    found = measure_pairs(
+    measured = measure_pairs(
         options.folder,
-        Rule(options.how, None, options.dare, options.seed if options.dare else 0),
+        _rule(options),
         options.seeds == "same",
         options.model,
         options.method,
@@ -279,15 +234,15 @@ def _pairs(options: Namespace) -> int:
         options.tokenizer,
         options.settings,
     )
-    refusals = found.refusals()
-    if not found.records:
+    refusals = measured.refusals()
+    if not measured.records:
         raise InputError(*refusals)
     if options.json:
-        print(json.dumps(found.records, allow_nan=False))
+        print(json.dumps(measured.records, allow_nan=False))
     else:
-        what = f"{len(found.records):,} pairs, {found.there:,} of them there already"
-        where = "" if options.folder == DEFAULT else f" {options.folder}"
-        print(f"{what} → {options.folder / 'merges'}; see sparta-bench tables{where}")
+        pairs = f"{len(measured.records):,} pairs, {measured.done_before:,} of them there already"
+        folder = "" if options.folder == DEFAULT else f" {options.folder}"
+        print(f"{pairs} → {options.folder / 'merges'}; see sparta-bench tables{folder}")
     log(*refusals)
     return 1 if refusals else 0
 
@@ -299,9 +254,9 @@ def _overlap(options: Namespace) -> None:
     from sparta_bench.adapters.merging.overlap import as_text, overlaps_of
     from sparta_bench.adapters.merging.task_vectors import open_task_vectors
 
-    base, sources = open_task_vectors(options.adapters, options.base, options.tokenizer)
-    found = overlaps_of(sources, base)
+    base, vectors = open_task_vectors(options.adapters, options.base, options.tokenizer)
+    overlaps = overlaps_of(vectors, base)
     if options.json:
-        print(json.dumps([overlap.as_dict() for overlap in found], allow_nan=False))
+        print(json.dumps([overlap.as_dict() for overlap in overlaps], allow_nan=False))
     else:
-        print(as_text(found))
+        print(as_text(overlaps))

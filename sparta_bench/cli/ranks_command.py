@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from sparta_bench.cli.options import Parser, check_folder, figure_path
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, log
 from sparta_bench.files import whole_file, write_json
 from sparta_bench.models.checkpoint_names import check_source
 from sparta_bench.report.plots import check_matplotlib, write_figures
-from sparta_bench.tables.render import as_csv, as_latex, as_markdown
-
-if TYPE_CHECKING:
-    from sparta_bench.analysis.ranks.compare import Compared
+from sparta_bench.tables.render import as_markdown
+from sparta_bench.tables.table_files import FORMATS
 
 
 def _parser() -> Parser:
@@ -66,42 +62,23 @@ def main(arguments: list[str]) -> None:
     from sparta_bench.analysis.ranks.compare import compare
     from sparta_bench.analysis.ranks.spectrum import WORK_DTYPES
 
-    found = compare(options.base, options.tuned, WORK_DTYPES[options.dtype], device)
-    rows = found.as_list()
+    compared = compare(options.base, options.tuned, WORK_DTYPES[options.dtype], device)
+    rows, table = compared.as_list(), compared.table()
+    # what an hour may have computed is printed before a file may fail
+    if options.json:
+        print(json.dumps(rows, allow_nan=False))
+        log(*compared.notes)
+    else:
+        print(as_markdown(table), end="")
     try:
         if options.out is not None:
-            write(found, rows, options.out)
-        if figure is not None:
-            _draw(found, figure)
+            write_json(options.out / "ranks.json", rows)
+            for name, form in FORMATS.items():
+                with whole_file(options.out / f"ranks.{name}") as path:
+                    path.write_text(form(table), encoding="utf-8")
+        if figure is not None and (drawing := compared.figure(figure.name)).panels:
+            write_figures([drawing], figure.parent)
+        elif figure is not None:
+            log("nothing changed, so there is no spectrum to draw")
     except OSError as error:
         raise InputError(f"ranks: {error.filename}: cannot be written: {error.strerror}") from None
-    finally:  # what an hour may have computed is told whatever became of the files
-        _tell(found, rows, options.json)
-
-
-def _tell(found: Compared, rows: list[dict[str, Any]], as_json: bool) -> None:
-    if not as_json:
-        print(as_markdown(found.table()), end="")
-        return
-    print(json.dumps(rows, allow_nan=False))
-    for note in found.notes:
-        print(f"sparta-bench: {note}", file=sys.stderr)
-
-
-def _draw(found: Compared, path: Path) -> None:
-    """The two files of `--figure`; `path` has no ending."""
-    figure = found.figure(path.name)
-    if figure.panels:
-        write_figures([figure], path.parent)
-    else:
-        print("sparta-bench: nothing changed, so there is no spectrum to draw", file=sys.stderr)
-
-
-def write(found: Compared, rows: list[dict[str, Any]], folder: Path) -> None:
-    """The four files of `--out`."""
-    table = found.table()
-    write_json(folder / "ranks.json", rows)
-    texts = {"md": as_markdown(table), "csv": as_csv(table), "tex": as_latex(table)}
-    for end, text in texts.items():
-        with whole_file(folder / f"ranks.{end}") as path:
-            path.write_text(text, encoding="utf-8", newline="\n")

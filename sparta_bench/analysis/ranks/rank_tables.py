@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from sparta_bench.analysis.ranks.spectrum import Change, Changes
+from sparta_bench.analysis.ranks.spectrum import MatrixChange, ModelChanges
+from sparta_bench.paper import rows_of
 from sparta_bench.tables.table import Heading, Table
 
 # the order of the paper's rows; kinds that it has not come after these, by name
@@ -35,15 +36,15 @@ class _Row(NamedTuple):
 
 
 class Place(NamedTuple):
-    """What a matrix is called in the paper, and the layer it is in (null: in none)."""
+    """What a matrix is called in the paper, and the layer it is in (None: in none)."""
 
     kind: str
     layer: int | None
 
 
 def place_of(name: str) -> Place:
-    """The place of a tensor by its name in the backbone: `layers.3.self_attn.q_proj.weight` is
-    "self attn q proj" of layer 3."""
+    """Return the place of a tensor by its name in the backbone: `layers.3.self_attn.q_proj.weight`
+    is "self attn q proj" of layer 3."""
     plain = name.removesuffix(".weight")
     # the first number is the layer's; a later one is that of an expert, say
     match = re.fullmatch(r"((?:[^.]+\.)*?)[a-z]+\.(\d+)\.(.+)", plain)
@@ -75,13 +76,13 @@ def as_ranges(layers: Sequence[int]) -> str:
     return ",".join(parts)
 
 
-def rank_table(found: Sequence[Changes], title: str, notes: tuple[str, ...] = ()) -> Table:
+def rank_table(found: Sequence[ModelChanges], title: str, notes: tuple[str, ...] = ()) -> Table:
     """One row for the layers in which a model's matrix has one rank, as in the paper: the lowest
     rank first. Of several models, the rows of one kind of matrix stand together.
 
     Where other values differ between a row's layers, the lowest and the highest stand.
     """
-    rows: dict[_Row, list[Change]] = {}
+    rows: dict[_Row, list[MatrixChange]] = {}
     for model, one in enumerate(found):
         for change in one.changes:
             kind = kind_order(place_of(change.key).kind)
@@ -109,7 +110,7 @@ def rank_table(found: Sequence[Changes], title: str, notes: tuple[str, ...] = ()
     return Table("ranks", title, (tuple(map(Heading, names)),), tuple(body), notes)
 
 
-def _layers(changes: Sequence[Change]) -> str:
+def _layers(changes: Sequence[MatrixChange]) -> str:
     layers = [layer for change in changes if (layer := place_of(change.key).layer) is not None]
     return as_ranges(sorted(layers)) or "-"
 
@@ -122,7 +123,7 @@ def _rank(rank: int, shape: tuple[int, int]) -> tuple[str, str]:
     return str(rank), str(deficiency) if deficiency else "0 (full rank)"
 
 
-def _values(changes: Sequence[Change]) -> tuple[str, ...]:
+def _values(changes: Sequence[MatrixChange]) -> tuple[str, ...]:
     """What may differ between the matrices of a row, and their tolerance."""
     stable = [change.stable_rank for change in changes if change.stable_rank is not None]
     return (
@@ -139,3 +140,41 @@ def _span(values: Sequence[float], text: Callable[[float], str]) -> str:
         return "–"
     low, high = text(min(values)), text(max(values))
     return low if low == high else f"{low} to {high}"
+
+
+# ------------------------------------------------------------------------ the paper's ranks
+# base and tuned model by their names in conf/model, and the files of the table
+TABLES = {("gemma-2b", "gemma-2b-it"): "table7", ("mistral-7b", "mistral-7b-it"): "table8"}
+# what they are called on the hub, where that differs
+ON_THE_HUB = {"Mistral-7B-v0.3": "mistral-7b", "Mistral-7B-Instruct-v0.3": "mistral-7b-it"}
+
+
+def printed_ranks(base: str, tuned: str, shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    """Return the paper's rank for each of these matrices (by name in the backbone) that it has in
+    this shape; empty where the names are not those of one of its pairs.
+
+    Table 8 prints the vocabulary head's shape turned, so the order of rows and columns is not
+    compared.
+    """
+    table = TABLES.get((ON_THE_HUB.get(base, base), ON_THE_HUB.get(tuned, tuned)))
+    printed = {
+        (row["matrix"], layer): (sorted((int(row["rows"]), int(row["columns"]))), int(row["rank"]))
+        for row in (rows_of(table) if table else [])
+        for layer in _numbers(row["layers"])
+    }
+    ranks = {}
+    for key, shape in shapes.items():
+        printed_shape, rank = printed.get(place_of(key), (None, 0))
+        if sorted(shape) == printed_shape:
+            ranks[key] = rank
+    return ranks
+
+
+def _numbers(text: str) -> Iterator[int | None]:
+    """Of "1,3-5"; None, once, for "-"."""
+    if text == "-":
+        yield None
+        return
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        yield from range(int(first), int(last or first) + 1)

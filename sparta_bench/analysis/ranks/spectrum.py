@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparta_bench.analysis.ranks.difference import Tuned
+from sparta_bench.analysis.ranks.tuned_model import TunedModel
 from sparta_bench.errors import InputError
 
 WORK_DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -25,7 +25,7 @@ _EXPONENT_OF = {
 
 
 @dataclass(frozen=True)
-class Change:
+class MatrixChange:
     """A matrix of a tuned model minus the base's.
 
     `values` are all min(rows, columns) singular values, falling, in the dtype of the computation;
@@ -64,7 +64,7 @@ class Change:
 
     @property
     def stable_rank(self) -> float | None:
-        """Squared Frobenius norm over squared spectral norm; null where nothing changed."""
+        """Squared Frobenius norm over squared spectral norm; None where nothing changed."""
         if self.largest == 0:
             return None
         return float((self.values.double() / self.largest).square().sum())
@@ -101,17 +101,19 @@ class Change:
         return found
 
 
-class Changes(NamedTuple):
-    """All changes of one tuned model: its label, the method that trained it (null: not known),
+class ModelChanges(NamedTuple):
+    """All changes of one tuned model: its label, the method that trained it (None: not known),
     and the ranks that the paper prints, by name in the backbone."""
 
     label: str
     method: str | None
-    changes: Sequence[Change]
+    changes: Sequence[MatrixChange]
     printed: Mapping[str, int]
 
 
-def change_of(tuned: Tuned, key: str, dtype: torch.dtype, device: torch.device) -> Change:
+def change_of(
+    tuned: TunedModel, key: str, dtype: torch.dtype, device: torch.device
+) -> MatrixChange:
     """The change of one matrix, computed in `dtype` on `device`.
 
     Of a tall matrix never more than a block of rows is in memory (4 x columns x columns, of base,
@@ -143,7 +145,7 @@ def change_of(tuned: Tuned, key: str, dtype: torch.dtype, device: torch.device) 
     values = singular_values(blocks(), min(rows, columns)).cpu()
     before, after = tuned.dtypes(key)
     assert before is not None and after is not None
-    return Change(
+    return MatrixChange(
         key,
         stored.name,
         (rows, columns),
