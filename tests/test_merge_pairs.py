@@ -166,7 +166,7 @@ OTHER = {"name": "tiny-gemma", "fingerprint": "0" * 16}
     ("values", "told"),
     [
         ({"base_model": OTHER}, "only changes of one and the same base can be added up"),
-        ({"base_fingerprint": "0" * 16}, "was trained on other weights than"),
+        ({"base_fingerprint": "0" * 16}, "another set of base weights than"),
         ({"labels": ["x", "y"]}, "/adapter was trained for x, y"),
         ({"labels": 5, "seed": "x"}, "; "),
     ],

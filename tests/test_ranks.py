@@ -22,7 +22,6 @@ from sparta_bench.analysis.ranks.rank_tables import (
     rank_table,
 )
 from sparta_bench.analysis.ranks.spectrum import (
-    Counts,
     MatrixChange,
     ModelChanges,
     Noise,
@@ -165,11 +164,10 @@ def test_never_more_than_a_block_of_rows_is_read(
     assert asked[::2] == asked[1::2] == [(start, 40) for start in range(0, 1000, 40)]
 
 
-def test_changed_scalars_and_rows_are_counted_over_blocks() -> None:
-    counts = Counts()
-    for block in (torch.zeros(3, 4), torch.eye(3, 4), torch.ones(2, 4)):
-        counts.add(block)
-    assert (counts.scalars, counts.rows) == (11, 5)
+def test_changed_scalars_and_rows_are_counted_over_blocks(tmp_path: Path) -> None:
+    tuned = torch.cat([torch.zeros(30, 4), torch.eye(3, 4), torch.ones(2, 4)])
+    found = change(torch.zeros(35, 4), tuned, tmp_path)  # in blocks of 16 rows
+    assert (found.changed, found.changed_rows) == (11, 5)
 
 
 def test_a_change_in_97_rows_has_rank_97(tmp_path: Path) -> None:

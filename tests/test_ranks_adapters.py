@@ -239,7 +239,8 @@ Q_PROJ = "layers.0.self_attn.q_proj"
         ("sparta", lambda t: None, {"method": "sparta"}, "/adapter_config.json: "),
         ("sparta", lambda t: None, {"compact": "left out"}, "/adapter_config.json: 'compact' is "
          "missing or of another kind"),
-        ("sparta", lambda t: None, {"dtypes": {"model": "int3", "trained": "float32"}}, "/adapter_config.json: "
+        ("sparta", lambda t: None, {"dtypes": {"model": "int3", "trained": "float32"}},
+         "/adapter_config.json: "
          "dtypes.model=int3: must be"),
         ("sparta", lambda t: None, {"format": 1}, "/adapter_config.json: format is 1, and this "
          "version reads 2"),

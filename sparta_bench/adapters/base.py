@@ -24,13 +24,8 @@ from sparta_bench.sparta import store
 
 
 def base_of(about: Manifest, base: str | None, tokenizer: str | None, folder: Path) -> ModelConfig:
-    """Return the base as it is to be loaded: where the user says, else where the manifest says.
-
-    Raises
-    ------
-    InputError
-        If neither says it, or it is not there.
-    """
+    """Return the base as it is to be loaded: where the user says, else where the manifest says;
+    raises InputError if neither says it, or it is not there."""
     model = about.model
     if base is not None:
         model = named_by(base, "--base", model)
@@ -53,14 +48,8 @@ def base_of(about: Manifest, base: str | None, tokenizer: str | None, folder: Pa
 
 
 def named_by(name: str, option: str, model: ModelConfig) -> ModelConfig:
-    """Return the model under another name: a folder, a model of `conf/model`, or a repository of
-    the hub (at `main`, unless it is the model's own).
-
-    Raises
-    ------
-    InputError
-        If it is none of them; `option` is what the user gave it with.
-    """
+    """Return the model under another name, which the user gave with `option`: a folder, a model of
+    `conf/model`, or a repository of the hub (at `main`, unless it is the model's own)."""
     if is_folder(name):
         return replace(model, path=name, embedded=False)
     if name in choices("model") and name != "local":

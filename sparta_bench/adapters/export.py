@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sparta_bench.adapters.load_adapter import Loaded, load
+from sparta_bench.adapters.load_adapter import load
 from sparta_bench.adapters.whole_model import write_whole
 from sparta_bench.errors import InputError
 from sparta_bench.files import whole_folder
+from sparta_bench.models.dtypes import DTYPES
 from sparta_bench.sparta import peft_sparta
 
 
@@ -42,15 +43,8 @@ def bake(
     allow_pickle: bool = False,
     force: bool = False,
 ) -> str:
-    """Write the classifier in `folder` (see `load_adapter`) as a plain transformers folder.
-
-    Returns a line that says what was written.
-
-    Raises
-    ------
-    InputError
-        If there is nothing to bake, or `out` is not empty and `force` not given.
-    """
+    """Write the classifier in `folder` (see `load_adapter`) as a plain transformers folder; returns
+    a line that says what was written."""
     refuse_to_replace(folder, out, force)
     loaded = load(folder, base, tokenizer, allow_pickle)
     loaded.merge_and_unload()
@@ -61,21 +55,14 @@ def bake(
     line = f"{out}: {scalars:,} scalars in {dtype}, padded with {pad} on the right"
     if loaded.about.method["name"] == "lora":
         line += "; LoRA's product was added to them, which rounds"
-    return line + _of_rounding(loaded)
-
-
-def _of_rounding(loaded: Loaded) -> str:
-    """Say how far the head moves when transformers loads it in the model's dtype."""
-    weight = loaded.classifier.head_weight.detach()
-    dtype = next(loaded.classifier.backbone.parameters()).dtype
-    moved = float((weight.to(dtype).to(weight.dtype) - weight).norm() / weight.norm())
-    if moved == 0:
-        return ""
-    name = str(dtype).removeprefix("torch.")
-    return (
-        f"; the head is {loaded.about.dtypes['trained']} in the file: loaded in {name} it is "
-        f"rounded by {moved:.2%} (root mean square), with dtype=torch.float32 not at all"
-    )
+    head = loaded.classifier.head_weight.detach()
+    moved = float((head.to(DTYPES[dtype]).to(head.dtype) - head).norm() / head.norm())
+    if moved > 0:
+        line += (
+            f"; the head is {loaded.about.dtypes['trained']} in the file: loaded in {dtype} it is "
+            f"rounded by {moved:.2%} (root mean square), with dtype=torch.float32 not at all"
+        )
+    return line
 
 
 def export(
@@ -88,15 +75,7 @@ def export(
     force: bool = False,
 ) -> str:
     """Write a SpaRTA adapter in the layout of peft-sparta, which is to load the base model from
-    `base_name`: a name on the hub, or a folder.
-
-    Returns a line that says what was written.
-
-    Raises
-    ------
-    InputError
-        If it is no SpaRTA adapter, or `out` is not empty and `force` not given.
-    """
+    `base_name`: a name on the hub, or a folder. Returns a line that says what was written."""
     refuse_to_replace(folder, out, force)
     loaded = load(folder, base, tokenizer, allow_pickle)
     if loaded.sparta is None:

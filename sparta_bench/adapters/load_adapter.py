@@ -55,18 +55,9 @@ def load(
 ) -> Loaded:
     """Load an adapter of a run, a whole classifier, or an adapter of peft-sparta.
 
-    Parameters
-    ----------
-    base, tokenizer
-        A folder, or a name on the hub: where the base model and its tokenizer are, if not where
-        the adapter says.
-    allow_pickle
-        Whether to read the `.pt` files of the authors' trainer (tensors only).
-
-    Raises
-    ------
-    InputError
-        If there is nothing to load, a file is broken, or the base is not the one trained on.
+    `base` and `tokenizer` are a folder or a name on the hub: where these are, if not where the
+    adapter says. `allow_pickle` reads the `.pt` files of the authors' trainer (tensors only).
+    Raises InputError if there is nothing to load, a file is broken, or the base is another one.
     """
     kind = kind_of(folder)
     with errors_of_input():
@@ -139,7 +130,6 @@ def _load_whole(folder: Path) -> Loaded:
     return Loaded(classifier, tokenizer, about, None, lambda: None)
 
 
-# ------------------------------------------------------------------ the authors' adapters
 def _load_authors(
     folder: Path, base: str | None, tokenizer: str | None, allow_pickle: bool
 ) -> Loaded:
@@ -155,7 +145,12 @@ def _load_authors(
 def _authors_manifest(folder: Path, base: str | None) -> Manifest:
     """Return as much as their `config.json` says; they know single texts without a prompt alone."""
     config = peft_sparta.read_config(folder)
-    labels = _authors_labels(config, folder)
+    path, labels = folder / peft_sparta.CONFIG, config.get("id2label")
+    if not isinstance(labels, dict) or sorted(labels) != sorted(map(str, range(len(labels)))):
+        raise InputError(f"{path}: no id2label in it")
+    names, rule = [labels[str(number)] for number in range(len(labels))], RULES["task.labels"]
+    if not rule.check(names):
+        raise InputError(f"{path}: id2label={show(labels)}: {rule.text}")
     name = base or config[peft_sparta.BASE]
     if base is None and not is_hub_name(name):  # an adapter may come from anybody
         raise InputError(
@@ -175,7 +170,7 @@ def _authors_manifest(folder: Path, base: str | None) -> Manifest:
         seed=None,
         base_model={"name": Path(name).name if is_local(model) else name, "fingerprint": None},
         task=None,
-        labels=labels,
+        labels=names,
         columns=["text"],
         prompt=None,
         separator="newline",
@@ -184,14 +179,3 @@ def _authors_manifest(folder: Path, base: str | None) -> Manifest:
         dtypes={"model": dtype, "trained": "float32"},  # their head is float32 wherever it is used
         tokenizer_fingerprint=None,
     )
-
-
-def _authors_labels(config: Mapping[str, Any], folder: Path) -> list[str]:
-    path, labels = folder / peft_sparta.CONFIG, config.get("id2label")
-    if not isinstance(labels, dict) or sorted(labels) != sorted(map(str, range(len(labels)))):
-        raise InputError(f"{path}: no id2label in it")
-    names = [labels[str(number)] for number in range(len(labels))]
-    rule = RULES["task.labels"]
-    if not rule.check(names):
-        raise InputError(f"{path}: id2label={show(labels)}: {rule.text}")
-    return names

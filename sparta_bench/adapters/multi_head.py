@@ -7,7 +7,7 @@ A folder of transformers' own with the backbone and the tokenizer, and beside it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class MultiHead(nn.Module):
         # a list, because a module's name may hold no dot, and a head's may
         self.heads = nn.ParameterList(heads.values())
         self.tokenizer: Any = None
+        self.about: dict[str, Manifest] = {}  # what each head was trained for
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, **ignored: Any
@@ -67,31 +68,15 @@ class MultiHead(nn.Module):
         """Return the backbone under one of the heads alone; they share their memory."""
         return Classifier(self.backbone, self.heads[self.names.index(name)])
 
-    @classmethod
-    def load(cls, folder: str | Path) -> MultiHead:
-        """Load what `sparta-bench merge multi-head` wrote, on the CPU, frozen, in evaluation mode.
-
-        Raises
-        ------
-        InputError
-            If a file is missing, broken, or not the one that was written.
-        """
-        return load(Path(folder)).model
-
-
-@dataclass
-class LoadedHeads:
-    """A multi-head classifier from disk with what each head was trained for."""
-
-    model: MultiHead
-    tokenizer: Any
-    about: dict[str, Manifest]
-
     def one(self, name: str) -> Loaded:
-        """Return one head of it as a classifier of its own."""
-        return Loaded(
-            self.model.classifier(name), self.tokenizer, self.about[name], None, lambda: None
-        )
+        """Return one head of a loaded one as a classifier from disk."""
+        return Loaded(self.classifier(name), self.tokenizer, self.about[name], None, lambda: None)
+
+    @staticmethod
+    def load(folder: str | Path) -> MultiHead:
+        """Load what `sparta-bench merge multi-head` wrote, on the CPU, frozen, in evaluation mode;
+        raises InputError if a file is missing, broken, or not the one that was written."""
+        return _load(Path(folder))
 
 
 def write(
@@ -117,8 +102,7 @@ def write(
     write_json(folder / MULTI_HEAD, config)
 
 
-def load(folder: Path) -> LoadedHeads:
-    """Read what `write` wrote; raises InputError if a file is missing, broken, or another one."""
+def _load(folder: Path) -> MultiHead:
     config = read_object(folder / MULTI_HEAD, FORMAT)
     manifests = config.get("heads")
     if not isinstance(manifests, dict) or not manifests:
@@ -143,8 +127,8 @@ def load(folder: Path) -> LoadedHeads:
                 f"{folder / HEADS}: {name} has the shape {shape}, where {shapes.get(name)} belongs"
             )
     model = MultiHead(classifier.backbone, {name: heads[name] for name in about})
-    model.tokenizer = tokenizer
-    return LoadedHeads(model.requires_grad_(False).eval(), tokenizer, about)
+    model.tokenizer, model.about = tokenizer, about
+    return model.requires_grad_(False).eval()
 
 
 def _read_heads(folder: Path, expected: Any) -> dict[str, Tensor]:

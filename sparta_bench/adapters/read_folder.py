@@ -35,12 +35,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 @dataclass
 class TaskVector:
     """What training changed in a base: `changes` of its tensors by name (no others changed), and
-    the `heads` (`head.weight`; a script may save others). `config` is the folder's description as
-    it stands there; `about` the same, checked, or None where a script saved it; `name` is that of
-    the head in a merged model."""
+    the `heads` (`head.weight`; a script may save others). `about` is None where a script saved it;
+    `name` is that of the head in a merged model."""
 
     folder: Path
-    config: Mapping[str, Any]
     about: Manifest | None
     heads: dict[str, Tensor]
     changes: Mapping[str, Change]
@@ -56,7 +54,7 @@ class TaskVector:
     def seed(self) -> int | None:
         """Of the draw of SpaRTA's indices; None of all else."""
         drawn = any(isinstance(change, SparseDelta) for change in self.changes.values())
-        return self.config["seed"] if drawn else None
+        return self.manifest.seed if drawn else None
 
     def delta(self, name: str, base: Tensor) -> SparseDelta:
         """Return the change of a tensor of the base, which holds these values."""
@@ -98,13 +96,8 @@ def errors_of_input() -> Iterator[None]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Return what an adapter or a whole classifier says of itself.
-
-    Raises
-    ------
-    InputError
-        If there is neither, or its description is broken.
-    """
+    """Return what an adapter or a whole classifier says of itself; raises InputError if there is
+    neither, or its description is broken."""
     kind = kind_of(folder)
     if kind == WHOLE:
         return Manifest.from_dict(read_object(folder / WHOLE, store.FORMAT), folder / WHOLE)
@@ -120,22 +113,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_changes(folder: Path, shapes: Shapes, backbone: nn.Module | None = None) -> TaskVector:
-    """Return what an adapter or a whole classifier changed in a base.
+    """Return what an adapter or a whole classifier changed in a base; raises InputError if a file
+    is missing, broken, or of tensors that the base has not.
 
-    A whole model's tensors are read one by one, when a change is asked for.
-
-    Parameters
-    ----------
-    shapes
-        Of the base's tensors, by name in the backbone.
-    backbone
-        The base. A compact SpaRTA adapter, whose indices are drawn on it, needs it; with it
-        the values at SpaRTA's indices are checked too.
-
-    Raises
-    ------
-    InputError
-        If a file is missing, broken, or of tensors that the base has not.
+    A whole model's tensors are read one by one, when a change is asked for. `shapes` are those of
+    the base's tensors, by name in the backbone. The `backbone`, where there is one, is for SpaRTA:
+    compact adapters draw their indices on it, and its values at the indices are checked.
     """
     if kind_of(folder) == WHOLE:
         return _whole(folder, shapes)
@@ -145,7 +128,7 @@ def read_changes(folder: Path, shapes: Shapes, backbone: nn.Module | None = None
             about = Manifest.from_dict(config, folder / ADAPTER) if "labels" in config else None
             method = config["method"]["name"]
             if method == "sparta" and about is not None and backbone is not None:
-                return _sparta_on(backbone, folder, config, about)
+                return _sparta_on(backbone, folder, about)
             tensors = store.read_tensors(folder, config)
             changes: Mapping[str, Change] = {}
             if method == "sparta":
@@ -159,12 +142,10 @@ def read_changes(folder: Path, shapes: Shapes, backbone: nn.Module | None = None
     heads = {name: tensor for name, tensor in tensors.items() if store.is_of_head(name)}
     for name, tensor in heads.items():
         refuse_not_finite(folder / store.TENSORS, name, tensor)
-    return TaskVector(folder, config, about, heads, changes)
+    return TaskVector(folder, about, heads, changes)
 
 
-def _sparta_on(
-    backbone: nn.Module, folder: Path, config: Mapping[str, Any], about: Manifest
-) -> TaskVector:
+def _sparta_on(backbone: nn.Module, folder: Path, about: Manifest) -> TaskVector:
     """Read a SpaRTA adapter with all checks, those against the base's values too."""
     hidden: int = backbone.config.hidden_size  # type: ignore[union-attr, assignment]
     head = torch.zeros(len(about.labels), hidden, dtype=DTYPES[about.dtypes["trained"]])
@@ -176,7 +157,7 @@ def _sparta_on(
             for name, deltas in adapter.deltas.items()
         }
         heads = {HEAD: classifier.head_weight.detach().clone()}
-    return TaskVector(folder, config, about, heads, changes)
+    return TaskVector(folder, about, heads, changes)
 
 
 def _sparta(
@@ -230,8 +211,7 @@ def _lora(
 
 
 def _whole(folder: Path, shapes: Shapes) -> TaskVector:
-    config = read_object(folder / WHOLE, store.FORMAT)
-    about = Manifest.from_dict(config, folder / WHOLE)
+    about = read_manifest(folder)
     checkpoint = open_checkpoint(str(folder))
     for name, shape in shapes.items():
         stored = checkpoint.shape_of(name)
@@ -240,7 +220,7 @@ def _whole(folder: Path, shapes: Shapes) -> TaskVector:
             raise InputError(f"{folder}: {name} is {own}, where {shape} belongs")
     heads = {HEAD: whole_head(checkpoint)}
     changes = {name: Tuned(checkpoint, name) for name in shapes}
-    return TaskVector(folder, config, about, heads, changes)
+    return TaskVector(folder, about, heads, changes)
 
 
 def whole_head(checkpoint: Checkpoint) -> Tensor:

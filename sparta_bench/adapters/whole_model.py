@@ -22,17 +22,8 @@ def write_whole(classifier: Classifier, tokenizer: Any, about: Manifest, folder:
     """Write a classifier whose backbone is plain as a folder that transformers alone can use.
 
     The head stays in its own dtype in the file. transformers loads everything in the dtype of
-    `config.json`, the backbone's, unless it is asked for another.
-
-    Returns
-    -------
-    The padding token: inputs are padded with it on the right, and transformers pools a row's last
-    token that is not it.
-
-    Raises
-    ------
-    InputError
-        If transformers has no classifier of this architecture, or no token can pad.
+    `config.json`, the backbone's, unless it is asked for another. Returns the token that inputs
+    are padded with on the right; transformers pools a row's last token that is not it.
     """
     padding = padding_on_the_right(tokenizer)
     model = _empty_classifier(classifier, about.labels, padding.pad_token_id)
@@ -52,7 +43,7 @@ def check_whole(classifier: Classifier, tokenizer: Any, labels: list[str]) -> No
 
 def padding_on_the_right(tokenizer: Any) -> Any:
     """Return a copy of the tokenizer that pads with `padding_token`, as transformers' classifiers
-    need it. Raises InputError if no token can pad."""
+    need it."""
     padding = copy.deepcopy(tokenizer)
     padding.pad_token = padding_token(padding)
     padding.padding_side = "right"
@@ -65,11 +56,6 @@ def padding_token(tokenizer: Any) -> str:
     The tokenizer's own, unless that is its end or unknown token as well; else BOS, which ends only
     an input without any text, and then is the first token, which transformers pools if all is
     padding. (A text that spells BOS out at its end is the exception.)
-
-    Raises
-    ------
-    InputError
-        If there is neither.
     """
     own = tokenizer.pad_token
     if own is not None and own not in (tokenizer.eos_token, tokenizer.unk_token):

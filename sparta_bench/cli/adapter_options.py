@@ -10,7 +10,7 @@ from sparta_bench.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from sparta_bench.adapters.load_adapter import Loaded
-    from sparta_bench.adapters.multi_head import LoadedHeads
+    from sparta_bench.adapters.multi_head import MultiHead
 
 
 def add_compute(parser: Parser) -> None:
@@ -27,7 +27,7 @@ def add_compute(parser: Parser) -> None:
     )
 
 
-def open_adapter(options: Namespace) -> Loaded | LoadedHeads:
+def open_adapter(options: Namespace) -> Loaded | MultiHead:
     """Load whatever lies in the folder: one classifier, or, where none is chosen, all heads of a
     multi-head model."""
     from sparta_bench.adapters import load_adapter, multi_head, read_folder
@@ -38,7 +38,7 @@ def open_adapter(options: Namespace) -> Loaded | LoadedHeads:
         sources = options.base, options.tokenizer
         return load_adapter.load(options.adapter, *sources, options.allow_pickle)
     load_adapter.refuse_sources(options.adapter, options.base, options.tokenizer)
-    heads = multi_head.load(options.adapter)
+    heads = multi_head.MultiHead.load(options.adapter)
     if options.head is None:
         return heads
     if options.head not in heads.about:

@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     from sparta_bench.devices import device_of
 
     device_of(options.device, f"evaluate: --device {options.device}")
-    from sparta_bench.adapters.multi_head import LoadedHeads
+    from sparta_bench.adapters.multi_head import MultiHead
     from sparta_bench.config.compose import compose
     from sparta_bench.files import write_json
     from sparta_bench.inference.evaluate import as_text, evaluation_of, settings_for
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     if options.device != "auto":
         settings = [*settings, f"device={options.device}"]
     opened = open_adapter(options)
-    if isinstance(opened, LoadedHeads):
+    if isinstance(opened, MultiHead):
         chosen = {name: opened.one(name) for name in _of_task(opened.about, settings)}
     else:
         chosen = {options.head or opened.about.task or "": opened}

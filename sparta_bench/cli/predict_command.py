@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
     from sparta_bench.devices import device_of
 
     device = device_of(options.device, f"predict: --device {options.device}")
-    from sparta_bench.adapters.multi_head import LoadedHeads
+    from sparta_bench.adapters.multi_head import MultiHead
     from sparta_bench.inference.predict import (
         as_json,
         as_text,
@@ -79,9 +79,9 @@ def main(arguments: list[str]) -> None:
 
     jsonl = options.jsonl_input or str(options.file).endswith(".jsonl")
     loaded = open_adapter(options)
-    if isinstance(loaded, LoadedHeads):
+    if isinstance(loaded, MultiHead):
         about = one_reading(loaded.about)
-        _log_dtype(about, move(loaded.model, about.dtypes["model"], device, options.dtype))
+        _log_dtype(about, move(loaded, about.dtypes["model"], device, options.dtype))
         examples = read_texts(lines_of(options.texts, options.file), about, jsonl)
         as_line = as_json if options.jsonl else as_text
         for all_heads in predict_heads(loaded, examples, options.batch_size, BATCHES_TOGETHER):

@@ -16,7 +16,7 @@ import torch
 
 from sparta_bench.adapters.load_adapter import Loaded
 from sparta_bench.adapters.manifest import Manifest
-from sparta_bench.adapters.multi_head import LoadedHeads, MultiHead
+from sparta_bench.adapters.multi_head import MultiHead
 from sparta_bench.data.batches import evaluation_batches
 from sparta_bench.data.examples import BadRowError, is_unicode, parse_texts
 from sparta_bench.data.local_files import json_object, numbered_lines
@@ -190,7 +190,7 @@ def one_reading(heads: Mapping[str, Manifest]) -> Manifest:
 
 
 def predict_heads(
-    loaded: LoadedHeads, examples: Iterable[Example], batch_size: int, batches: int = 1
+    loaded: MultiHead, examples: Iterable[Example], batch_size: int, batches: int = 1
 ) -> Iterator[list[dict[str, Prediction]]]:
     """The same of every head, by name: one forward pass for all that read a text alike (those of
     base models; instruction models have a prompt for each task).
@@ -204,7 +204,7 @@ def predict_heads(
     for name, about in loaded.about.items():
         key = repr((about.prompt, about.separator, about.undo_spacing, about.model.kind))
         reading.setdefault(key, {})[name] = about
-    readers = [_Reader(loaded.model, loaded.tokenizer, heads) for heads in reading.values()]
+    readers = [_Reader(loaded, loaded.tokenizer, heads) for heads in reading.values()]
     for some in _predict_all(readers, examples, batch_size, batches):
         yield [{name: found[name] for name in loaded.about} for found in some]
 

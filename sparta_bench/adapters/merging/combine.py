@@ -27,17 +27,11 @@ def multi_head_of(
     names: Sequence[str] | None = None,
     force: bool = False,
 ) -> tuple[str, list[str]]:
-    """Merge what lies in the folders and write it (see `multi_head.write`).
-
-    Returns a line that says what was written, and warnings.
-
-    Raises
-    ------
-    InputError
-        If they do not fit together, or `out` is not empty and `force` not given.
-    """
-    _refuse_twice(folders)
-    for folder in folders:
+    """Merge what lies in the folders and write it (see `multi_head.write`); returns a line that
+    says what was written, and warnings."""
+    for number, folder in enumerate(folders):
+        if folder.resolve() in [other.resolve() for other in folders[:number]]:
+            raise InputError(f"{folder}: is given twice; combine --weights 2,… adds one up twice")
         refuse_to_replace(folder, out, force)
     merged, vectors = open_task_vectors(folders, base, tokenizer, names)
     overlaps = overlaps_of(vectors, merged)
@@ -54,14 +48,6 @@ def multi_head_of(
         f"{len(heads)} head{'s' * (len(heads) > 1)}: {', '.join(heads)}"
     )
     return line, same_draws(vectors, overlaps)
-
-
-def _refuse_twice(folders: Sequence[Path]) -> None:
-    seen: dict[Path, Path] = {}
-    for folder in folders:
-        first = seen.setdefault(folder.resolve(), folder)
-        if first is not folder:
-            raise InputError(f"{folder}: is given twice; combine --weights 2,… adds one up twice")
 
 
 def _origin(

@@ -66,18 +66,8 @@ def open_task_vectors(
 ) -> tuple[Base, list[TaskVector]]:
     """Open adapters and whole classifiers of one base, checked, and that base.
 
-    Parameters
-    ----------
-    base, tokenizer
-        Where the base model and its tokenizer are, if not where the first says.
-    names
-        Of the heads; None: each task's own, numbered where one stands twice.
-
-    Raises
-    ------
-    InputError
-        If one cannot be read, is of another base, dtype or vocabulary than the first, or a name
-        cannot be that of a head.
+    `base` and `tokenizer` say where these are, if not where the first says. `names` are those of
+    the heads; None: each task's own, numbered where one stands twice.
     """
     manifests = [read_manifest(folder) for folder in folders]
     refuse_mixed(folders, manifests)
@@ -106,6 +96,7 @@ def refuse_mixed(folders: Sequence[Path], manifests: Sequence[Manifest]) -> None
             "base model": (first.base_model["fingerprint"], about.base_model["fingerprint"]),
             "vocabulary (tokenizer)": (first.tokenizer_fingerprint, about.tokenizer_fingerprint),
             "dtype": (first.dtypes["model"], about.dtypes["model"]),
+            "set of base weights": (first.base_fingerprint, about.base_fingerprint),
         }
         for what, (one, other) in compared.items():
             if one != other:

@@ -78,23 +78,10 @@ def measure_pairs(
     """Merge every pair of the runs below a folder by the rule, and write
     `<folder>/merges/<model>/<method>/<merge_id>/merge.json`, unless it is there.
 
-    A pair whose input is at fault is refused, and the others go on.
-
-    Parameters
-    ----------
-    same_seeds
-        Pair runs of one seed, whose indices coincide; else of different ones.
-    model, method
-        Only runs of these; None: of all.
-    base, tokenizer
-        Where they are, if not where the adapters say.
-    settings
-        Overrides for all tasks, such as `task.data_dir=DIR`.
-
-    Raises
-    ------
-    InputError
-        If there is no pair, a setting is wrong, or a record cannot be written.
+    A pair whose input is at fault is refused, and the others go on. `same_seeds` pairs runs of one
+    seed, whose indices coincide; else of different ones. `model` and `method` take only runs of
+    these. `base` and `tokenizer` say where these are, if not where the adapters say; `settings`
+    are overrides for all tasks, such as `task.data_dir=DIR`.
     """
     records, _ = read_records([folder])
     groups = groups_of(records, same_seeds, model, method)

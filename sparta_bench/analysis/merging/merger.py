@@ -34,14 +34,8 @@ def base_of_both(pair: Pair) -> tuple[str | int | None, ...]:
     """Return what tells the base of a pair from others: pairs of one can share a `Merger`. Raises
     InputError if the two were trained on different bases, or one does not say on which."""
     folders = [folder_of(run) for run in pair.runs]
-    one, other = manifests = [read_manifest(folder) for folder in folders]
+    one, _ = manifests = [read_manifest(folder) for folder in folders]
     refuse_mixed(folders, manifests)
-    if one.base_fingerprint != other.base_fingerprint:
-        raise InputError(
-            f"{folders[1]}: was trained on other weights than {folders[0]}: their fingerprint is "
-            f"{other.base_fingerprint}, not {one.base_fingerprint}; only changes of one and the "
-            "same base can be added up"
-        )
     parts = (one.base_model["fingerprint"], one.tokenizer_fingerprint, one.dtypes["model"])
     # of the seed are the rows of added tokens, of which the fingerprint need not see one
     return *parts, one.base_fingerprint, one.seed if one.separator == "sep_token" else None
@@ -50,19 +44,9 @@ def base_of_both(pair: Pair) -> tuple[str | int | None, ...]:
 class Merger:
     """The runs of pairs of one base (`base_of_both`), with that base, in memory.
 
-    Parameters
-    ----------
-    base, tokenizer
-        Where they are, if not where the first run says.
-    configs
-        By task.
-    sets
-        Data that was read already; what is read is put there.
-
-    Raises
-    ------
-    InputError
-        If the base cannot be had. A run that cannot be read raises when it is asked for.
+    `base` and `tokenizer` say where these are, if not where the first run says. `configs` and
+    `sets` are by task; data that is read is put into `sets`. A run that cannot be read raises
+    InputError when it is asked for.
     """
 
     def __init__(
@@ -88,14 +72,8 @@ class Merger:
         return self.base.open(run.run_id, folder_of(run))
 
     def alone(self, run: Record, rule: Rule) -> Scores:
-        """Return scores of one run's model on its task, after the rule (which may drop changes).
-
-        Raises
-        ------
-        InputError
-            If the run cannot be read or scored, or an unchanged one's are not the run's own: the
-            data is not what it was trained on.
-        """
+        """Return scores of one run's model on its task, after the rule (which may drop changes);
+        raises InputError where an unchanged one's are not the run's own: the data is other data."""
         key = (run.run_id, rule)
         if key not in self._alone:
             self._alone[key] = _attempted(lambda: self._scored_alone(run, rule))

@@ -63,24 +63,19 @@ class Compared:
 
 
 def compare(base: str, tuned: Sequence[str], dtype: torch.dtype, device: torch.device) -> Compared:
-    """Compute the change of every matrix that the base and each tuned model have in one shape.
+    """Compute the change of every matrix that the base and each tuned model have in one shape;
+    raises InputError if they have none, one cannot be read, or an adapter is of another base.
 
-    Parameters
-    ----------
-    base, tuned
-        What `open_checkpoint` opens; adapter folders too in `tuned`.
-    dtype
-        Of the computation, and of the tolerance that follows from it.
-
-    Raises
-    ------
-    InputError
-        If something cannot be read, an adapter is of another base, a value is not finite, or two
-        models have no matrix in common.
+    `base` and `tuned` are what `open_checkpoint` opens, `tuned` adapter folders too. `dtype` is
+    that of the computation, and the tolerance follows from it.
     """
     start = open_checkpoint(base)
     models = [TunedModel(source, start) for source in tuned]
-    _number_labels(models)
+    seen: Counter[str] = Counter()
+    for model in models:  # those of one label get numbers
+        seen[model.label] += 1
+        if seen[model.label] > 1:
+            model.label = f"{model.label} ({seen[model.label]})"
     notes: dict[str, list[str]] = {}  # each with the models that it is about
     plan: list[list[str]] = []
     for model in models:
@@ -107,7 +102,7 @@ def _all_changes(
 ) -> list[ModelChanges]:
     """Compute the matrices of each model that the plan names, and show how far it is: a bar where
     somebody is watching, else a line now and then."""
-    shapes = {key: _shape_of(base, key) for keys in plan for key in keys}
+    shapes = {key: base.tensors[key].shape for keys in plan for key in keys}
     work, matrices = (
         sum(_work_of(shapes[key]) for keys in plan for key in keys),
         sum(map(len, plan)),
@@ -135,7 +130,7 @@ def _all_changes(
     return results
 
 
-def _work_of(shape: tuple[int, int]) -> float:
+def _work_of(shape: tuple[int, ...]) -> float:
     """The time that a matrix takes, in some unit: its QR decomposition, and the singular values of
     the triangle, which are slower per operation (a fit to times on a CPU)."""
     short, long = sorted(shape)
@@ -153,20 +148,6 @@ def _definitions(dtype: torch.dtype, device: torch.device) -> list[str]:
         "stable rank: squared Frobenius norm over squared spectral norm; changed: scalars that "
         "differ at all",
     ]
-
-
-def _shape_of(base: Checkpoint, key: str) -> tuple[int, int]:
-    rows, columns = base.tensors[key].shape
-    return rows, columns
-
-
-def _number_labels(models: Iterable[TunedModel]) -> None:
-    """Number models of one label."""
-    seen: Counter[str] = Counter()
-    for model in models:
-        seen[model.label] += 1
-        if seen[model.label] > 1:
-            model.label = f"{model.label} ({seen[model.label]})"
 
 
 def _in_common(base: Checkpoint, model: TunedModel) -> tuple[list[str], list[str]]:

@@ -24,17 +24,6 @@ KINDS = (
 NAMES = {"embed_tokens": KINDS[0], "lm_head": "untied lm head"}
 
 
-class _Row(NamedTuple):
-    """What the matrices of a row have in common, in the order that sorts the rows. A rank of -1
-    is none in the paper."""
-
-    order: tuple[int, str]
-    model: int
-    rank: int
-    printed: int
-    shape: tuple[int, int]
-
-
 class Place(NamedTuple):
     """What a matrix is called in the paper, and the layer it is in (None: in none)."""
 
@@ -76,36 +65,38 @@ def as_ranges(layers: Sequence[int]) -> str:
     return ",".join(parts)
 
 
-def rank_table(found: Sequence[ModelChanges], title: str, notes: tuple[str, ...] = ()) -> Table:
+def rank_table(models: Sequence[ModelChanges], title: str, notes: tuple[str, ...] = ()) -> Table:
     """One row for the layers in which a model's matrix has one rank, as in the paper: the lowest
     rank first. Of several models, the rows of one kind of matrix stand together.
 
     Where other values differ between a row's layers, the lowest and the highest stand.
     """
-    rows: dict[_Row, list[MatrixChange]] = {}
-    for model, one in enumerate(found):
-        for change in one.changes:
+    # by what the matrices of a row have in common, in the order that sorts the rows; a printed
+    # rank of -1 is none
+    rows: dict[tuple[tuple[int, str], int, int, int, tuple[int, int]], list[MatrixChange]] = {}
+    for number, model in enumerate(models):
+        for change in model.changes:
             kind = kind_order(place_of(change.key).kind)
-            printed = one.printed.get(change.key, -1)
-            row = _Row(kind, model, change.rank(), printed, change.shape)
+            printed = model.printed.get(change.key, -1)
+            row = (kind, number, change.rank(), printed, change.shape)
             rows.setdefault(row, []).append(change)
-    tuned = ["tuned"] if len(found) > 1 else []
-    paper = (
-        ["rank in the paper", "deficiency in the paper"] if any(c.printed for c in found) else []
-    )
-    names = ["weight matrix", "dims", *tuned, "layers", "rank", "rank deficiency", *paper]
+    several, paper = len(models) > 1, any(model.printed for model in models)
+    names = ["weight matrix", "dims", *["tuned"] * several, "layers", "rank", "rank deficiency"]
+    names += ["rank in the paper", "deficiency in the paper"] * paper
     names += ["above rounding", "stable rank", "changed, %", "tolerance / largest"]
     body = [
         (
-            row.order[1],
-            f"[{row.shape[0]}, {row.shape[1]}]",
-            *([found[row.model].label] if tuned else []),
+            kind,
+            f"[{shape[0]}, {shape[1]}]",
+            *[models[number].label] * several,
             _layers(changes),
-            *_rank(row.rank, row.shape),
-            *(_rank(row.printed, row.shape) if paper else []),
+            *_rank(rank, shape),
+            *_rank(printed, shape) * paper,
             *_values(changes),
         )
-        for row, changes in sorted(rows.items(), key=lambda item: item[0])
+        for ((_, kind), number, rank, printed, shape), changes in sorted(
+            rows.items(), key=lambda item: item[0]
+        )
     ]
     return Table("ranks", title, (tuple(map(Heading, names)),), tuple(body), notes)
 
@@ -149,7 +140,7 @@ TABLES = {("gemma-2b", "gemma-2b-it"): "table7", ("mistral-7b", "mistral-7b-it")
 ON_THE_HUB = {"Mistral-7B-v0.3": "mistral-7b", "Mistral-7B-Instruct-v0.3": "mistral-7b-it"}
 
 
-def printed_ranks(base: str, tuned: str, shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+def printed_ranks(base: str, tuned: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Return the paper's rank for each of these matrices (by name in the backbone) that it has in
     this shape; empty where the names are not those of one of its pairs.
 

@@ -16,11 +16,8 @@ SPARE_TONES = ("other", "head", "sparta_vo", "muted", "bad")  # for what no meth
 
 
 def spectra(name: str, title: str, shown: Sequence[ModelChanges]) -> Figure:
-    """Singular values over the largest, both axes logarithmic; of several layers the median.
-
-    What did not change at all has no curve. The dashed line is the tolerance, below which a
-    singular value does not count.
-    """
+    """Draw singular values over the largest, both axes logarithmic; of several layers the median.
+    What did not change has no curve. The dashed line is the tolerance, below which none counts."""
     kinds = {place_of(change.key).kind for one in shown for change in one.changes}
     tones = _tones(shown)
     panels = [
