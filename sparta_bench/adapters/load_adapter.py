@@ -9,21 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparta_bench.adapters import read_folder
 from sparta_bench.adapters.base import base_of, check_base, load_base, named_by
 from sparta_bench.adapters.manifest import Manifest
-from sparta_bench.adapters.read_folder import (
-    ADAPTER,
-    AUTHORS,
-    SCORE,
-    WHOLE,
-    errors_of_input,
-    kind_of,
-    lora_settings,
-    read_manifest,
-    refuse_not_finite,
-    whole_head,
-    why_unreadable,
-)
 from sparta_bench.config.rules import RULES, is_hub_name, show
 from sparta_bench.config.schema import ModelConfig
 from sparta_bench.errors import InputError
@@ -59,16 +47,16 @@ def load(
     adapter says. `allow_pickle` reads the `.pt` files of the authors' trainer (tensors only).
     Raises InputError if there is nothing to load, a file is broken, or the base is another one.
     """
-    kind = kind_of(folder)
-    with errors_of_input():
-        if kind == ADAPTER:
+    kind = read_folder.kind_of(folder)
+    with read_folder.errors_of_input():
+        if kind == read_folder.ADAPTER:
             return _load_adapter(folder, base, tokenizer)
-        if kind == WHOLE:
+        if kind == read_folder.WHOLE:
             refuse_sources(folder, base, tokenizer)
             return _load_whole(folder)
-        if kind == AUTHORS:
+        if kind == read_folder.AUTHORS:
             return _load_authors(folder, base, tokenizer, allow_pickle)
-    raise InputError(why_unreadable(folder))
+    raise InputError(read_folder.why_unreadable(folder))
 
 
 def refuse_sources(folder: Path, base: str | None, tokenizer: str | None) -> None:
@@ -79,7 +67,7 @@ def refuse_sources(folder: Path, base: str | None, tokenizer: str | None) -> Non
 
 
 def _load_adapter(folder: Path, base: str | None, tokenizer: str | None) -> Loaded:
-    about = read_manifest(folder)
+    about = read_folder.read_manifest(folder)
     classifier, loaded_tokenizer = load_base(about, base_of(about, base, tokenizer, folder))
     shown = str(about.model.name) if base is None else f"--base {base}"
     check_base(about, classifier.backbone, loaded_tokenizer, folder, shown)
@@ -87,7 +75,9 @@ def _load_adapter(folder: Path, base: str | None, tokenizer: str | None) -> Load
         return _with_sparta(classifier, loaded_tokenizer, about, folder, allow_pickle=False)
     precision = Precision(DTYPES[about.dtypes["model"]], DTYPES[about.dtypes["trained"]])
     if about.method["name"] == "lora":
-        trained = train_lora(classifier, lora_settings(about, folder), precision, seed=0)
+        trained = train_lora(
+            classifier, read_folder.lora_settings(about, folder), precision, seed=0
+        )
     else:
         trained = train_head(classifier)
     tensors = store.read_tensors(folder, store.read_config(folder))
@@ -106,7 +96,7 @@ def _check(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor], file: Pa
             raise InputError(
                 f"{file}: {name} has the shape {own.get(name)}, where {wanted.get(name)} belongs"
             )
-        refuse_not_finite(file, name, tensors[name])
+        read_folder.refuse_not_finite(file, name, tensors[name])
 
 
 def _with_sparta(
@@ -120,12 +110,12 @@ def _with_sparta(
 
 
 def _load_whole(folder: Path) -> Loaded:
-    about = read_manifest(folder)
+    about = read_folder.read_manifest(folder)
     model = replace(about.model, path=str(folder), embedded=False, tokenizer=None)
     classifier, tokenizer = load_base(about, model, option="")
-    head = whole_head(open_checkpoint(str(folder)))
+    head = read_folder.whole_head(open_checkpoint(str(folder)))
     if head.shape != classifier.head_weight.shape:
-        raise InputError(f"{folder}: {SCORE} has the shape {tuple(head.shape)}")
+        raise InputError(f"{folder}: {read_folder.SCORE} has the shape {tuple(head.shape)}")
     classifier.head.weight = nn.Parameter(head, requires_grad=False)
     return Loaded(classifier, tokenizer, about, None, lambda: None)
 

@@ -15,42 +15,29 @@ from sparta_bench.records.record import DEFAULT
 if TYPE_CHECKING:
     from sparta_bench.adapters.merging.merge_methods import Rule
 
-VERBS: dict[str, dict[str, Any]] = {
-    "bake": {
-        "help": "a plain transformers folder, which needs none of this project",
-        "description": "Write a plain transformers folder: AutoModelForSequenceClassification and\n"
-        "AutoTokenizer load it. The texts of an instruction model need its prompt,\n"
-        "which is in classifier_config.json.",
-    },
-    "export": {
-        "help": "a SpaRTA adapter in another program's layout",
-        "description": "Write a SpaRTA adapter for another program.",
-    },
-    "multi-head": {
-        "help": "several adapters in one backbone, each with its own head (section 8)",
-        "description": "Add the changes of several models of one base up in one backbone, and "
-        "keep\neach head on top: one forward pass, a prediction for each task. predict and\n"
-        "evaluate take the folder.",
-    },
-    "combine": {
-        "help": "the same, weighted, with TIES' sign election, or DARE's drop and rescale",
-        "description": "As multi-head, by another rule than the plain sum.",
-    },
-    "overlap": {
-        "help": "how many entries several models changed alike, and what chance would give",
-        "description": "Where several models of one base changed the same entries, with which "
-        "signs.",
-    },
-    "pairs": {
-        "help": "what merging costs: every two tasks' runs below a folder, alone and merged "
-        "(Table 6)",
-        "description": "Merge the best runs of every two tasks, model by model and method by "
-        "method,\nand score them alone and merged. A record for each goes to FOLDER/merges;\n"
-        "`tables` makes Table 6 and a table of losses from these. What is done is skipped.",
-        "epilog": "Settings: task.*, device, cache_dir and train.eval_batch_size, for all tasks.",
-    },
-}
+VERBS = {  # what each makes, and its description
+    "bake": ("a plain transformers folder, which needs none of this project",
+      "Write a plain transformers folder: AutoModelForSequenceClassification and\n"
+      "AutoTokenizer load it. The texts of an instruction model need its prompt,\n"
+      "which is in classifier_config.json."),
+    "export": ("a SpaRTA adapter in another program's layout",
+      "Write a SpaRTA adapter for another program."),
+    "multi-head": ("several adapters in one backbone, each with its own head (section 8)",
+      "Add the changes of several models of one base up in one backbone, and keep\neach head on "
+      "top: one forward pass, a prediction for each task. predict and\nevaluate take the folder."),
+    "combine": ("the same, weighted, with TIES' sign election, or DARE's drop and rescale",
+      "As multi-head, by another rule than the plain sum."),
+    "overlap": ("how many entries several models changed alike, and what chance would give",
+      "Where several models of one base changed the same entries, with which signs."),
+    "pairs": ("what merging costs: every two tasks' runs below a folder, alone and merged "
+      "(Table 6)",
+      "Merge the best runs of every two tasks, model by model and method by method,\nand score "
+      "them alone and merged. A record for each goes to FOLDER/merges;\n"
+      "`tables` makes Table 6 and a table of losses from these. What is done is skipped."),
+}  # fmt: skip
+SETTINGS = "Settings: task.*, device, cache_dir and train.eval_batch_size, for all tasks."
 OF_ONE, OF_SEVERAL = ("bake", "export"), ("multi-head", "combine", "overlap")
+WRITING = (*OF_ONE, "multi-head", "combine")
 
 
 def main(arguments: list[str]) -> int:
@@ -58,12 +45,8 @@ def main(arguments: list[str]) -> int:
     options = _read(arguments)
     if options.verb == "pairs":
         return _pairs(options)
-    if options.verb == "overlap":
-        _overlap(options)
-    elif options.verb in OF_ONE:
-        _of_one(options)
-    else:
-        _of_several(options)
+    verb = {"overlap": _overlap, "bake": _of_one, "export": _of_one}.get(options.verb, _merge)
+    verb(options)
     return 0
 
 
@@ -77,72 +60,28 @@ def _read(arguments: list[str]) -> Namespace:
     return parser.parse_args(arguments)  # help, or a fault
 
 
-# --------------------------------------------------------------------------------- options
 def _merge_parser() -> tuple[Parser, dict[str, Parser]]:
     """The parser, and that of each verb."""
     parser = Parser(
         prog="sparta-bench merge", description="Make something else of what a run has trained."
     )
     made = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
-    verbs: dict[str, Parser] = {name: made.add_parser(name, **how) for name, how in VERBS.items()}
+    verbs: dict[str, Parser] = {
+        name: made.add_parser(name, help=makes, description=description)
+        for name, (makes, description) in VERBS.items()
+    }
+    verbs["pairs"].epilog = SETTINGS
     for name in OF_ONE:
         add_sources(verbs[name])
-    for name in OF_SEVERAL:
-        verbs[name].add_argument(
-            "adapters", metavar="ADAPTER", nargs="+", type=Path,
-            help="folders of adapters or whole classifiers (save=full) of one base model",
-        )  # fmt: skip
+    for flag, names, settings in FIRST:
+        for name in names:
+            verbs[name].add_argument(flag, **settings)
+    for name in (*OF_SEVERAL, "pairs"):
         add_base(verbs[name])
-    _add_runs(verbs["pairs"])
-    for name in ("multi-head", "combine"):
-        verbs[name].add_argument(
-            "--names", metavar="A,B", help="what the heads are called (their tasks' names)"
-        )
-    for name in ("bake", "export", "multi-head", "combine"):
-        verbs[name].add_argument("--out", metavar="DIR", type=Path, required=True, help="where to")
-        verbs[name].add_argument(
-            "--force", action="store_true", help="replace the folder DIR, whatever is in it"
-        )
-    for name in ("combine", "pairs"):
-        _add_rule(verbs[name])
-    verbs["combine"].add_argument(
-        "--weights", metavar="W,W", type=_numbers, help="one for each model (1 each)"
-    )
-    verbs["overlap"].add_argument(
-        "--json", action="store_true", help="print a JSON list, a pair each"
-    )
-    verbs["export"].add_argument("--layout", choices=("peft-sparta",), required=True)
-    verbs["export"].add_argument(
-        "--base-name", metavar="NAME_OR_PATH", required=True,
-        help="what that program is to load the base model from: a hub name or a folder",
-    )  # fmt: skip
+    for flag, names, settings in OPTIONS:
+        for name in names:
+            verbs[name].add_argument(flag, **settings)
     return parser, verbs
-
-
-def _add_runs(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where the runs' records are")
-    parser.add_argument("settings", metavar="key=value", nargs="*", help="see below")
-    parser.add_argument(
-        "--seeds", choices=("different", "same"), default="different",
-        help="same: pairs of one seed, where SpaRTA's indices coincide (different)",
-    )  # fmt: skip
-    parser.add_argument("--model", metavar="NAME", help="only runs of this one (all)")
-    parser.add_argument("--method", choices=METHODS, help="only runs of this one (all)")
-    parser.add_argument("--json", action="store_true", help="print the records as a JSON list")
-    add_base(parser)
-
-
-def _add_rule(parser: Parser) -> None:
-    parser.add_argument(
-        "--how", choices=("sum", "ties"), default="sum",
-        help="sum (the default); ties: of each entry the mean of the changes that have the sign of "
-        "their sum",
-    )  # fmt: skip
-    parser.add_argument(
-        "--dare", metavar="SHARE", type=_share,
-        help="keep each changed entry with this probability, and divide it by that",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=_seed, default=0, help="of that draw (0)")
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -171,6 +110,41 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+# flags, the verbs that have them, and what argparse is to know; the first before --base
+Flag = tuple[str, tuple[str, ...], dict[str, Any]]
+FIRST: list[Flag] = [
+    ("adapters", OF_SEVERAL, {"metavar": "ADAPTER", "nargs": "+", "type": Path,
+     "help": "folders of adapters or whole classifiers (save=full) of one base model"}),
+    ("folder", ("pairs",), {"metavar": "FOLDER", "type": Path,
+     "help": "where the runs' records are"}),
+    ("settings", ("pairs",), {"metavar": "key=value", "nargs": "*", "help": "see below"}),
+    ("--seeds", ("pairs",), {"choices": ("different", "same"), "default": "different",
+     "help": "same: pairs of one seed, where SpaRTA's indices coincide (different)"}),
+    ("--model", ("pairs",), {"metavar": "NAME", "help": "only runs of this one (all)"}),
+    ("--method", ("pairs",), {"choices": METHODS, "help": "only runs of this one (all)"}),
+    ("--json", ("pairs",), {"action": "store_true", "help": "print the records as a JSON list"}),
+]  # fmt: skip
+OPTIONS: list[Flag] = [
+    ("--names", ("multi-head", "combine"), {"metavar": "A,B",
+     "help": "what the heads are called (their tasks' names)"}),
+    ("--out", WRITING, {"metavar": "DIR", "type": Path, "required": True, "help": "where to"}),
+    ("--force", WRITING, {"action": "store_true",
+     "help": "replace the folder DIR, whatever is in it"}),
+    ("--how", ("combine", "pairs"), {"choices": ("sum", "ties"), "default": "sum",
+     "help": "sum (the default); ties: of each entry the mean of the changes that have the sign "
+     "of their sum"}),
+    ("--dare", ("combine", "pairs"), {"metavar": "SHARE", "type": _share,
+     "help": "keep each changed entry with this probability, and divide it by that"}),
+    ("--seed", ("combine", "pairs"), {"type": _seed, "default": 0, "help": "of that draw (0)"}),
+    ("--weights", ("combine",), {"metavar": "W,W", "type": _numbers,
+     "help": "one for each model (1 each)"}),
+    ("--json", ("overlap",), {"action": "store_true", "help": "print a JSON list, a pair each"}),
+    ("--layout", ("export",), {"choices": ("peft-sparta",), "required": True}),
+    ("--base-name", ("export",), {"metavar": "NAME_OR_PATH", "required": True,
+     "help": "what that program is to load the base model from: a hub name or a folder"}),
+]  # fmt: skip
+
+
 # ----------------------------------------------------------------------------------- verbs
 def _of_one(options: Namespace) -> None:
     check_there([options.adapter])
@@ -185,7 +159,7 @@ def _of_one(options: Namespace) -> None:
         print(export(options.adapter, options.out, options.base_name, **common))
 
 
-def _of_several(options: Namespace) -> None:
+def _merge(options: Namespace) -> None:
     count = len(options.adapters)
     names = None if options.names is None else options.names.split(",")
     if names is not None and (len(set(names)) != len(names) or "" in names or len(names) != count):
@@ -256,7 +230,5 @@ def _overlap(options: Namespace) -> None:
 
     base, vectors = open_task_vectors(options.adapters, options.base, options.tokenizer)
     overlaps = overlaps_of(vectors, base)
-    if options.json:
-        print(json.dumps([overlap.as_dict() for overlap in overlaps], allow_nan=False))
-    else:
-        print(as_text(overlaps))
+    rows = [overlap.as_dict() for overlap in overlaps]
+    print(json.dumps(rows, allow_nan=False) if options.json else as_text(overlaps))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from sparta_bench.cli.options import Parser, check_folder, figure_path
 from sparta_bench.errors import InputError, log
@@ -22,27 +23,21 @@ def _parser() -> Parser:
         "is a file, a folder (shards too), a model of conf/model, or a name on the\n"
         "hub; TUNED may be an adapter or a whole classifier that a run saved.",
     )
-    parser.add_argument("base", metavar="BASE", help="what the tuning began with")
-    parser.add_argument("tuned", metavar="TUNED", nargs="+", help="what came of it")
-    parser.add_argument("--json", action="store_true", help="print a JSON list and nothing else")
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="also write ranks.json, .md, .csv and .tex there"
-    )
-    parser.add_argument(
-        "--figure",
-        metavar="PATH",
-        type=Path,
-        help="draw the spectra: PATH.png and PATH.svg (spectrum.* where PATH is a folder)",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "float64"),
-        default="float32",
-        help="of the computation, and so of the tolerance (float32)",
-    )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(auto: CUDA if there)"
-    )
+    flags: dict[str, dict[str, Any]] = {
+        "base": {"metavar": "BASE", "help": "what the tuning began with"},
+        "tuned": {"metavar": "TUNED", "nargs": "+", "help": "what came of it"},
+        "--json": {"action": "store_true", "help": "print a JSON list and nothing else"},
+        "--out": {"metavar": "DIR", "type": Path,
+         "help": "also write ranks.json, .md, .csv and .tex there"},
+        "--figure": {"metavar": "PATH", "type": Path,
+         "help": "draw the spectra: PATH.png and PATH.svg (spectrum.* where PATH is a folder)"},
+        "--dtype": {"choices": ("float32", "float64"), "default": "float32",
+         "help": "of the computation, and so of the tolerance (float32)"},
+        "--device": {"choices": ("auto", "cpu", "cuda"), "default": "auto",
+         "help": "(auto: CUDA if there)"},
+    }  # fmt: skip
+    for flag, settings in flags.items():
+        parser.add_argument(flag, **settings)
     return parser
 
 
@@ -60,10 +55,13 @@ def main(arguments: list[str]) -> None:
 
     device = device_of(options.device, f"ranks: --device {options.device}")
     from sparta_bench.analysis.ranks.compare import compare
+    from sparta_bench.analysis.ranks.rank_tables import rank_table
+    from sparta_bench.analysis.ranks.spectra_figure import spectra
     from sparta_bench.analysis.ranks.spectrum import WORK_DTYPES
 
     compared = compare(options.base, options.tuned, WORK_DTYPES[options.dtype], device)
-    rows, table = compared.as_list(), compared.table()
+    rows = compared.as_list()
+    table = rank_table(compared.models, compared.title, compared.notes)
     # what an hour may have computed is printed before a file may fail
     if options.json:
         print(json.dumps(rows, allow_nan=False))
@@ -76,7 +74,10 @@ def main(arguments: list[str]) -> None:
             for name, form in FORMATS.items():
                 with whole_file(options.out / f"ranks.{name}") as path:
                     path.write_text(form(table), encoding="utf-8")
-        if figure is not None and (drawing := compared.figure(figure.name)).panels:
+        if (
+            figure is not None
+            and (drawing := spectra(figure.name, compared.title, compared.models)).panels
+        ):
             write_figures([drawing], figure.parent)
         elif figure is not None:
             log("nothing changed, so there is no spectrum to draw")

@@ -12,14 +12,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from sparta_bench.analysis.ranks.rank_tables import place_of, printed_ranks, rank_table
-from sparta_bench.analysis.ranks.spectra_figure import spectra
+from sparta_bench.analysis.ranks.rank_tables import place_of, printed_ranks
 from sparta_bench.analysis.ranks.spectrum import MatrixChange, ModelChanges, change_of
 from sparta_bench.analysis.ranks.tuned_model import TunedModel
 from sparta_bench.errors import InputError
 from sparta_bench.models.stored_tensors import Checkpoint, open_checkpoint
-from sparta_bench.report.plots import Figure
-from sparta_bench.tables.table import Table
 from sparta_bench.text import as_duration, counted
 
 AT_MOST_NAMES = 20  # in a note; the others are counted
@@ -52,14 +49,6 @@ class Compared:
             for model in self.models
             for change in model.changes
         ]
-
-    def table(self) -> Table:
-        """Lay it out as the paper does, with the notes below."""
-        return rank_table(self.models, self.title, self.notes)
-
-    def figure(self, name: str) -> Figure:
-        """Draw the spectra."""
-        return spectra(name, self.title, self.models)
 
 
 def compare(base: str, tuned: Sequence[str], dtype: torch.dtype, device: torch.device) -> Compared:

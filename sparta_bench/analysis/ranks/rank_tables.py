@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -12,15 +13,9 @@ from sparta_bench.tables.table import Heading, Table
 
 # the order of the paper's rows; kinds that it has not come after these, by name
 KINDS = (
-    "tokens embed",
-    "self attn q proj",
-    "self attn k proj",
-    "self attn v proj",
-    "self attn o proj",
-    "mlp gate proj",
-    "mlp up proj",
-    "mlp down proj",
-)
+    "tokens embed", "self attn q proj", "self attn k proj", "self attn v proj",
+    "self attn o proj", "mlp gate proj", "mlp up proj", "mlp down proj",
+)  # fmt: skip
 NAMES = {"embed_tokens": KINDS[0], "lm_head": "untied lm head"}
 
 
@@ -48,9 +43,8 @@ def _words(name: str) -> str:
 
 def kind_order(kind: str) -> tuple[int, str]:
     """What sorts kinds as the paper has them, the vocabulary head last."""
-    if kind == NAMES["lm_head"]:
-        return len(KINDS) + 1, kind
-    return KINDS.index(kind) if kind in KINDS else len(KINDS), kind
+    unknown = len(KINDS) + (kind == NAMES["lm_head"])
+    return KINDS.index(kind) if kind in KINDS else unknown, kind
 
 
 def as_ranges(layers: Sequence[int]) -> str:
@@ -61,8 +55,9 @@ def as_ranges(layers: Sequence[int]) -> str:
             runs[-1].append(layer)
         else:
             runs.append([layer])
-    parts = [f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs]
-    return ",".join(parts)
+    return ",".join(
+        f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs
+    )
 
 
 def rank_table(models: Sequence[ModelChanges], title: str, notes: tuple[str, ...] = ()) -> Table:
@@ -117,10 +112,11 @@ def _rank(rank: int, shape: tuple[int, int]) -> tuple[str, str]:
 def _values(changes: Sequence[MatrixChange]) -> tuple[str, ...]:
     """What may differ between the matrices of a row, and their tolerance."""
     stable = [change.stable_rank for change in changes if change.stable_rank is not None]
+    shares = [100 * change.changed / math.prod(change.shape) for change in changes]
     return (
         _span([change.rank_above_rounding for change in changes], str),
         _span(stable, lambda value: f"{value:.1f}"),
-        _span([change.share_changed for change in changes], lambda value: f"{100 * value:.3g}"),
+        _span(shares, lambda value: f"{value:.3g}"),
         f"{changes[0].relative_tolerance():.1e}",
     )
 

@@ -69,11 +69,6 @@ class MatrixChange:
             return None
         return float((self.values.double() / self.largest).square().sum())
 
-    @property
-    def share_changed(self) -> float:
-        """The part of the scalars that differ, 0 to 1."""
-        return self.changed / math.prod(self.shape)
-
     def _above(self, bound: float) -> int:
         return int((self.values.double() > bound).sum())
 

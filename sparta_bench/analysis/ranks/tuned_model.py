@@ -8,18 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sparta_bench.adapters import read_folder
 from sparta_bench.adapters.base import refuse_other_base
 from sparta_bench.adapters.changes import Change, Tuned
-from sparta_bench.adapters.read_folder import (
-    ADAPTER,
-    AUTHORS,
-    WHOLE,
-    kind_of,
-    read_changes,
-    read_config,
-    read_manifest,
-    why_unreadable,
-)
 from sparta_bench.errors import InputError
 from sparta_bench.models.dtypes import DTYPES
 from sparta_bench.models.stored_tensors import Checkpoint, is_head, open_checkpoint
@@ -46,9 +37,9 @@ class TunedModel:
     def __init__(self, source: str, base: Checkpoint) -> None:
         self.source, self.base = source, base
         self.notes: list[str] = []
-        if kind_of(Path(source)) == AUTHORS:
-            raise InputError(why_unreadable(Path(source)))
-        if kind_of(Path(source)) == ADAPTER:
+        if read_folder.kind_of(Path(source)) == read_folder.AUTHORS:
+            raise InputError(read_folder.why_unreadable(Path(source)))
+        if read_folder.kind_of(Path(source)) == read_folder.ADAPTER:
             self._read_adapter()
         else:
             self._read_whole()
@@ -56,20 +47,20 @@ class TunedModel:
     def _read_whole(self) -> None:
         tuned = open_checkpoint(self.source)
         self.method, trained_on = None, None
-        if kind_of(Path(self.source)) == WHOLE:
-            about = read_manifest(Path(self.source))
+        if read_folder.kind_of(Path(self.source)) == read_folder.WHOLE:
+            about = read_folder.read_manifest(Path(self.source))
             self.method, trained_on = about.method["name"], about.base_model["name"]
         self.began_at_base = trained_on == self.base.name
         self.label = self.method or tuned.name
         self.shapes = {name: stored.shape for name, stored in tuned.tensors.items()}
         self.changes = {name: Tuned(tuned, name) for name in tuned.tensors}
         if trained_on is not None and not self.began_at_base:
-            self.notes.append(f"was trained on {trained_on}, by its {WHOLE}")
+            self.notes.append(f"was trained on {trained_on}, by its {read_folder.WHOLE}")
 
     def _read_adapter(self) -> None:
-        config = read_config(Path(self.source))
+        config = read_folder.read_config(Path(self.source))
         if "labels" in config:  # of what a script saved, the dtype of the model is not known
-            self.dtype = DTYPES[read_manifest(Path(self.source)).dtypes["model"]]
+            self.dtype = DTYPES[read_folder.read_manifest(Path(self.source)).dtypes["model"]]
         own, expected = self.base.fingerprint(self.dtype), config.get("base_fingerprint")
         if own != expected and config.get("separator") == "sep_token":
             self.notes.append(
@@ -80,7 +71,7 @@ class TunedModel:
             refuse_other_base(expected, own, self.source, self.base.label)
         tensors = self.base.tensors.items()
         shapes = {name: stored.shape for name, stored in tensors if not is_head(name)}
-        vector = read_changes(Path(self.source), shapes)
+        vector = read_folder.read_changes(Path(self.source), shapes)
         self.began_at_base, self.changes = True, vector.changes
         self.shapes = shapes | {name: tuple(head.shape) for name, head in vector.heads.items()}
         self.method = self.label = config["method"]["name"]
