@@ -94,7 +94,8 @@ def _relation_faults(values: Mapping[str, Any]) -> list[str]:
     if not (model["hub_id"] or model["path"] or model["embedded"]):
         lines.append("model.hub_id=null: the base model has no name, and was in no folder")
     try:
-        json.dumps(values, allow_nan=False)  # it is written again beside a merged model
+        # it is written again beside a merged model
+        json.dumps({key: values[key] for key in Manifest.__dataclass_fields__}, allow_nan=False)
     except ValueError:
         lines.append("holds a number that is not finite")
     return lines

@@ -38,12 +38,8 @@ class MultiHead(nn.Module):
         words = model.tokenizer(["The plot is stale."], return_tensors="pt", padding=True)
         model(**words)["sst2"]                            # logits, rows x classes
 
-    Parameters
-    ----------
-    backbone
-        A Hugging Face decoder without its vocabulary head.
-    heads
-        Per name: weights, classes x hidden.
+    `backbone` is a Hugging Face decoder without its vocabulary head; `heads` holds weights by
+    name, classes x hidden.
     """
 
     def __init__(self, backbone: nn.Module, heads: Mapping[str, Tensor]) -> None:

@@ -226,9 +226,9 @@ def _whole(folder: Path, shapes: Shapes) -> TaskVector:
 def whole_head(checkpoint: Checkpoint) -> Tensor:
     """Return the head of a whole classifier; raises InputError if it has none of finite numbers."""
     shape = checkpoint.shape_of(SCORE)
-    if shape is None:
-        raise InputError(f"{checkpoint.label}: the checkpoint has no {SCORE}")
-    head = checkpoint.rows(SCORE, 0, *shape[:1])
+    if shape is None or len(shape) != 2:
+        raise InputError(f"{checkpoint.label}: the checkpoint has no matrix {SCORE}")
+    head = checkpoint.rows(SCORE, 0, shape[0])
     refuse_not_finite(Path(checkpoint.label), SCORE, head)
     return head
 

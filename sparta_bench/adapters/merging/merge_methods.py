@@ -20,18 +20,10 @@ _BLOCK = 1 << 22  # entries of a tensor that are combined at a time, where all o
 class Rule:
     """How to combine.
 
-    Attributes
-    ----------
-    how
-        `sum`: the (weighted) sum; `ties`: of each entry the mean of the changes that have the sign
-        of their sum (Yadav et al., 2023; nothing is trimmed first).
-    weights
-        One for each model, by which its changes are multiplied before all else; None: 1.
-    keep
-        DARE (Yu et al., 2024): each changed entry is kept with this probability, and divided by
-        it; None: all are kept.
-    seed
-        Of that draw.
+    `how`: `sum`, or `ties`: of each entry the mean of the changes that have the sign of their sum
+    (Yadav et al., 2023; nothing is trimmed first). `weights` multiply each model's changes before
+    all else; None: 1. `keep` is DARE's (Yu et al., 2024): each changed entry is kept with this
+    probability, drawn from `seed`, and divided by it; None: all are kept.
     """
 
     how: str = "sum"

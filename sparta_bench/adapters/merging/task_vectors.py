@@ -71,12 +71,8 @@ def open_task_vectors(
     """
     manifests = [read_manifest(folder) for folder in folders]
     refuse_mixed(folders, manifests)
-    names = names or _names(
-        [
-            about.task or folder.resolve().name
-            for about, folder in zip(manifests, folders, strict=True)
-        ]
-    )
+    described = zip(manifests, folders, strict=True)
+    names = names or _names([about.task or folder.resolve().name for about, folder in described])
     for name in names:
         # a line of predictions has tabs between its parts; safetensors keeps the other for itself
         if not name.isprintable() or name == "__metadata__":

@@ -92,10 +92,8 @@ def _all_changes(
     """Compute the matrices of each model that the plan names, and show how far it is: a bar where
     somebody is watching, else a line now and then."""
     shapes = {key: base.tensors[key].shape for keys in plan for key in keys}
-    work, matrices = (
-        sum(_work_of(shapes[key]) for keys in plan for key in keys),
-        sum(map(len, plan)),
-    )
+    matrices = sum(map(len, plan))
+    work = sum(_work_of(shapes[key]) for keys in plan for key in keys)
     results: list[ModelChanges] = []
     done, done_work, started, shown = 0, 0.0, perf_counter(), perf_counter()
     with tqdm(total=work, disable=None, leave=False, bar_format=BAR) as bar:
@@ -127,11 +125,10 @@ def _work_of(shape: tuple[int, ...]) -> float:
 
 
 def _definitions(dtype: torch.dtype, device: torch.device) -> list[str]:
-    name = str(dtype).removeprefix("torch.")
+    name, eps = str(dtype).removeprefix("torch."), torch.finfo(dtype).eps
     return [
-        "rank: how many singular values exceed the largest × max(rows, columns) × "
-        f"{torch.finfo(dtype).eps:.3g}, numpy's tolerance for {name}; computed in {name} on "
-        f"{device.type}",
+        f"rank: how many singular values exceed the largest × max(rows, columns) × {eps:.3g}, "
+        f"numpy's tolerance for {name}; computed in {name} on {device.type}",
         "above rounding: how many of these exceed what rounding the stored values can make of a "
         "matrix that did not change",
         "stable rank: squared Frobenius norm over squared spectral norm; changed: scalars that "
