@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from sparta_bench.analysis.merging.pairs import Pair, groups_of
 from sparta_bench.errors import InputError
 from sparta_bench.paper import rows_of
 from sparta_bench.records.read import read_merge, record_of
-from sparta_bench.records.record import Record
+from sparta_bench.records.record import MERGE_SCHEMA, PROTOCOL, Record
 from sparta_bench.tables.merge_tables import Merge, merging_tables, read_merges
 from sparta_bench.tables.select import select
 
@@ -88,6 +89,18 @@ def test_only_the_best_setting_of_a_task_is_merged(tmp_path: Path) -> None:
     ]
     (pairs,) = groups_of(made, same_seeds=False)
     assert {run.train["learning_rate"] for p in pairs for run in (p.one, p.other)} == {1e-5}
+
+
+def test_merges_of_lora_that_peft_made_by_other_rules_have_other_ids(tmp_path: Path) -> None:
+    made = [
+        forged(tmp_path, True, model="tiny-gemma", task=task, seed=seed, method="lora")
+        for task, seed in (("tiny-sst2", 0), ("tiny-cola", 1))
+    ]
+    pair = Pair(made[0], made[1])
+    for rule, same in ((Rule(), True), (Rule("ties"), False), (Rule(keep=0.5), False)):
+        parts = [made[0].run_id, made[1].run_id, rule.as_dict(), PROTOCOL, MERGE_SCHEMA]
+        before = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+        assert (pair.merge_id(rule) == before) is same
 
 
 # ---------------------------------------------------------------------------------- records
@@ -166,7 +179,7 @@ OTHER = {"name": "tiny-gemma", "fingerprint": "0" * 16}
     ("values", "told"),
     [
         ({"base_model": OTHER}, "only changes of one and the same base can be added up"),
-        ({"base_fingerprint": "0" * 16}, "was trained on other weights than"),
+        ({"base_fingerprint": "0" * 16}, "another set of base weights than"),
         ({"labels": ["x", "y"]}, "/adapter was trained for x, y"),
         ({"labels": 5, "seed": "x"}, "; "),
     ],

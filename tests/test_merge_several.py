@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from sparta_bench.adapters import multi_head
+from sparta_bench.adapters.changes import SparseDelta
 from sparta_bench.adapters.load_adapter import load
 from sparta_bench.adapters.merging.combine import multi_head_of
-from sparta_bench.adapters.merging.merge_methods import Rule, SparseDelta, combine, thin
+from sparta_bench.adapters.merging.merge_methods import Rule, combine, thin
 from sparta_bench.adapters.merging.task_vectors import open_task_vectors
 from sparta_bench.adapters.multi_head import MultiHead
 from sparta_bench.cli.merge_command import _read
@@ -32,8 +33,8 @@ TINY_GEMMA = Path(multi_head.__file__).parents[1] / "tiny_models" / "tiny-gemma"
 BFLOAT16 = ("model.dtype=bfloat16", "train.max_steps=2", "train.eval_every=2")
 
 
-def entries(places: list[int] | None, values: list[float]) -> SparseDelta:
-    return SparseDelta(None if places is None else torch.tensor(places), torch.tensor(values))
+def entries(indices: list[int] | None, values: list[float]) -> SparseDelta:
+    return SparseDelta(None if indices is None else torch.tensor(indices), torch.tensor(values))
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:
@@ -97,13 +98,13 @@ def test_ties_keeps_the_mean_of_the_elected_sign() -> None:
 def test_dare_keeps_a_drawn_share_and_divides_by_it() -> None:
     whole = SparseDelta(None, torch.arange(1.0, 10_001.0))
     kept = thin(whole, 0.1, 7, "a")
-    assert kept.places is not None
-    assert torch.equal(kept.places, sample_indices(10_000, 0.1, 7, "a").long())
-    assert torch.equal(kept.values, (kept.places + 1).double() / 0.1)
+    assert kept.indices is not None
+    assert torch.equal(kept.indices, sample_indices(10_000, 0.1, 7, "a").long())
+    assert torch.equal(kept.values, (kept.indices + 1).double() / 0.1)
     few = thin(entries([5, 9], [1.0, 2.0]), 0.999999, 0, "a")
-    assert few.places is not None and few.places.tolist() == [5, 9]
-    assert not torch.equal(thin(whole, 0.1, 7, "b").places[:50], kept.places[:50])  # type: ignore[index]
-    assert not torch.equal(thin(whole, 0.1, 8, "a").places[:50], kept.places[:50])  # type: ignore[index]
+    assert few.indices is not None and few.indices.tolist() == [5, 9]
+    assert not torch.equal(thin(whole, 0.1, 7, "b").indices[:50], kept.indices[:50])  # type: ignore[index]
+    assert not torch.equal(thin(whole, 0.1, 8, "a").indices[:50], kept.indices[:50])  # type: ignore[index]
 
 
 def test_blocks_of_a_large_tensor_are_combined_as_a_small_one(
@@ -115,7 +116,7 @@ def test_blocks_of_a_large_tensor_are_combined_as_a_small_one(
     monkeypatch.setattr("sparta_bench.adapters.merging.merge_methods._BLOCK", 10)
     assert torch.equal(combine(base, [SparseDelta(None, values), sparse], Rule()), expected)
     by_hand = base + values
-    by_hand.view(-1)[sparse.places] += sparse.values
+    by_hand.view(-1)[sparse.indices] += sparse.values
     torch.testing.assert_close(expected, by_hand)
 
 
@@ -145,7 +146,7 @@ def test_weights_are_the_originals_and_the_sum_of_the_deltas(
     assert set(found) == set(originals)
 
 
-@pytest.mark.parametrize("method", ["sparta", "head", "full_ft"])
+@pytest.mark.parametrize("method", ["sparta", "head", "full_ft", "lora"])
 def test_one_model_alone_is_what_bake_makes_of_it(
     trained: Callable[..., Any], tmp_path: Path, method: str
 ) -> None:
@@ -160,45 +161,48 @@ def test_one_model_alone_is_what_bake_makes_of_it(
     assert torch.equal(heads["tiny-sst2"], loaded.classifier.head_weight)
 
 
-def test_lora_is_added_up_by_peft_exactly(trained: Callable[..., Any], tmp_path: Path) -> None:
-    folders = [trained("lora", *task)[2] for task in (SST2, COLA)]
-    base, sources = open_task_vectors(folders)
+def product_of(folder: Path) -> dict[str, Tensor]:
+    """What a LoRA adapter adds to the weights, by name in the backbone."""
+    tensors = load_file(folder / "adapter.safetensors")
+    method = json.loads((folder / "adapter_config.json").read_text())["method"]
+    a = {key: value for key, value in tensors.items() if ".lora_A." in key}
+    return {
+        key.partition(".lora_A.")[0] + ".weight": method["alpha"]
+        / method["r"]
+        * (tensors[key.replace(".lora_A.", ".lora_B.")] @ value)
+        for key, value in a.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "rule", [Rule(), Rule("ties"), Rule(keep=0.5, seed=3), Rule("ties", (1, 0))]
+)
+@pytest.mark.parametrize("other", ["lora", "sparta"])
+def test_lora_is_merged_by_its_product_like_every_other_change(
+    trained: Callable[..., Any], tmp_path: Path, rule: Rule, other: str
+) -> None:
+    folders = [trained("lora", *SST2)[2], trained(other, *COLA)[2]]
+    base, vectors = open_task_vectors(folders)
     originals = {name: value.clone() for name, value in base.values.items()}
-    merged(folders, tmp_path / "both")
+    merged(folders, tmp_path / "both", rule)
+    products = [
+        product_of(folder) if i == 0 or other == "lora" else None
+        for i, folder in enumerate(folders)
+    ]
     changed = 0
-    for name, found in weights_of(tmp_path / "both").items():
-        expected = originals[name].double()
-        for source in sources:
-            if name in source.changes:
-                expected = expected + source.entries(name, originals[name]).values.double()
+    for name, weight in weights_of(tmp_path / "both").items():
+        deltas = [vector.delta(name, originals[name]) for vector in vectors]
+        for product, delta in zip(products, deltas, strict=True):
+            if product is not None and name in product:
+                assert delta.indices is None and torch.equal(delta.values, product[name])
                 changed += 1
-        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
-    assert changed == 2 * 2 * 4  # models, query and value, layers
-
-
-def test_weights_count_in_the_election_of_lora_too(
-    trained: Callable[..., Any], tmp_path: Path
-) -> None:
-    folders = [trained("lora", *task)[2] for task in (SST2, COLA)]
-    merged(folders, tmp_path / "both", Rule("ties", weights=(1.0, 0.0)))
-    merged(folders[:1], tmp_path / "one")
-    alone = weights_of(tmp_path / "one")
-    for name, found in weights_of(tmp_path / "both").items():
-        torch.testing.assert_close(found, alone[name], rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("rule", [Rule("ties"), Rule(keep=0.5), Rule("ties", keep=0.5, seed=3)])
-def test_other_rules_on_lora_are_reproducible(
-    trained: Callable[..., Any], tmp_path: Path, rule: Rule
-) -> None:
-    folders = [trained("lora", *task)[2] for task in (SST2, COLA)]
-    for name in ("one", "two"):
-        merged(folders, tmp_path / name, rule)
-    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    merged(folders, tmp_path / "sum")
-    plain = weights_of(tmp_path / "sum")
-    assert any(not torch.equal(one[name], plain[name]) for name in one)
+        if rule.keep is not None:
+            deltas = [
+                thin(delta, rule.keep, rule.seed, f"{vector.name}/{name}")
+                for vector, delta in zip(vectors, deltas, strict=True)
+            ]
+        assert torch.equal(weight, combine(originals[name], deltas, rule)), name
+    assert changed == (16 if other == "lora" else 8)  # query and value in four layers
 
 
 def test_differences_of_full_fine_tuning_are_added_up_and_thinned(
@@ -354,7 +358,7 @@ def test_the_command_writes_warns_and_names(
     assert code == 0 and "with 2 heads: a.b, c" in printed
     chosen = json.loads((one / "adapter_config.json").read_text())["chosen"]
     assert (
-        f"a.b and c were both drawn with seed 0, so their places coincide: {chosen:,} are shared"
+        f"a.b and c were both drawn with seed 0, so their indices coincide: {chosen:,} are shared"
         in error
     )
     code, _, error = call(capfd, "merge", "multi-head", str(one), "--out", str(out))
@@ -375,7 +379,6 @@ def test_the_command_writes_warns_and_names(
         (["combine", "A", "B", "--seed", "-1"], "--seed"),
         (["multi-head", "A", "B", "--names", "x,x"], "must be 2 different names"),
         (["multi-head", "A", "nowhere"], "nowhere"),
-        (["multi-head", "A", "L"], "LoRA adapters are merged by peft"),
         (["multi-head", "A", "M"], "another base model than"),
         (["multi-head", "A", "H"], "another dtype than"),
         (["multi-head", "A", "A/.."], "a run's folder; what it trained is in"),
@@ -386,7 +389,6 @@ def test_the_command_writes_warns_and_names(
         ),
         (["multi-head", "A", "B", "--names", "x,a\tb"], "'a\\tb': no name for a head"),
         (["multi-head", "A", "B", "--names", "x,\udcff"], "no name for a head"),
-        (["combine", "L", "--dare", "0.5"], "peft drops nothing of a single LoRA adapter"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

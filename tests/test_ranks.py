@@ -11,23 +11,24 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparta_bench.analysis.ranks.difference import Tuned
-from sparta_bench.analysis.ranks.printed import ON_THE_HUB, TABLES, printed_ranks
 from sparta_bench.analysis.ranks.rank_tables import (
+    ON_THE_HUB,
+    TABLES,
     Place,
     as_ranges,
     kind_order,
     place_of,
+    printed_ranks,
     rank_table,
 )
 from sparta_bench.analysis.ranks.spectrum import (
-    Change,
-    Changes,
-    Counts,
+    MatrixChange,
+    ModelChanges,
     Noise,
     change_of,
     singular_values,
 )
+from sparta_bench.analysis.ranks.tuned_model import TunedModel
 from sparta_bench.errors import InputError
 from sparta_bench.models.stored_tensors import Checkpoint, open_checkpoint
 
@@ -51,14 +52,15 @@ def with_values(values: Tensor, rows: int) -> Tensor:
     return left * values @ right
 
 
-def change(base: Tensor, tuned: Tensor, folder: Path, dtype: torch.dtype = torch.float32) -> Change:
+def change(
+    base: Tensor, tuned: Tensor, folder: Path, dtype: torch.dtype = torch.float32
+) -> MatrixChange:
     """What `ranks` finds between two matrices, each stored as it is."""
     folder.mkdir(exist_ok=True)
     for name, tensor in (("base", base), ("tuned", tuned)):
         save_file({KEY: tensor.contiguous()}, folder / f"{name}.safetensors")
     start = open_checkpoint(str(folder / "base.safetensors"))
-    then = open_checkpoint(str(folder / "tuned.safetensors"))
-    return change_of(Tuned("tuned", start, then), KEY, dtype, CPU)
+    return change_of(TunedModel(str(folder / "tuned.safetensors"), start), KEY, dtype, CPU)
 
 
 # ----------------------------------------------------------------------------- the precision
@@ -162,11 +164,10 @@ def test_never_more_than_a_block_of_rows_is_read(
     assert asked[::2] == asked[1::2] == [(start, 40) for start in range(0, 1000, 40)]
 
 
-def test_changed_scalars_and_rows_are_counted_over_blocks() -> None:
-    counts = Counts()
-    for block in (torch.zeros(3, 4), torch.eye(3, 4), torch.ones(2, 4)):
-        counts.add(block)
-    assert (counts.scalars, counts.rows) == (11, 5)
+def test_changed_scalars_and_rows_are_counted_over_blocks(tmp_path: Path) -> None:
+    tuned = torch.cat([torch.zeros(30, 4), torch.eye(3, 4), torch.ones(2, 4)])
+    found = change(torch.zeros(35, 4), tuned, tmp_path)  # in blocks of 16 rows
+    assert (found.changed, found.changed_rows) == (11, 5)
 
 
 def test_a_change_in_97_rows_has_rank_97(tmp_path: Path) -> None:
@@ -254,7 +255,7 @@ def test_values_that_are_no_numbers_are_told_with_file_and_name(
 ) -> None:
     pair = [torch.zeros(50, 4), torch.ones(50, 4)]
     pair[side][37, 2] = value
-    who = "tuned" if side else f"{tmp_path}/base.safetensors"
+    who = f"{tmp_path}/{'tuned' if side else 'base'}.safetensors"
     with pytest.raises(InputError) as caught:
         change(*pair, tmp_path)
     assert str(caught.value) == f"{who}: {KEY} has values that are not finite numbers"
@@ -299,16 +300,16 @@ def test_matrices_are_called_as_in_the_paper_and_stand_in_its_order() -> None:
     ]  # fmt: skip
 
 
-def forged(key: str, values: Sequence[float], shape: tuple[int, int] = (4, 3)) -> Change:
+def forged(key: str, values: Sequence[float], shape: tuple[int, int] = (4, 3)) -> MatrixChange:
     dtypes = (torch.float32, torch.float32)
-    return Change(key, f"model.{key}", shape, dtypes, torch.tensor(values), 0.1, 6, 2)
+    return MatrixChange(key, f"model.{key}", shape, dtypes, torch.tensor(values), 0.1, 6, 2)
 
 
 def test_layers_of_equal_ranks_share_a_row_and_the_lowest_rank_comes_first() -> None:
     ranks = {0: [2.0, 1.0, 0.5], 1: [2.0, 2.0, 0.0], 2: [4.0, 0.2, 0.01], 3: [1.0, 0.0, 0.0]}
     first = [forged(f"layers.{layer}.mlp.up_proj.weight", s) for layer, s in ranks.items()]
     first.append(forged("lm_head.weight", [1.0, 1.0, 0.05]))
-    table = rank_table([Changes("one", None, first, {})], "title", ("note",))
+    table = rank_table([ModelChanges("one", None, first, {})], "title", ("note",))
     assert [heading.text for (row,) in [table.headings] for heading in row] == [
         "weight matrix", "dims", "layers", "rank", "rank deficiency", "above rounding",
         "stable rank", "changed, %", "tolerance / largest",
@@ -325,8 +326,12 @@ def test_layers_of_equal_ranks_share_a_row_and_the_lowest_rank_comes_first() -> 
 
 def test_rows_of_one_kind_stand_together_and_the_papers_rank_beside_ours() -> None:
     up, more, q_proj = (f"layers.{n}.weight" for n in ("0.mlp.up_proj", "1.mlp.up_proj", "0.q"))
-    one = Changes("one", None, [forged(up, [1.0, 1.0, 0.0]), forged(q_proj, [1.0, 0.0, 0.0])], {})
-    two = Changes("two", None, [forged(up, [0.0] * 3), forged(more, [1.0] * 3)], {more: 3, up: 2})
+    one = ModelChanges(
+        "one", None, [forged(up, [1.0, 1.0, 0.0]), forged(q_proj, [1.0, 0.0, 0.0])], {}
+    )
+    two = ModelChanges(
+        "two", None, [forged(up, [0.0] * 3), forged(more, [1.0] * 3)], {more: 3, up: 2}
+    )
     table = rank_table([one, two], "title")
     assert [heading.text for heading in table.headings[0]][2:8] == [
         "tuned", "layers", "rank", "rank deficiency", "rank in the paper",

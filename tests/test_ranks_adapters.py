@@ -105,12 +105,12 @@ def test_an_adapter_has_the_ranks_of_its_baked_model(
 
 
 def test_rows_of_an_adapter_do_not_depend_on_the_block(trained: Any) -> None:
-    from sparta_bench.analysis.ranks.difference import open_tuned
+    from sparta_bench.analysis.ranks.tuned_model import TunedModel
     from sparta_bench.models.stored_tensors import open_checkpoint
 
     base = open_checkpoint("tiny-gemma")
     for method in ("sparta", "lora"):
-        tuned = open_tuned(str(trained(method)[2]), base)
+        tuned = TunedModel(str(trained(method)[2]), base)
         for name in ("layers.1.self_attn.q_proj.weight", "layers.2.self_attn.v_proj.weight"):
             rows = tuned.shapes[name][0]
             whole = tuned.pair(name, 0, rows)[1]
@@ -196,7 +196,7 @@ def test_compact_and_the_authors_adapters_are_to_be_baked(
     loaded.sparta.save(small, compact=True, about=about)
     (told,) = refused(capsys, "tiny-gemma", str(small))
     assert told == (
-        f"{small}: is compact: it holds the seed of its places, which are drawn on a model; "
+        f"{small}: is compact: it holds the seed of its indices, which are drawn on a model; "
         f"`sparta-bench merge bake {small} --out DIR` makes a whole model of it"
     )
     bake(small, tmp_path / "baked")
@@ -204,8 +204,8 @@ def test_compact_and_the_authors_adapters_are_to_be_baked(
     export(folder, theirs, "some/base")
     (told,) = refused(capsys, "tiny-gemma", str(theirs))
     assert told == (
-        f"{theirs}: an adapter of peft-sparta; `sparta-bench merge bake {theirs} --out DIR` makes "
-        "a whole model of it, which can be compared"
+        f"{theirs}: an adapter of peft-sparta, which does not say what its base was; "
+        f"`sparta-bench merge bake {theirs} --out DIR` makes a whole model of it"
     )
     rows, _ = ranks(capsys, "tiny-gemma", str(folder))
     baked, _ = ranks(capsys, "tiny-gemma", str(tmp_path / "baked"))
@@ -239,27 +239,29 @@ Q_PROJ = "layers.0.self_attn.q_proj"
         ("sparta", lambda t: None, {"method": "sparta"}, "/adapter_config.json: "),
         ("sparta", lambda t: None, {"compact": "left out"}, "/adapter_config.json: 'compact' is "
          "missing or of another kind"),
-        ("sparta", lambda t: None, {"dtypes": {"model": "int3"}}, "/adapter_config.json: 'int3' is "
-         "missing or of another kind"),
+        ("sparta", lambda t: None, {"dtypes": {"model": "int3", "trained": "float32"}},
+         "/adapter_config.json: "
+         "dtypes.model=int3: must be"),
         ("sparta", lambda t: None, {"format": 1}, "/adapter_config.json: format is 1, and this "
          "version reads 2"),
         ("sparta", lambda t: None, {"tensors_sha256": "0"}, "/adapter.safetensors: cut short or "
          "changed since adapter_config.json was written"),
         ("lora", drop(f"{Q_PROJ}.lora_A.default.weight"), {}, f": {Q_PROJ}.weight has no two "
-         "factors that can be multiplied"),
+         "factors of rank 8"),
         ("lora", put(f"{Q_PROJ}.lora_A.default.weight", torch.ones(7, 64)), {}, f": {Q_PROJ}"
-         ".weight has no two factors that can be multiplied"),
+         ".weight has no two factors of rank 8"),
         ("lora", put(f"{Q_PROJ}.lora_A.default.weight", torch.ones(8, 65)), {}, f": changes "
-         f"{Q_PROJ}.weight of shape (64, 65), and tiny-gemma has (64, 64)"),
-        ("lora", lambda t: t.update({f"x.lora_{s}.default.weight": torch.ones(2, 2) for s in "AB"}),
-         {}, ": changes x.weight of shape (2, 2), and tiny-gemma has no such matrix"),
+         f"{Q_PROJ}.weight of shape (64, 65), and the base has (64, 64)"),
+        ("lora", lambda t: t.update({f"x.lora_{s}.default.weight": torch.ones(8, 8) for s in "AB"}),
+         {}, ": changes x.weight of shape (8, 8), and the base has no such matrix"),
         ("lora", put("x", torch.ones(2)), {}, ": x is no factor of a linear layer's change"),
         ("lora", put(f"{Q_PROJ}.lora_A.default.weight", torch.ones(0, 64)), {}, f": {Q_PROJ}"
-         ".weight has no two factors that can be multiplied"),
-        ("lora", lambda t: None, {"method": {"name": "lora", "r": 8, "alpha": "x"}},
-         "/adapter_config.json: method.alpha=x is missing or of another kind"),
+         ".weight has no two factors of rank 8"),
+        ("lora", lambda t: None, {"method": {"name": "lora", "r": 8, "alpha": "x",
+         "targets": ["q_proj"],
+         "lora_dropout": 0.0}}, "/adapter_config.json: method.alpha=x: must be"),
         ("lora", put(f"{Q_PROJ}.lora_A.default.weight", torch.full((8, 64), torch.nan)), {},
-         f": model.{Q_PROJ}.weight has values that are not finite numbers"),
+         f"/adapter.safetensors: {Q_PROJ}.lora_A.default.weight does not hold finite numbers"),
     ],
 )  # fmt: skip
 def test_broken_adapters(
@@ -284,5 +286,5 @@ def test_a_whole_model_with_a_broken_description(
     (folder / "classifier_config.json").write_text('{"method": 5}')
     (told,) = refused(capsys, "tiny-gemma", str(folder))
     assert told == (
-        f"{folder}/classifier_config.json: no method or base in it, is not JSON, or cut short"
+        f"{folder}/classifier_config.json: not of the format 2, which this version reads"
     )

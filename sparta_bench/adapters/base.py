@@ -1,4 +1,4 @@
-"""The base model under what was trained: which it is, loaded, and whether it is the right one."""
+"""Find and load the base model under what was trained, and check that it is the right one."""
 
 from __future__ import annotations
 
@@ -24,13 +24,8 @@ from sparta_bench.sparta import store
 
 
 def base_of(about: Manifest, base: str | None, tokenizer: str | None, folder: Path) -> ModelConfig:
-    """The base as it is to be loaded: where the user says, else where the description says.
-
-    Raises
-    ------
-    InputError
-        If neither says it, or the place is none.
-    """
+    """Return the base as it is to be loaded: where the user says, else where the manifest says;
+    raises InputError if neither says it, or it is not there."""
     model = about.model
     if base is not None:
         model = named_by(base, "--base", model)
@@ -43,31 +38,24 @@ def base_of(about: Manifest, base: str | None, tokenizer: str | None, folder: Pa
         raise InputError(f"{folder}: this version has no embedded model {model.name}")
     if tokenizer is not None:
         named = named_by(tokenizer, "--tokenizer", model)
-        where = str(folder_of(named)) if named.embedded else tokenizer
-        return replace(model, tokenizer=where)
+        return replace(model, tokenizer=str(folder_of(named)) if named.embedded else tokenizer)
     if about.model.tokenizer is not None:
         raise InputError(
             f"{folder}: was trained with a tokenizer in a folder of its own, called "
             f"{about.model.tokenizer} then; say with --tokenizer DIR where it is"
         )
-    return replace(model, tokenizer=None)
+    return model
 
 
 def named_by(name: str, option: str, model: ModelConfig) -> ModelConfig:
-    """The model under another name: a folder, a model of `conf/model`, or a repository of the hub
-    (at `main`, unless it is the model's own).
-
-    Raises
-    ------
-    InputError
-        If it is none of them; `option` is what the user gave it with.
-    """
+    """Return the model under another name, which the user gave with `option`: a folder, a model of
+    `conf/model`, or a repository of the hub (at `main`, unless it is the model's own)."""
     if is_folder(name):
         return replace(model, path=name, embedded=False)
     if name in choices("model") and name != "local":
         known = compose([f"model={name}"]).model
-        where = {key: getattr(known, key) for key in ("name", "hub_id", "revision", "embedded")}
-        return replace(model, path=None, **where)
+        source = {key: getattr(known, key) for key in ("name", "hub_id", "revision", "embedded")}
+        return replace(model, path=None, **source)
     if not is_hub_name(name):
         raise InputError(f"{option} {name}: there is no such folder")
     revision = model.revision if name == model.hub_id else "main"
@@ -75,17 +63,17 @@ def named_by(name: str, option: str, model: ModelConfig) -> ModelConfig:
 
 
 def load_base(
-    about: Manifest, model: ModelConfig, told_as: str = "--base "
+    about: Manifest, model: ModelConfig, option: str = "--base "
 ) -> tuple[Classifier, Any]:
-    """The base with a head of zeros, and its tokenizer. Faults of its folder are told of as the
-    user gave it: with an option, or as the folder of a whole model."""
+    """Return the base with a head of zeros, and its tokenizer. Messages name its folder with the
+    `option` that the user gave; empty for the folder of a whole model."""
     try:
         tokenizer = load_tokenizer(model, about)
         backbone = load_backbone(model, DTYPES[about.dtypes["model"]])
         added = 1 if about.separator == "sep_token" else 0
         fit_embeddings(backbone, tokenizer, added, about.seed or 0)
-    except InputError as error:  # told of in the words of a run's settings
-        lines = (line.replace("model.path=", told_as) for line in error.lines)
+    except InputError as error:  # in the words of a run's settings
+        lines = (line.replace("model.path=", option) for line in error.lines)
         lines = (line.replace("model.tokenizer=", "--tokenizer ") for line in lines)
         raise InputError(*lines) from None
     shape = len(about.labels), backbone.config.hidden_size
@@ -98,25 +86,23 @@ def load_base(
 def check_base(
     about: Manifest, backbone: nn.Module, tokenizer: Any, folder: Path, shown: str
 ) -> None:
-    """Whether what is in the folder was trained on this backbone with this tokenizer; `shown` is
-    what the user called them.
-
-    Raises
-    ------
-    InputError
-        If it was not.
-    """
-    found = store.fingerprint_of(backbone)
+    """Raise InputError unless what is in the folder was trained on this backbone with this
+    tokenizer; `shown` is what the user called the backbone."""
     if about.base_fingerprint is None:
         raise InputError(f"{folder}: does not say what its base's weights were (base_fingerprint)")
-    if found != about.base_fingerprint:
-        raise InputError(
-            f"{folder}: was trained on another base model: the fingerprint of its weights is "
-            f"{about.base_fingerprint}, and {shown} has {found}"
-        )
-    if about.tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
+    refuse_other_base(about.base_fingerprint, store.fingerprint_of(backbone), str(folder), shown)
+    own = tokenizer_fingerprint(tokenizer)
+    if about.tokenizer_fingerprint != own:
         raise InputError(
             f"{folder}: was trained with another tokenizer (fingerprint "
-            f"{about.tokenizer_fingerprint}, this one has {tokenizer_fingerprint(tokenizer)}; "
-            "--tokenizer says where it is)"
+            f"{about.tokenizer_fingerprint}, this one has {own}; --tokenizer says where it is)"
+        )
+
+
+def refuse_other_base(expected: Any, own: str, folder: str, shown: str) -> None:
+    """Raise InputError where the base that is called `shown` has another fingerprint."""
+    if own != expected:
+        raise InputError(
+            f"{folder}: was trained on another base model: the fingerprint of its weights is "
+            f"{expected}, and {shown} has {own}"
         )

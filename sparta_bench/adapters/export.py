@@ -1,14 +1,38 @@
-"""What `sparta-bench merge` does with what a run has trained: bake it, or export it."""
+"""What `sparta-bench merge` writes of one trained model: a baked folder, or another layout."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from sparta_bench.adapters.load_adapter import Loaded, load
-from sparta_bench.adapters.output_folder import refuse_to_replace, written
+from sparta_bench.adapters.load_adapter import load
 from sparta_bench.adapters.whole_model import write_whole
 from sparta_bench.errors import InputError
+from sparta_bench.files import whole_folder
+from sparta_bench.models.dtypes import DTYPES
 from sparta_bench.sparta import peft_sparta
+
+
+def refuse_to_replace(folder: Path, out: Path, force: bool) -> None:
+    """Raise InputError if `out` may not be written while `folder` is read, or is not empty."""
+    if out.is_file():
+        raise InputError(f"--out {out}: is a file")
+    if out.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise InputError(f"--out {out}: holds the adapter that is to be read")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise InputError(f"--out {out}: is not empty (--force replaces the whole folder)")
+
+
+@contextmanager
+def written(out: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill, which replaces `out` when the block ends well. Raises
+    InputError if it cannot be written."""
+    try:
+        with whole_folder(out) as temporary:
+            yield temporary
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written: {error.strerror}") from None
 
 
 def bake(
@@ -19,15 +43,8 @@ def bake(
     allow_pickle: bool = False,
     force: bool = False,
 ) -> str:
-    """Write the classifier in `folder` (see `load_adapter`) as a plain transformers folder.
-
-    Returns a line that says what is there now.
-
-    Raises
-    ------
-    InputError
-        If there is nothing to bake, or `out` is not empty and `force` not given.
-    """
+    """Write the classifier in `folder` (see `load_adapter`) as a plain transformers folder; returns
+    a line that says what was written."""
     refuse_to_replace(folder, out, force)
     loaded = load(folder, base, tokenizer, allow_pickle)
     loaded.merge_and_unload()
@@ -38,21 +55,14 @@ def bake(
     line = f"{out}: {scalars:,} scalars in {dtype}, padded with {pad} on the right"
     if loaded.about.method["name"] == "lora":
         line += "; LoRA's product was added to them, which rounds"
-    return line + _of_rounding(loaded)
-
-
-def _of_rounding(loaded: Loaded) -> str:
-    """How far the head's weights move when transformers loads them in the model's dtype."""
-    weight = loaded.classifier.head_weight.detach()
-    dtype = next(loaded.classifier.backbone.parameters()).dtype
-    moved = float((weight.to(dtype).to(weight.dtype) - weight).norm() / weight.norm())
-    if moved == 0:
-        return ""
-    name = str(dtype).removeprefix("torch.")
-    return (
-        f"; the head is {loaded.about.dtypes['trained']} in the file: loaded in {name} it is "
-        f"rounded by {moved:.2%} (root mean square), with dtype=torch.float32 not at all"
-    )
+    head = loaded.classifier.head_weight.detach()
+    moved = float((head.to(DTYPES[dtype]).to(head.dtype) - head).norm() / head.norm())
+    if moved > 0:
+        line += (
+            f"; the head is {loaded.about.dtypes['trained']} in the file: loaded in {dtype} it is "
+            f"rounded by {moved:.2%} (root mean square), with dtype=torch.float32 not at all"
+        )
+    return line
 
 
 def export(
@@ -64,20 +74,8 @@ def export(
     allow_pickle: bool = False,
     force: bool = False,
 ) -> str:
-    """Write a SpaRTA adapter in the layout of the authors' package peft-sparta.
-
-    Parameters
-    ----------
-    base_name
-        What their package is to load the base model from: a name on the hub, or a folder.
-
-    Returns a line that says what is there now.
-
-    Raises
-    ------
-    InputError
-        If it is no SpaRTA adapter, or `out` is not empty and `force` not given.
-    """
+    """Write a SpaRTA adapter in the layout of peft-sparta, which is to load the base model from
+    `base_name`: a name on the hub, or a folder. Returns a line that says what was written."""
     refuse_to_replace(folder, out, force)
     loaded = load(folder, base, tokenizer, allow_pickle)
     if loaded.sparta is None:
@@ -96,23 +94,16 @@ def export(
             loaded.about.labels,
         )
     line = f"{out}: {loaded.sparta.chosen:,} deltas and the head, on {base_name}"
-    return line + _what_theirs_does(loaded)
-
-
-def _what_theirs_does(loaded: Loaded) -> str:
-    """Where the authors' package will refuse what is exported, or compute something else."""
-    told = ""
-    words = len(loaded.tokenizer)
+    words, dtype = len(loaded.tokenizer), loaded.about.dtypes["model"]
     rows = loaded.classifier.backbone.config.vocab_size  # type: ignore[union-attr]
     if words != rows:
-        told += (
+        line += (
             f"; peft-sparta 0.0.3 will refuse it, because the tokenizer has {words} tokens and the "
             f"model {rows} embeddings"
         )
-    dtype = loaded.about.dtypes["model"]
     if dtype != "bfloat16":
-        told += (
+        line += (
             "; peft-sparta loads the base in bfloat16, where this was trained in "
             f"{dtype}, so its probabilities will differ a little"
         )
-    return told
+    return line

@@ -1,8 +1,4 @@
-"""From what a run or `merge` left in a folder to a classifier, checked and ready.
-
-Three kinds of folder: an adapter of a run (`adapter_config.json`), a whole model (transformers'
-files and `classifier_config.json`), and an adapter in the layout of the authors' package.
-"""
+"""Load what a run or `merge` left in a folder as a classifier, checked and ready."""
 
 from __future__ import annotations
 
@@ -11,26 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from sparta_bench.adapters import read_folder
 from sparta_bench.adapters.base import base_of, check_base, load_base, named_by
 from sparta_bench.adapters.manifest import Manifest
-from sparta_bench.adapters.whole_model import SCORE, WHOLE, read_whole
-from sparta_bench.config.check import method_of
 from sparta_bench.config.rules import RULES, is_hub_name, show
-from sparta_bench.config.schema import LoraConfig, ModelConfig
-from sparta_bench.errors import InputError, reason_of
-from sparta_bench.files import why_no_folder
+from sparta_bench.config.schema import ModelConfig
+from sparta_bench.errors import InputError
 from sparta_bench.methods.head import head as train_head
 from sparta_bench.methods.lora import lora as train_lora
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.dtypes import DTYPES, Precision
 from sparta_bench.models.source import is_local
-from sparta_bench.models.weight_files import file_with
+from sparta_bench.models.stored_tensors import open_checkpoint
 from sparta_bench.sparta import SpartaAdapter, peft_sparta, store
-
-MULTI_HEAD = "multi_head_config.json"  # see `multi_head`
 
 
 @dataclass
@@ -50,100 +41,62 @@ class Loaded:
 def load(
     folder: Path, base: str | None, tokenizer: str | None, allow_pickle: bool = False
 ) -> Loaded:
-    """Whatever lies in `folder`.
+    """Load an adapter of a run, a whole classifier, or an adapter of peft-sparta.
 
-    Parameters
-    ----------
-    base, tokenizer
-        A folder, or a name on the hub: where the base model and its tokenizer are, if not where
-        the adapter says.
-    allow_pickle
-        Whether to read the `.pt` files of the authors' trainer (tensors only).
-
-    Raises
-    ------
-    InputError
-        If there is nothing to load, a file is broken, or the base is not the one trained on.
+    `base` and `tokenizer` are a folder or a name on the hub: where these are, if not where the
+    adapter says. `allow_pickle` reads the `.pt` files of the authors' trainer (tensors only).
+    Raises InputError if there is nothing to load, a file is broken, or the base is another one.
     """
-    try:
-        if (folder / store.CONFIG).is_file():
+    kind = read_folder.kind_of(folder)
+    with read_folder.errors_of_input():
+        if kind == read_folder.ADAPTER:
             return _load_adapter(folder, base, tokenizer)
-        if (folder / WHOLE).is_file():
-            for option, name in (("--base", base), ("--tokenizer", tokenizer)):
-                if name is not None:
-                    raise InputError(f"{option} {name}: {folder} is whole and needs none")
+        if kind == read_folder.WHOLE:
+            refuse_sources(folder, base, tokenizer)
             return _load_whole(folder)
-        if peft_sparta.is_in(folder):
+        if kind == read_folder.AUTHORS:
             return _load_authors(folder, base, tokenizer, allow_pickle)
-    except ValueError as error:
-        raise InputError(reason_of(error)) from None
-    raise InputError(f"{folder}: {why_nothing(folder)}")
+    raise InputError(read_folder.why_unreadable(folder))
 
 
-def why_nothing(folder: Path) -> str:
-    """Why a folder holds nothing that `load` could read."""
-    if problem := why_no_folder(folder):
-        return problem
-    if (folder / MULTI_HEAD).is_file():
-        return "a multi-head model, merged already; give what it was merged from"
-    for inner in (folder / "adapter", folder / "model"):
-        if (inner / store.CONFIG).is_file() or (inner / WHOLE).is_file():
-            return f"a run's folder; what it trained is in {inner}"
-    return f"neither an adapter ({store.CONFIG}) nor a whole classifier ({WHOLE}) is there"
+def refuse_sources(folder: Path, base: str | None, tokenizer: str | None) -> None:
+    """Raise InputError where a whole model is given a base or a tokenizer."""
+    for option, name in (("--base", base), ("--tokenizer", tokenizer)):
+        if name is not None:
+            raise InputError(f"{option} {name}: {folder} is whole and needs none")
 
 
-# ------------------------------------------------------------------------ adapters of runs
 def _load_adapter(folder: Path, base: str | None, tokenizer: str | None) -> Loaded:
-    config = store.read_config(folder)
-    about = Manifest.from_dict(config, folder / store.CONFIG)
+    about = read_folder.read_manifest(folder)
     classifier, loaded_tokenizer = load_base(about, base_of(about, base, tokenizer, folder))
-    check_base(about, classifier.backbone, loaded_tokenizer, folder, _shown(about, base))
+    shown = str(about.model.name) if base is None else f"--base {base}"
+    check_base(about, classifier.backbone, loaded_tokenizer, folder, shown)
     if about.method["name"] == "sparta":
         return _with_sparta(classifier, loaded_tokenizer, about, folder, allow_pickle=False)
     precision = Precision(DTYPES[about.dtypes["model"]], DTYPES[about.dtypes["trained"]])
     if about.method["name"] == "lora":
-        trained = train_lora(classifier, lora_settings(about, folder), precision, seed=0)
+        trained = train_lora(
+            classifier, read_folder.lora_settings(about, folder), precision, seed=0
+        )
     else:
         trained = train_head(classifier)
-    tensors = store.read_tensors(folder, config)
-    check_shapes(tensors, trained.values, folder)
+    tensors = store.read_tensors(folder, store.read_config(folder))
+    _check(tensors, trained.values, folder / store.TENSORS)
     trained.restore(tensors)
     classifier.requires_grad_(False).eval()
     return Loaded(classifier, loaded_tokenizer, about, None, trained.merge_and_unload)
 
 
-def _shown(about: Manifest, base: str | None) -> str:
-    return f"--base {base}" if base is not None else about.model.name
-
-
-def check_shapes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], folder: Path) -> None:
-    """Whether an adapter's file holds these tensors and no others, of finite numbers.
-
-    Raises
-    ------
-    InputError
-        At the first name that is wrong.
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    fitting = {name: tuple(value.shape) for name, value in wanted.items()}
-    for name in sorted(shapes.keys() | fitting.keys()):
-        if shapes.get(name) != fitting.get(name):
+def _check(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor], file: Path) -> None:
+    """Raise InputError unless a file holds tensors of these shapes and no others, all finite."""
+    own = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wanted = {name: tuple(value.shape) for name, value in values.items()}
+    for name in sorted(own.keys() | wanted.keys()):
+        if own.get(name) != wanted.get(name):
             raise InputError(
-                f"{folder / store.TENSORS}: {name} has the shape {shapes.get(name)}, where "
-                f"{fitting.get(name)} belongs"
+                f"{file}: {name} has the shape {own.get(name)}, where {wanted.get(name)} belongs"
             )
-        if not store.is_finite(found[name]):
-            raise InputError(f"{folder / store.TENSORS}: {name} does not hold finite numbers")
-
-
-def lora_settings(about: Manifest, folder: Path) -> LoraConfig:
-    """Those of a LoRA adapter. Raises InputError if they are none."""
-    try:
-        settings = method_of(about.method)
-    except InputError as error:
-        raise InputError(*(f"{folder / store.CONFIG}: {line}" for line in error.lines)) from None
-    assert isinstance(settings, LoraConfig)
-    return settings
+        read_folder.refuse_not_finite(file, name, tensors[name])
 
 
 def _with_sparta(
@@ -156,40 +109,38 @@ def _with_sparta(
     return Loaded(classifier, tokenizer, about, adapter, adapter.bake)
 
 
-# ---------------------------------------------------------------------------- whole models
 def _load_whole(folder: Path) -> Loaded:
-    about = read_whole(folder)
+    about = read_folder.read_manifest(folder)
     model = replace(about.model, path=str(folder), embedded=False, tokenizer=None)
-    classifier, tokenizer = load_base(about, model, told_as="")
-    with safe_open(file_with(SCORE, folder), framework="pt") as file:
-        if SCORE not in file.keys():
-            raise InputError(f"{folder}: the checkpoint has no {SCORE}")
-        head = file.get_tensor(SCORE)
+    classifier, tokenizer = load_base(about, model, option="")
+    head = read_folder.whole_head(open_checkpoint(str(folder)))
     if head.shape != classifier.head_weight.shape:
-        raise InputError(f"{folder}: {SCORE} has the shape {tuple(head.shape)}")
+        raise InputError(f"{folder}: {read_folder.SCORE} has the shape {tuple(head.shape)}")
     classifier.head.weight = nn.Parameter(head, requires_grad=False)
     return Loaded(classifier, tokenizer, about, None, lambda: None)
 
 
-# ------------------------------------------------------------------ the authors' adapters
 def _load_authors(
     folder: Path, base: str | None, tokenizer: str | None, allow_pickle: bool
 ) -> Loaded:
     about = _authors_manifest(folder, base)
-    model = about.model
-    if tokenizer is not None:
-        model = replace(model, tokenizer=tokenizer)
-    elif (folder / "tokenizer_config.json").is_file():
-        model = replace(model, tokenizer=str(folder))
+    if tokenizer is None and (folder / "tokenizer_config.json").is_file():
+        tokenizer = str(folder)
+    model = replace(about.model, tokenizer=tokenizer)
     about = replace(about, model=model)
     classifier, loaded_tokenizer = load_base(about, model)
     return _with_sparta(classifier, loaded_tokenizer, about, folder, allow_pickle)
 
 
 def _authors_manifest(folder: Path, base: str | None) -> Manifest:
-    """As much as their `config.json` says; they know single texts without a prompt alone."""
+    """Return as much as their `config.json` says; they know single texts without a prompt alone."""
     config = peft_sparta.read_config(folder)
-    labels = _authors_labels(config, folder)
+    path, labels = folder / peft_sparta.CONFIG, config.get("id2label")
+    if not isinstance(labels, dict) or sorted(labels) != sorted(map(str, range(len(labels)))):
+        raise InputError(f"{path}: no id2label in it")
+    names, rule = [labels[str(number)] for number in range(len(labels))], RULES["task.labels"]
+    if not rule.check(names):
+        raise InputError(f"{path}: id2label={show(labels)}: {rule.text}")
     name = base or config[peft_sparta.BASE]
     if base is None and not is_hub_name(name):  # an adapter may come from anybody
         raise InputError(
@@ -209,24 +160,12 @@ def _authors_manifest(folder: Path, base: str | None) -> Manifest:
         seed=None,
         base_model={"name": Path(name).name if is_local(model) else name, "fingerprint": None},
         task=None,
-        labels=labels,
+        labels=names,
         columns=["text"],
         prompt=None,
         separator="newline",
         undo_spacing=False,
         model=model,
-        # their head is float32 wherever it is used
-        dtypes={"model": dtype, "trained": "float32"},
+        dtypes={"model": dtype, "trained": "float32"},  # their head is float32 wherever it is used
         tokenizer_fingerprint=None,
     )
-
-
-def _authors_labels(config: Mapping[str, Any], folder: Path) -> list[str]:
-    path, labels = folder / peft_sparta.CONFIG, config.get("id2label")
-    if not isinstance(labels, dict) or sorted(labels) != sorted(map(str, range(len(labels)))):
-        raise InputError(f"{path}: no id2label in it")
-    named = [labels[str(number)] for number in range(len(labels))]
-    rule = RULES["task.labels"]
-    if not rule.check(named):
-        raise InputError(f"{path}: id2label={show(labels)}: {rule.text}")
-    return named

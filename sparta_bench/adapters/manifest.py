@@ -29,7 +29,7 @@ class Manifest:
 
     `dtypes` are those of model and trained values in training. A `model.path` is the folder's own
     name, since other machines have other paths; a `model.revision` is the hub's commit.
-    `base_fingerprint` is that of the base's values (`store.fingerprint_of`); null in the layout of
+    `base_fingerprint` is that of the base's values (`store.fingerprint_of`); None in the layout of
     the authors and in whole models of an earlier version.
     """
 
@@ -49,56 +49,56 @@ class Manifest:
     base_fingerprint: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For the file."""
+        """Return it for the file."""
         values = asdict(self)
         del values["model"]["shape"], values["model"]["dtype"]  # not needed, or in `dtypes`
         return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: Path) -> Manifest:
-        """Read from `source`; other keys are left alone.
+    def from_dict(cls, values: Any, source: Path) -> Manifest:
+        """Read it from the JSON of `source`; other keys are left alone.
 
         Raises
         ------
         InputError
             With a line for each key that is missing, or has another value than it may.
         """
-        if "labels" not in values:
+        if not isinstance(values, dict) or "labels" not in values:
             raise InputError(
                 f"{source}: was saved by a script, without labels, prompt and base model; "
                 "SpartaAdapter.load(model, folder) puts it on its model"
             )
-        values = {"base_fingerprint": None, **values}  # not there in older ones
+        values = {"base_fingerprint": None, **values}  # not in older ones
         lines = faults_by(_RULES, values)
         if values.get("prompt") is not None:
             lines += faults_by(_PROMPT_RULES, values)
+        lines = lines or _relation_faults(values)
         if lines:
             raise InputError(*(f"{source}: {line}" for line in lines))
-        found = {name: values[name] for name in cls.__dataclass_fields__}
-        about_model = {name: values["model"][name] for name in _MODEL}
-        found["model"] = ModelConfig(**about_model, shape=None, dtype=found["dtypes"]["model"])
-        if found["prompt"] is not None:
-            found["prompt"] = Prompt(**{name: found["prompt"][name] for name in _PROMPT})
-        read = cls(**found)
-        if problem := read._problem():
-            raise InputError(f"{source}: {problem}")
-        return read
+        own = {name: values[name] for name in cls.__dataclass_fields__}
+        of_model = {name: values["model"][name] for name in _MODEL}
+        own["model"] = ModelConfig(**of_model, shape=None, dtype=own["dtypes"]["model"])
+        if own["prompt"] is not None:
+            own["prompt"] = Prompt(**{name: own["prompt"][name] for name in _PROMPT})
+        return cls(**own)
 
-    def _problem(self) -> str | None:
-        """What more than one key has to do with."""
-        model, prompt = self.model, self.prompt
-        if (model.kind == "instruct") != (prompt is not None):
-            return "prompt: belongs to an instruction model (model.kind=instruct), and to no other"
-        if prompt is not None and len(prompt.fields) != len(self.columns):
-            columns = show(self.columns)
-            return f"prompt.fields={show(prompt.fields)}: must name each of columns={columns}"
-        if not (model.hub_id or model.path or model.embedded):
-            return "model.hub_id=null: the base model has no name, and was in no folder"
-        try:
-            json.dumps(self.as_dict(), allow_nan=False)
-        except ValueError:
-            return "holds a number that is infinite, or none"
-        return None
+
+def _relation_faults(values: Mapping[str, Any]) -> list[str]:
+    model, prompt, columns = values["model"], values["prompt"], values["columns"]
+    lines = []
+    if (model["kind"] == "instruct") != (prompt is not None):
+        lines.append("prompt: must be there for model.kind=instruct, and for no other")
+    elif prompt is not None and len(prompt["fields"]) != len(columns):
+        fields = show(prompt["fields"])
+        lines.append(f"prompt.fields={fields}: must name each of columns={show(columns)}")
+    if not (model["hub_id"] or model["path"] or model["embedded"]):
+        lines.append("model.hub_id=null: the base model has no name, and was in no folder")
+    try:
+        # it is written again beside a merged model
+        json.dumps({key: values[key] for key in Manifest.__dataclass_fields__}, allow_nan=False)
+    except ValueError:
+        lines.append("holds a number that is not finite")
+    return lines
 
 
 _MODEL = ("name", "hub_id", "revision", "path", "tokenizer", "kind", "embedded")
@@ -123,20 +123,14 @@ _PROMPT_RULES = {f"prompt.{key}": RULES[f"task.prompt.{key}"] for key in _PROMPT
 
 
 def portable(about: Manifest) -> dict[str, Any]:
-    """The description as it stands beside a backbone and a tokenizer of its own."""
+    """Return the description as it stands beside a backbone and a tokenizer of its own."""
     known = about.as_dict()
     known["model"] |= {"path": about.model.path and Path(about.model.path).name, "tokenizer": None}
     return known
 
 
 def read_object(path: Path, format_number: int) -> dict[str, Any]:
-    """The JSON object in a file of this format.
-
-    Raises
-    ------
-    InputError
-        If it cannot be read, is none, or of another format.
-    """
+    """Return the JSON object in a file of this format; raises InputError if there is none."""
     try:
         values = json_of(path)
     except (OSError, ValueError):

@@ -7,7 +7,7 @@ A folder of transformers' own with the backbone and the tokenizer, and beside it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparta_bench.adapters.base import load_base
-from sparta_bench.adapters.load_adapter import MULTI_HEAD, Loaded
+from sparta_bench.adapters.load_adapter import Loaded
 from sparta_bench.adapters.manifest import Manifest, portable, read_object
+from sparta_bench.adapters.read_folder import MULTI_HEAD, refuse_not_finite
 from sparta_bench.adapters.whole_model import padding_on_the_right
 from sparta_bench.errors import InputError, reason_of, shown
 from sparta_bench.files import sha256_of, write_json, write_tensors
 from sparta_bench.models.classifier import Classifier, logits_of, pooled
-from sparta_bench.sparta.store import fingerprint_of, is_finite
+from sparta_bench.sparta.store import fingerprint_of
 
-CONFIG, HEADS = MULTI_HEAD, "heads.safetensors"
+HEADS = "heads.safetensors"
 BACKBONE = "backbone_fingerprint"  # of the merged values, by `store.fingerprint_of`
 FORMAT = 1  # counted up when a reader of the last one would read wrongly
 
@@ -37,12 +38,8 @@ class MultiHead(nn.Module):
         words = model.tokenizer(["The plot is stale."], return_tensors="pt", padding=True)
         model(**words)["sst2"]                            # logits, rows x classes
 
-    Parameters
-    ----------
-    backbone
-        A Hugging Face decoder without its vocabulary head.
-    heads
-        Per name: weights, classes x hidden.
+    `backbone` is a Hugging Face decoder without its vocabulary head; `heads` holds weights by
+    name, classes x hidden.
     """
 
     def __init__(self, backbone: nn.Module, heads: Mapping[str, Tensor]) -> None:
@@ -52,7 +49,7 @@ class MultiHead(nn.Module):
         # a list, because a module's name may hold no dot, and a head's may
         self.heads = nn.ParameterList(heads.values())
         self.tokenizer: Any = None
-        self.about: dict[str, Manifest] = {}
+        self.about: dict[str, Manifest] = {}  # what each head was trained for
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, **ignored: Any
@@ -64,39 +61,18 @@ class MultiHead(nn.Module):
         }
 
     def classifier(self, name: str) -> Classifier:
-        """The backbone under one of the heads alone; they share their memory."""
+        """Return the backbone under one of the heads alone; they share their memory."""
         return Classifier(self.backbone, self.heads[self.names.index(name)])
 
-    @classmethod
-    def load(cls, folder: str | Path) -> MultiHead:
-        """What `sparta-bench merge multi-head` wrote, on the CPU, frozen, in evaluation mode.
-
-        Raises
-        ------
-        InputError
-            If a file is missing, broken, or not the one that was written.
-        """
-        return load(Path(folder)).model
-
-
-@dataclass
-class LoadedHeads:
-    """A multi-head classifier from disk with what each head was trained for."""
-
-    model: MultiHead
-    tokenizer: Any
-    about: dict[str, Manifest]
-
     def one(self, name: str) -> Loaded:
-        """One head of it, as a classifier of its own."""
-        return Loaded(
-            self.model.classifier(name), self.tokenizer, self.about[name], None, lambda: None
-        )
+        """Return one head of a loaded one as a classifier from disk."""
+        return Loaded(self.classifier(name), self.tokenizer, self.about[name], None, lambda: None)
 
-
-def is_in(folder: Path) -> bool:
-    """Whether the folder holds a multi-head classifier."""
-    return (folder / CONFIG).is_file()
+    @staticmethod
+    def load(folder: str | Path) -> MultiHead:
+        """Load what `sparta-bench merge multi-head` wrote, on the CPU, frozen, in evaluation mode;
+        raises InputError if a file is missing, broken, or not the one that was written."""
+        return _load(Path(folder))
 
 
 def write(
@@ -108,95 +84,59 @@ def write(
 ) -> None:
     """Write the backbone as a plain folder, and the heads beside it. `merged` says of what it was
     made; it holds no path."""
-    padding = padding_on_the_right(tokenizer)
     model.backbone.save_pretrained(folder)  # type: ignore[operator]
-    padding.save_pretrained(folder)
-    heads = {
-        name: head.detach().cpu().contiguous()
-        for name, head in zip(model.names, model.heads, strict=True)
+    padding_on_the_right(tokenizer).save_pretrained(folder)
+    heads = zip(model.names, model.heads, strict=True)
+    write_tensors(folder / HEADS, {name: h.detach().cpu().contiguous() for name, h in heads})
+    config = {
+        "format": FORMAT,
+        "heads": {name: portable(about[name]) for name in model.names},
+        "merged": dict(merged),
+        BACKBONE: fingerprint_of(model.backbone),
+        "heads_sha256": sha256_of(folder / HEADS),
     }
-    write_tensors(folder / HEADS, heads)
-    described = {name: portable(about[name]) for name in model.names}
-    write_json(
-        folder / CONFIG,
-        {
-            "format": FORMAT,
-            "heads": described,
-            "merged": dict(merged),
-            BACKBONE: fingerprint_of(model.backbone),
-            "heads_sha256": sha256_of(folder / HEADS),
-        },
-    )
+    write_json(folder / MULTI_HEAD, config)
 
 
-def load(folder: Path) -> LoadedHeads:
-    """Read what `write` wrote.
-
-    Raises
-    ------
-    InputError
-        If a file is missing, broken, or not the one that was written.
-    """
-    values = _read_config(folder)
-    about = {
-        name: Manifest.from_dict(one, folder / CONFIG) for name, one in values["heads"].items()
-    }
-    heads = _read_heads(folder, values.get("heads_sha256"))
-    if sorted(heads) != sorted(about):
-        raise InputError(f"{folder / HEADS}: holds {sorted(heads)}, where {sorted(about)} belong")
+def _load(folder: Path) -> MultiHead:
+    config = read_object(folder / MULTI_HEAD, FORMAT)
+    manifests = config.get("heads")
+    if not isinstance(manifests, dict) or not manifests:
+        raise InputError(f"{folder / MULTI_HEAD}: heads is missing or of another kind")
+    about = {name: Manifest.from_dict(one, folder / MULTI_HEAD) for name, one in manifests.items()}
+    heads = _read_heads(folder, config.get("heads_sha256"))
     first = next(iter(about.values()))
     base = replace(first.model, path=str(folder), embedded=False, tokenizer=None)
-    classifier, tokenizer = load_base(first, base, told_as="")
-    _check_backbone(folder, values, classifier.backbone)
+    classifier, tokenizer = load_base(first, base, option="")
+    own = fingerprint_of(classifier.backbone)
+    if config.get(BACKBONE, own) != own:  # folders of earlier versions do not name it
+        raise InputError(
+            f"{folder}: the backbone's weights are not those that were merged: their fingerprint "
+            f"is {own}, and {MULTI_HEAD} says {shown(str(config[BACKBONE]))} ({BACKBONE})"
+        )
     hidden = classifier.head_weight.shape[1]
-    for name, one in about.items():
-        if heads[name].shape != (len(one.labels), hidden):
+    shapes = {name: (len(one.labels), hidden) for name, one in about.items()}
+    for name in sorted(heads.keys() | shapes.keys()):
+        shape = tuple(heads[name].shape) if name in heads else None
+        if shape != shapes.get(name):
             raise InputError(
-                f"{folder / HEADS}: {name} has the shape {tuple(heads[name].shape)}, where "
-                f"{(len(one.labels), hidden)} belongs"
+                f"{folder / HEADS}: {name} has the shape {shape}, where {shapes.get(name)} belongs"
             )
     model = MultiHead(classifier.backbone, {name: heads[name] for name in about})
     model.tokenizer, model.about = tokenizer, about
-    return LoadedHeads(model.requires_grad_(False).eval(), tokenizer, about)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    values = read_object(path, FORMAT)
-    heads = values.get("heads")
-    if (
-        not isinstance(heads, dict)
-        or not heads
-        or not all(isinstance(one, dict) for one in heads.values())
-    ):
-        raise InputError(f"{path}: heads is missing or of another kind")
-    return values
-
-
-def _check_backbone(folder: Path, values: Mapping[str, Any], backbone: nn.Module) -> None:
-    """The heads say nothing of use on another one. Folders of earlier versions do not say which
-    theirs was, and are believed."""
-    if BACKBONE not in values:
-        return
-    found = fingerprint_of(backbone)
-    if values[BACKBONE] != found:
-        raise InputError(
-            f"{folder}: the backbone's weights are not those that were merged: their fingerprint "
-            f"is {found}, and {CONFIG} says {shown(str(values[BACKBONE]))} ({BACKBONE})"
-        )
+    return model.requires_grad_(False).eval()
 
 
 def _read_heads(folder: Path, expected: Any) -> dict[str, Tensor]:
     path = folder / HEADS
     try:
         if sha256_of(path) != expected:
-            raise InputError(f"{path}: cut short or changed since {CONFIG} was written")
+            raise InputError(f"{path}: cut short or changed since {MULTI_HEAD} was written")
         heads: dict[str, Tensor] = load_file(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except SafetensorError as error:
         raise InputError(f"{path}: {reason_of(error)}") from None
     for name, tensor in heads.items():
-        if tensor.dim() != 2 or not is_finite(tensor):
-            raise InputError(f"{path}: {name} is no matrix of finite numbers")
+        refuse_not_finite(path, name, tensor)
     return heads

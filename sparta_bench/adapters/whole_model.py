@@ -10,31 +10,20 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from sparta_bench.adapters.manifest import Manifest, portable, read_object
+from sparta_bench.adapters.manifest import Manifest, portable
+from sparta_bench.adapters.read_folder import WHOLE
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.files import write_json
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.sparta import store
-
-WHOLE = "classifier_config.json"  # peft would take a folder with adapter_config.json for its own
-SCORE = "score.weight"  # transformers' name of the head
 
 
 def write_whole(classifier: Classifier, tokenizer: Any, about: Manifest, folder: Path) -> str:
     """Write a classifier whose backbone is plain as a folder that transformers alone can use.
 
     The head stays in its own dtype in the file. transformers loads everything in the dtype of
-    `config.json`, the backbone's, unless it is told otherwise.
-
-    Returns
-    -------
-    The padding token: inputs are padded with it on the right, and transformers takes a row's last
-    token that is not it for the row's last.
-
-    Raises
-    ------
-    InputError
-        If transformers has no classifier of this architecture, or no token can pad.
+    `config.json`, the backbone's, unless it is asked for another. Returns the token that inputs
+    are padded with on the right; transformers pools a row's last token that is not it.
     """
     padding = padding_on_the_right(tokenizer)
     model = _empty_classifier(classifier, about.labels, padding.pad_token_id)
@@ -53,13 +42,8 @@ def check_whole(classifier: Classifier, tokenizer: Any, labels: list[str]) -> No
 
 
 def padding_on_the_right(tokenizer: Any) -> Any:
-    """A copy of the tokenizer that pads with `padding_token`, as transformers' classifiers need it.
-
-    Raises
-    ------
-    InputError
-        If no token can pad.
-    """
+    """Return a copy of the tokenizer that pads with `padding_token`, as transformers' classifiers
+    need it."""
     padding = copy.deepcopy(tokenizer)
     padding.pad_token = padding_token(padding)
     padding.padding_side = "right"
@@ -67,16 +51,11 @@ def padding_on_the_right(tokenizer: Any) -> Any:
 
 
 def padding_token(tokenizer: Any) -> str:
-    """A token that never ends an input, so that "the last that is not padding" is the last token.
+    """Return a token that never ends an input, so that pooling finds the input's last token.
 
     The tokenizer's own, unless that is its end or unknown token as well; else BOS, which ends only
-    an input without any text, and then stands at place 0, where transformers looks if all is
+    an input without any text, and then is the first token, which transformers pools if all is
     padding. (A text that spells BOS out at its end is the exception.)
-
-    Raises
-    ------
-    InputError
-        If there is neither.
     """
     own = tokenizer.pad_token
     if own is not None and own not in (tokenizer.eos_token, tokenizer.unk_token):
@@ -87,12 +66,12 @@ def padding_token(tokenizer: Any) -> str:
 
 
 def _empty_classifier(classifier: Classifier, labels: list[str], pad: int) -> Any:
-    """transformers' classifier of the same architecture, without memory."""
-    config = copy.deepcopy(classifier.backbone.config)
-    config.id2label = dict(enumerate(labels))  # type: ignore[union-attr]
-    config.label2id = {label: number for number, label in enumerate(labels)}  # type: ignore[union-attr]
-    config.problem_type = "single_label_classification"  # type: ignore[union-attr]
-    config.pad_token_id = pad  # type: ignore[union-attr]
+    """Return transformers' classifier of the same architecture, without memory."""
+    config: Any = copy.deepcopy(classifier.backbone.config)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+    config.pad_token_id = pad
     try:
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config)
@@ -103,9 +82,3 @@ def _empty_classifier(classifier: Classifier, labels: list[str], pad: int) -> An
             f"{type(model).__name__}: its head is not one linear layer without bias, named score"
         )
     return model
-
-
-def read_whole(folder: Path) -> Manifest:
-    """What a whole classifier says of itself. Raises InputError if it cannot be read."""
-    path = folder / WHOLE
-    return Manifest.from_dict(read_object(path, store.FORMAT), path)

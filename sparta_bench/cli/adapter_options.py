@@ -10,7 +10,7 @@ from sparta_bench.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from sparta_bench.adapters.load_adapter import Loaded
-    from sparta_bench.adapters.multi_head import LoadedHeads
+    from sparta_bench.adapters.multi_head import MultiHead
 
 
 def add_compute(parser: Parser) -> None:
@@ -27,28 +27,22 @@ def add_compute(parser: Parser) -> None:
     )
 
 
-def heads_of(options: Namespace) -> LoadedHeads:
-    """A multi-head model, which needs neither a base nor a tokenizer."""
-    from sparta_bench.adapters import multi_head
+def open_adapter(options: Namespace) -> Loaded | MultiHead:
+    """Load whatever lies in the folder: one classifier, or, where none is chosen, all heads of a
+    multi-head model."""
+    from sparta_bench.adapters import load_adapter, multi_head, read_folder
 
-    for option, name in (("--base", options.base), ("--tokenizer", options.tokenizer)):
-        if name is not None:
-            raise InputError(f"{option} {name}: {options.adapter} is whole and needs none")
-    return multi_head.load(options.adapter)
-
-
-def one_of(options: Namespace) -> Loaded:
-    """Whatever lies in the folder, or one head of it."""
-    from sparta_bench.adapters import multi_head
-    from sparta_bench.adapters.load_adapter import load
-
-    if multi_head.is_in(options.adapter):
-        heads = heads_of(options)
-        if options.head not in heads.about:
-            near = did_you_mean(options.head, heads.about)
-            known = ", ".join(heads.about)
-            raise InputError(f"--head {options.head}: no such head{near}; there are {known}")
-        return heads.one(options.head)
-    if options.head is not None:
-        raise InputError(f"--head {options.head}: {options.adapter} has only one")
-    return load(options.adapter, options.base, options.tokenizer, options.allow_pickle)
+    if read_folder.kind_of(options.adapter) != read_folder.MULTI_HEAD:
+        if options.head is not None:
+            raise InputError(f"--head {options.head}: {options.adapter} has only one")
+        sources = options.base, options.tokenizer
+        return load_adapter.load(options.adapter, *sources, options.allow_pickle)
+    load_adapter.refuse_sources(options.adapter, options.base, options.tokenizer)
+    heads = multi_head.MultiHead.load(options.adapter)
+    if options.head is None:
+        return heads
+    if options.head not in heads.about:
+        near = did_you_mean(options.head, heads.about)
+        known = ", ".join(heads.about)
+        raise InputError(f"--head {options.head}: no such head{near}; there are {known}")
+    return heads.one(options.head)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparta_bench.cli.adapter_options import add_compute, heads_of, one_of
+from sparta_bench.cli.adapter_options import add_compute, open_adapter
 from sparta_bench.cli.options import Parser, add_sources, check_folder, check_settings, check_there
 from sparta_bench.errors import InputError
 
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     from sparta_bench.devices import device_of
 
     device_of(options.device, f"evaluate: --device {options.device}")
-    from sparta_bench.adapters import multi_head
+    from sparta_bench.adapters.multi_head import MultiHead
     from sparta_bench.config.compose import compose
     from sparta_bench.files import write_json
     from sparta_bench.inference.evaluate import as_text, evaluation_of, settings_for
@@ -54,12 +54,11 @@ def main(arguments: list[str]) -> None:
     settings = options.settings
     if options.device != "auto":
         settings = [*settings, f"device={options.device}"]
-    if multi_head.is_in(options.adapter) and options.head is None:
-        heads = heads_of(options)
-        chosen = {name: heads.one(name) for name in _of_task(heads.about, settings)}
+    opened = open_adapter(options)
+    if isinstance(opened, MultiHead):
+        chosen = {name: opened.one(name) for name in _of_task(opened.about, settings)}
     else:
-        one = one_of(options)
-        chosen = {options.head or one.about.task or "": one}
+        chosen = {options.head or opened.about.task or "": opened}
     configs = [
         compose(settings_for(loaded.about, settings, options.adapter)) for loaded in chosen.values()
     ]

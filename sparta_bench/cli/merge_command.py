@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,51 +10,54 @@ from typing import TYPE_CHECKING, Any
 from sparta_bench.cli.options import Parser, add_base, add_sources, check_settings, check_there
 from sparta_bench.config.schema import METHODS
 from sparta_bench.errors import InputError, log
-from sparta_bench.files import why_no_folder
 from sparta_bench.records.record import DEFAULT
 
 if TYPE_CHECKING:
     from sparta_bench.adapters.merging.merge_methods import Rule
 
-LAYOUTS = ("peft-sparta",)
-HOWS = ("sum", "ties")
+VERBS = {  # what each makes, and its description
+    "bake": ("a plain transformers folder, which needs none of this project",
+      "Write a plain transformers folder: AutoModelForSequenceClassification and\n"
+      "AutoTokenizer load it. The texts of an instruction model need its prompt,\n"
+      "which is in classifier_config.json."),
+    "export": ("a SpaRTA adapter in another program's layout",
+      "Write a SpaRTA adapter for another program."),
+    "multi-head": ("several adapters in one backbone, each with its own head (section 8)",
+      "Add the changes of several models of one base up in one backbone, and keep\neach head on "
+      "top: one forward pass, a prediction for each task. predict and\nevaluate take the folder."),
+    "combine": ("the same, weighted, with TIES' sign election, or DARE's drop and rescale",
+      "As multi-head, by another rule than the plain sum."),
+    "overlap": ("how many entries several models changed alike, and what chance would give",
+      "Where several models of one base changed the same entries, with which signs."),
+    "pairs": ("what merging costs: every two tasks' runs below a folder, alone and merged "
+      "(Table 6)",
+      "Merge the best runs of every two tasks, model by model and method by method,\nand score "
+      "them alone and merged. A record for each goes to FOLDER/merges;\n"
+      "`tables` makes Table 6 and a table of losses from these. What is done is skipped."),
+}  # fmt: skip
+SETTINGS = "Settings: task.*, device, cache_dir and train.eval_batch_size, for all tasks."
+OF_ONE, OF_SEVERAL = ("bake", "export"), ("multi-head", "combine", "overlap")
+WRITING = (*OF_ONE, "multi-head", "combine")
 
 
-VERBS: dict[str, dict[str, Any]] = {
-    "bake": {
-        "help": "a plain transformers folder, which needs none of this project",
-        "description": "Write a plain transformers folder: AutoModelForSequenceClassification and\n"
-        "AutoTokenizer load it. The texts of an instruction model need its prompt,\n"
-        "which is in classifier_config.json.",
-    },
-    "export": {
-        "help": "a SpaRTA adapter in another program's layout",
-        "description": "Write a SpaRTA adapter for another program.",
-    },
-    "multi-head": {
-        "help": "several adapters in one backbone, each with its own head (section 8)",
-        "description": "Add the changes of several models of one base up in one backbone, and "
-        "keep\neach head on top: one forward pass, a prediction for each task. predict and\n"
-        "evaluate take the folder.",
-    },
-    "combine": {
-        "help": "the same, weighted, with TIES' sign election, or DARE's drop and rescale",
-        "description": "As multi-head, by another rule than the plain sum.",
-    },
-    "overlap": {
-        "help": "how many entries several models changed alike, and what chance would give",
-        "description": "Where several models of one base changed the same entries, with which "
-        "signs.",
-    },
-    "pairs": {
-        "help": "what merging costs: every two tasks' runs below a folder, alone and merged "
-        "(Table 6)",
-        "description": "Merge the best runs of every two tasks, model by model and method by "
-        "method,\nand score them alone and merged. A record for each goes to FOLDER/merges;\n"
-        "`tables` makes Table 6 and a table of losses from these. What is done is skipped.",
-        "epilog": "Settings: task.*, device, cache_dir and train.eval_batch_size, for all tasks.",
-    },
-}
+def main(arguments: list[str]) -> int:
+    """`sparta-bench merge`; returns the exit code."""
+    options = _read(arguments)
+    if options.verb == "pairs":
+        return _pairs(options)
+    verb = {"overlap": _overlap, "bake": _of_one, "export": _of_one}.get(options.verb, _merge)
+    verb(options)
+    return 0
+
+
+def _read(arguments: list[str]) -> Namespace:
+    parser, verbs = _merge_parser()
+    if arguments[:1] and arguments[0] in verbs:
+        # by itself: options may stand between the words of a list then
+        options = verbs[arguments[0]].parse_intermixed_args(arguments[1:])
+        options.verb = arguments[0]
+        return options
+    return parser.parse_args(arguments)  # help, or a fault
 
 
 def _merge_parser() -> tuple[Parser, dict[str, Parser]]:
@@ -64,102 +66,32 @@ def _merge_parser() -> tuple[Parser, dict[str, Parser]]:
         prog="sparta-bench merge", description="Make something else of what a run has trained."
     )
     made = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
-    verbs: dict[str, Parser] = {name: made.add_parser(name, **how) for name, how in VERBS.items()}
-    for name in ("bake", "export"):
+    verbs: dict[str, Parser] = {
+        name: made.add_parser(name, help=makes, description=description)
+        for name, (makes, description) in VERBS.items()
+    }
+    verbs["pairs"].epilog = SETTINGS
+    for name in OF_ONE:
         add_sources(verbs[name])
-    for name in ("multi-head", "combine", "overlap"):
-        _add_adapters(verbs[name])
-    _add_runs(verbs["pairs"])
-    for name in ("multi-head", "combine"):
-        verbs[name].add_argument(
-            "--names", metavar="A,B", help="what the heads are called (their tasks' names)"
-        )
-    for name in ("bake", "export", "multi-head", "combine"):
-        _add_out(verbs[name])
-    for name in ("combine", "pairs"):
-        _add_rule(verbs[name])
-    _add_combine(verbs["combine"])
-    verbs["overlap"].add_argument(
-        "--json", action="store_true", help="print a JSON list, a pair each"
-    )
-    _add_export(verbs["export"])
+    for flag, names, settings in FIRST:
+        for name in names:
+            verbs[name].add_argument(flag, **settings)
+    for name in (*OF_SEVERAL, "pairs"):
+        add_base(verbs[name])
+    for flag, names, settings in OPTIONS:
+        for name in names:
+            verbs[name].add_argument(flag, **settings)
     return parser, verbs
-
-
-def _add_adapters(parser: Parser) -> None:
-    parser.add_argument(
-        "adapters",
-        metavar="ADAPTER",
-        nargs="+",
-        type=Path,
-        help="folders of adapters or whole classifiers (save=full) of one base model",
-    )
-    add_base(parser)
-
-
-def _add_runs(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where the runs' records are")
-    parser.add_argument("settings", metavar="key=value", nargs="*", help="see below")
-    parser.add_argument(
-        "--seeds",
-        choices=("different", "same"),
-        default="different",
-        help="same: pairs of one seed, where SpaRTA's places coincide (different)",
-    )
-    parser.add_argument("--model", metavar="NAME", help="only runs of this one (all)")
-    parser.add_argument("--method", choices=METHODS, help="only runs of this one (all)")
-    parser.add_argument("--json", action="store_true", help="print the records as a JSON list")
-    add_base(parser)
-
-
-def _add_out(parser: Parser) -> None:
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where to")
-    parser.add_argument(
-        "--force", action="store_true", help="replace the folder DIR, whatever is in it"
-    )
-
-
-def _add_combine(parser: Parser) -> None:
-    parser.add_argument(
-        "--weights", metavar="W,W", type=_numbers, help="one for each model (1 each)"
-    )
-
-
-def _add_export(parser: Parser) -> None:
-    parser.add_argument("--layout", choices=LAYOUTS, required=True)
-    parser.add_argument(
-        "--base-name",
-        metavar="NAME_OR_PATH",
-        required=True,
-        help="what that program is to load the base model from: a hub name or a folder",
-    )
-
-
-def _add_rule(parser: Parser) -> None:
-    parser.add_argument(
-        "--how",
-        choices=HOWS,
-        default="sum",
-        help="sum (the default); ties: of each entry the mean of the changes that have the sign of "
-        "their sum",
-    )
-    parser.add_argument(
-        "--dare",
-        metavar="SHARE",
-        type=_share,
-        help="keep each changed entry with this probability, and divide it by that",
-    )
-    parser.add_argument("--seed", type=_seed, default=0, help="of that draw (0)")
 
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        found = tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        found = ()
-    if not found or not all(abs(number) < 1e6 for number in found):
+        numbers = ()
+    if not numbers or not all(abs(number) < 1e6 for number in numbers):
         raise ArgumentTypeError(f"{text} is no list of numbers, such as 0.5,0.5")
-    return found
+    return numbers
 
 
 def _share(text: str) -> float:
@@ -178,76 +110,72 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def main(arguments: list[str]) -> int:
-    """`sparta-bench merge VERB`: write a folder and say what is there; the exit code."""
-    options = _read(arguments)
-    if options.verb == "pairs":
-        return _pairs(options)
-    if options.verb in ("bake", "export"):
-        _of_one(options)
-    elif options.verb == "overlap":
-        _overlap(options)
-    else:
-        _of_several(options)
-    return 0
+# flags, the verbs that have them, and what argparse is to know; the first before --base
+Flag = tuple[str, tuple[str, ...], dict[str, Any]]
+FIRST: list[Flag] = [
+    ("adapters", OF_SEVERAL, {"metavar": "ADAPTER", "nargs": "+", "type": Path,
+     "help": "folders of adapters or whole classifiers (save=full) of one base model"}),
+    ("folder", ("pairs",), {"metavar": "FOLDER", "type": Path,
+     "help": "where the runs' records are"}),
+    ("settings", ("pairs",), {"metavar": "key=value", "nargs": "*", "help": "see below"}),
+    ("--seeds", ("pairs",), {"choices": ("different", "same"), "default": "different",
+     "help": "same: pairs of one seed, where SpaRTA's indices coincide (different)"}),
+    ("--model", ("pairs",), {"metavar": "NAME", "help": "only runs of this one (all)"}),
+    ("--method", ("pairs",), {"choices": METHODS, "help": "only runs of this one (all)"}),
+    ("--json", ("pairs",), {"action": "store_true", "help": "print the records as a JSON list"}),
+]  # fmt: skip
+OPTIONS: list[Flag] = [
+    ("--names", ("multi-head", "combine"), {"metavar": "A,B",
+     "help": "what the heads are called (their tasks' names)"}),
+    ("--out", WRITING, {"metavar": "DIR", "type": Path, "required": True, "help": "where to"}),
+    ("--force", WRITING, {"action": "store_true",
+     "help": "replace the folder DIR, whatever is in it"}),
+    ("--how", ("combine", "pairs"), {"choices": ("sum", "ties"), "default": "sum",
+     "help": "sum (the default); ties: of each entry the mean of the changes that have the sign "
+     "of their sum"}),
+    ("--dare", ("combine", "pairs"), {"metavar": "SHARE", "type": _share,
+     "help": "keep each changed entry with this probability, and divide it by that"}),
+    ("--seed", ("combine", "pairs"), {"type": _seed, "default": 0, "help": "of that draw (0)"}),
+    ("--weights", ("combine",), {"metavar": "W,W", "type": _numbers,
+     "help": "one for each model (1 each)"}),
+    ("--json", ("overlap",), {"action": "store_true", "help": "print a JSON list, a pair each"}),
+    ("--layout", ("export",), {"choices": ("peft-sparta",), "required": True}),
+    ("--base-name", ("export",), {"metavar": "NAME_OR_PATH", "required": True,
+     "help": "what that program is to load the base model from: a hub name or a folder"}),
+]  # fmt: skip
 
 
-def _read(arguments: list[str]) -> Namespace:
-    parser, verbs = _merge_parser()
-    if arguments[:1] and arguments[0] in verbs:
-        # by itself: options may stand between the words of a list then
-        options = verbs[arguments[0]].parse_intermixed_args(arguments[1:])
-        options.verb = arguments[0]
-        return options
-    return parser.parse_args(arguments)  # help, or a fault
-
-
+# ----------------------------------------------------------------------------------- verbs
 def _of_one(options: Namespace) -> None:
     check_there([options.adapter])
-    from sparta_bench.adapters import export as verbs
+    from sparta_bench.adapters.export import bake, export
 
     common = {
-        "base": options.base,
-        "tokenizer": options.tokenizer,
-        "allow_pickle": options.allow_pickle,
-        "force": options.force,
+        name: getattr(options, name) for name in ("base", "tokenizer", "allow_pickle", "force")
     }
     if options.verb == "bake":
-        print(verbs.bake(options.adapter, options.out, **common))
+        print(bake(options.adapter, options.out, **common))
     else:
-        print(verbs.export(options.adapter, options.out, options.base_name, **common))
+        print(export(options.adapter, options.out, options.base_name, **common))
 
 
-def _of_several(options: Namespace) -> None:
-    names = _head_names(options)
+def _merge(options: Namespace) -> None:
+    count = len(options.adapters)
+    names = None if options.names is None else options.names.split(",")
+    if names is not None and (len(set(names)) != len(names) or "" in names or len(names) != count):
+        raise InputError(
+            f"merge: --names {options.names}: must be {count} different names, one for each adapter"
+        )
     check_there(options.adapters)
     rule = _rule(options)
     from sparta_bench.adapters.merging.combine import multi_head_of
 
+    sources = options.base, options.tokenizer
     line, warnings = multi_head_of(
-        options.adapters,
-        options.out,
-        rule,
-        options.base,
-        options.tokenizer,
-        names,
-        options.force,
+        options.adapters, options.out, rule, *sources, names, options.force
     )
-    for warning in warnings:
-        print(f"sparta-bench: {warning}", file=sys.stderr)
+    log(*warnings)
     print(line)
-
-
-def _head_names(options: Namespace) -> list[str] | None:
-    if options.names is None:
-        return None
-    names: list[str] = options.names.split(",")
-    if len(set(names)) != len(names) or "" in names or len(names) != len(options.adapters):
-        raise InputError(
-            f"merge: --names {options.names}: must be {len(options.adapters)} different names, one "
-            "for each adapter"
-        )
-    return names
 
 
 def _rule(options: Namespace) -> Rule:
@@ -255,6 +183,8 @@ def _rule(options: Namespace) -> Rule:
 
     if options.verb == "multi-head":
         return Rule()
+    if options.verb == "pairs":
+        return Rule(options.how, None, options.dare, options.seed if options.dare else 0)
     if options.weights is not None and len(options.weights) != len(options.adapters):
         raise InputError(
             f"merge: --weights: {len(options.weights)} numbers for {len(options.adapters)} models; "
@@ -264,15 +194,13 @@ def _rule(options: Namespace) -> Rule:
 
 
 def _pairs(options: Namespace) -> int:
-    if problem := why_no_folder(options.folder):
-        raise InputError(f"merge: {options.folder}: {problem}")
+    check_there([options.folder])
     check_settings("merge pairs", options.settings, with_task=False)
-    from sparta_bench.adapters.merging.merge_methods import Rule
     from sparta_bench.analysis.merging.measure_pairs import measure_pairs
 
-    found = measure_pairs(
+    measured = measure_pairs(
         options.folder,
-        Rule(options.how, None, options.dare, options.seed if options.dare else 0),
+        _rule(options),
         options.seeds == "same",
         options.model,
         options.method,
@@ -280,15 +208,15 @@ def _pairs(options: Namespace) -> int:
         options.tokenizer,
         options.settings,
     )
-    refusals = found.refusals()
-    if not found.records:
+    refusals = measured.refusals()
+    if not measured.records:
         raise InputError(*refusals)
     if options.json:
-        print(json.dumps(found.records, allow_nan=False))
+        print(json.dumps(measured.records, allow_nan=False))
     else:
-        what = f"{len(found.records):,} pairs, {found.there:,} of them there already"
-        where = "" if options.folder == DEFAULT else f" {options.folder}"
-        print(f"{what} → {options.folder / 'merges'}; see sparta-bench tables{where}")
+        pairs = f"{len(measured.records):,} pairs, {measured.done_before:,} of them there already"
+        folder = "" if options.folder == DEFAULT else f" {options.folder}"
+        print(f"{pairs} → {options.folder / 'merges'}; see sparta-bench tables{folder}")
     log(*refusals)
     return 1 if refusals else 0
 
@@ -300,9 +228,7 @@ def _overlap(options: Namespace) -> None:
     from sparta_bench.adapters.merging.overlap import as_text, overlaps_of
     from sparta_bench.adapters.merging.task_vectors import open_task_vectors
 
-    base, sources = open_task_vectors(options.adapters, options.base, options.tokenizer)
-    found = overlaps_of(sources, base)
-    if options.json:
-        print(json.dumps([overlap.as_dict() for overlap in found], allow_nan=False))
-    else:
-        print(as_text(found))
+    base, vectors = open_task_vectors(options.adapters, options.base, options.tokenizer)
+    overlaps = overlaps_of(vectors, base)
+    rows = [overlap.as_dict() for overlap in overlaps]
+    print(json.dumps(rows, allow_nan=False) if options.json else as_text(overlaps))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from sparta_bench.cli.adapter_options import add_compute, heads_of, one_of
+from sparta_bench.cli.adapter_options import add_compute, open_adapter
 from sparta_bench.cli.options import Parser, add_sources, check_there, positive
 from sparta_bench.errors import InputError
 
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
     from sparta_bench.devices import device_of
 
     device = device_of(options.device, f"predict: --device {options.device}")
-    from sparta_bench.adapters import multi_head
+    from sparta_bench.adapters.multi_head import MultiHead
     from sparta_bench.inference.predict import (
         as_json,
         as_text,
@@ -78,17 +78,15 @@ def main(arguments: list[str]) -> None:
     from sparta_bench.inference.predict import predict as predictions
 
     jsonl = options.jsonl_input or str(options.file).endswith(".jsonl")
-    if multi_head.is_in(options.adapter) and options.head is None:
-        heads = heads_of(options)
-        about = one_reading(heads.about)
-        dtype = move(heads.model, about.dtypes["model"], device, options.dtype)
-        _log_dtype(about, dtype)
+    loaded = open_adapter(options)
+    if isinstance(loaded, MultiHead):
+        about = one_reading(loaded.about)
+        _log_dtype(about, move(loaded, about.dtypes["model"], device, options.dtype))
         examples = read_texts(lines_of(options.texts, options.file), about, jsonl)
         as_line = as_json if options.jsonl else as_text
-        for all_heads in predict_heads(heads, examples, options.batch_size, BATCHES_TOGETHER):
+        for all_heads in predict_heads(loaded, examples, options.batch_size, BATCHES_TOGETHER):
             print("\n".join(map(as_line, all_heads)), flush=True)
         return
-    loaded = one_of(options)
     _log_dtype(loaded.about, ready(loaded, device, options.dtype))
     examples = read_texts(lines_of(options.texts, options.file), loaded.about, jsonl)
     for some in predictions(loaded, examples, options.batch_size, BATCHES_TOGETHER):

@@ -17,7 +17,7 @@ import torch
 
 from sparta_bench.adapters.load_adapter import Loaded
 from sparta_bench.adapters.manifest import Manifest
-from sparta_bench.adapters.multi_head import LoadedHeads, MultiHead
+from sparta_bench.adapters.multi_head import MultiHead
 from sparta_bench.data.batches import evaluation_batches
 from sparta_bench.data.examples import BadRowError, is_unicode, parse_texts
 from sparta_bench.data.local_files import json_object, numbered_lines
@@ -150,7 +150,7 @@ def predict(
 
 
 def predict_heads(
-    loaded: LoadedHeads, examples: Iterable[Example], batch_size: int, batches: int = 1
+    loaded: MultiHead, examples: Iterable[Example], batch_size: int, batches: int = 1
 ) -> Iterator[list[dict[str, Prediction]]]:
     """The same of every head, by name: one forward pass for all that read a text alike (those of
     base models; instruction models have a prompt for each task)."""
@@ -158,8 +158,7 @@ def predict_heads(
     for name, about in loaded.about.items():
         key = repr((about.prompt, about.separator, about.undo_spacing, about.model.kind))
         heads_by_reading.setdefault(key, {})[name] = about
-    model, tokenizer = loaded.model, loaded.tokenizer
-    readers = [_Reader(model, tokenizer, heads) for heads in heads_by_reading.values()]
+    readers = [_Reader(loaded, loaded.tokenizer, heads) for heads in heads_by_reading.values()]
     for chunk in _predict_all(readers, examples, batch_size, batches):
         yield [{name: predictions[name] for name in loaded.about} for predictions in chunk]
 

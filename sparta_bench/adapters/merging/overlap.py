@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from sparta_bench.adapters.merging.merge_methods import SparseDelta, changed_places
-from sparta_bench.adapters.merging.task_vectors import Base, TaskVector
+from sparta_bench.adapters.changes import SparseDelta
+from sparta_bench.adapters.merging.merge_methods import changed_indices
+from sparta_bench.adapters.merging.task_vectors import Base
+from sparta_bench.adapters.read_folder import TaskVector
 
 
 @dataclass
@@ -27,10 +29,10 @@ class Overlap:
     conflicts: int = 0
 
     def add(self, one: SparseDelta, other: SparseDelta, size: int) -> None:
-        """Take in a tensor of that many entries."""
+        """Count in a tensor of that many entries."""
         first = second = 0
-        for places in changed_places([one, other], size):
-            signs = [entries.at(places).sign() for entries in (one, other)]
+        for indices in changed_indices([one, other], size):
+            signs = [delta.at(indices).sign() for delta in (one, other)]
             first += int(signs[0].count_nonzero())
             second += int(signs[1].count_nonzero())
             product = signs[0] * signs[1]
@@ -46,14 +48,14 @@ class Overlap:
 
 
 def overlaps_of(sources: Sequence[TaskVector], base: Base) -> list[Overlap]:
-    """Of each two."""
-    found = []
+    """Return the overlap of each two."""
+    overlaps = []
     for one, other in combinations(sources, 2):
         overlap = Overlap((one.name, other.name), [0, 0])
         for name, value in base.values.items():
-            overlap.add(one.entries(name, value), other.entries(name, value), value.numel())
-        found.append(overlap)
-    return found
+            overlap.add(one.delta(name, value), other.delta(name, value), value.numel())
+        overlaps.append(overlap)
+    return overlaps
 
 
 def as_text(overlaps: Sequence[Overlap]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,33 +25,33 @@ from sparta_bench.tables.select import select
 
 
 @dataclass
-class Progress:
-    """What has come of the pairs so far: records, how many of them were `there` already, and the
-    reason for each pair that was refused. Each is told as it comes."""
+class MeasuredPairs:
+    """The records of the pairs so far, how many of them were `done_before`, and the reason for
+    each pair that was refused. Each is a line on standard error as it comes."""
 
     rule: Rule
     pairs: int
     records: list[dict[str, Any]] = field(default_factory=list)
-    there: int = 0
+    done_before: int = 0
     refused: list[str] = field(default_factory=list)
 
     def add(self, pair: Pair, record: dict[str, Any]) -> None:
-        """A pair's record."""
+        """Take in a pair's record."""
         self.records.append(record)
         scores = [
             f"{alone['test']['accuracy']:.1%} → {merged['test']['accuracy']:.1%}"
             for alone, merged in zip(record["alone"], record["merged"], strict=True)
         ]
-        self._tell(pair, f"test accuracy {' and '.join(scores)}")
+        self._print(pair, f"test accuracy {' and '.join(scores)}")
 
     def refuse(self, pair: Pair, error: InputError) -> None:
-        """A pair that cannot be merged or scored, for a fault of its input."""
+        """Take in a pair that cannot be merged or scored, for a fault of its input."""
         self.refused.append("; ".join(error.lines))
-        self._tell(pair, f"refused: {self.refused[-1]}")
+        self._print(pair, f"refused: {self.refused[-1]}")
 
-    def _tell(self, pair: Pair, what: str) -> None:
+    def _print(self, pair: Pair, text: str) -> None:
         number = len(self.records) + len(self.refused)
-        line = f"{number:,}/{self.pairs:,} {pair.name}, {self.rule.name}: {what}"
+        line = f"{number:,}/{self.pairs:,} {pair.name}, {self.rule.name}: {text}"
         print(one_line(line), file=sys.stderr, flush=True)
 
     def refusals(self) -> list[str]:
@@ -74,27 +74,14 @@ def measure_pairs(
     base: str | None = None,
     tokenizer: str | None = None,
     settings: Sequence[str] = (),
-) -> Progress:
+) -> MeasuredPairs:
     """Merge every pair of the runs below a folder by the rule, and write
     `<folder>/merges/<model>/<method>/<merge_id>/merge.json`, unless it is there.
 
-    A pair whose input is at fault is refused, and the others go on.
-
-    Parameters
-    ----------
-    same_seeds
-        Pair runs of one seed, whose places coincide; else of different ones.
-    model, method
-        Only runs of these; null: of all.
-    base, tokenizer
-        Where they are, if not where the adapters say.
-    settings
-        Overrides for all tasks, such as `task.data_dir=DIR`.
-
-    Raises
-    ------
-    InputError
-        If there is no pair, a setting is wrong, or a record cannot be written.
+    A pair whose input is at fault is refused, and the others go on. `same_seeds` pairs runs of one
+    seed, whose indices coincide; else of different ones. `model` and `method` take only runs of
+    these. `base` and `tokenizer` say where these are, if not where the adapters say; `settings`
+    are overrides for all tasks, such as `task.data_dir=DIR`.
     """
     records, _ = read_records([folder])
     groups = groups_of(records, same_seeds, model, method)
@@ -104,50 +91,40 @@ def measure_pairs(
             f"{folder}: no two tasks with completed runs of {seeds} "
             f"whose adapters were saved (save=adapter; save=full for full_ft){_left_out(records)}"
         )
-    configs = _configs(groups, settings)
-    progress = Progress(rule, sum(map(len, groups)))
+    # records may come from anybody: a task that is unknown here has no configuration
+    tasks = {run.cell.task for pairs in groups for pair in pairs for run in pair.runs}
+    known = sorted(tasks & set(choices("task")))
+    configs = {task: compose([f"task={task}", *settings]) for task in known}
+    measured = MeasuredPairs(rule, sum(map(len, groups)))
     sets: dict[str, Sets] = {}
     for pairs in groups:
-        for alike in _by_base(pairs, folder, progress):
-            try:
-                merger = Merger(alike, base, tokenizer, configs, sets)
-            except InputError as error:
-                for pair in alike:
-                    progress.refuse(pair, error)
-                continue
-            for pair in alike:
-                _measure(merger, pair, _path_of(folder, pair, rule), progress)
-    return progress
+        for of_one_base in _by_base(pairs, folder, measured):
+            _measure(of_one_base, folder, base, tokenizer, configs, sets, measured)
+    return measured
 
 
 def _left_out(records: Sequence[Record]) -> str:
     """How many runs may stand in no table, and why the first of them."""
-    found = select(records).excluded
-    return f"; {len(found)} left out, {found[0].path}: {found[0].reason}" if found else ""
+    excluded = select(records).excluded
+    first = f"{excluded[0].path}: {excluded[0].reason}" if excluded else ""
+    return f"; {len(excluded)} left out, {first}" if excluded else ""
 
 
-def _configs(groups: Sequence[Sequence[Pair]], settings: Sequence[str]) -> dict[str, Config]:
-    """By task; not of a task that is unknown here, since records may come from anybody."""
-    tasks = {run.cell.task for pairs in groups for pair in pairs for run in pair.runs}
-    known = sorted(tasks & set(choices("task")))
-    return {task: compose([f"task={task}", *settings]) for task in known}
-
-
-def _by_base(pairs: Sequence[Pair], folder: Path, progress: Progress) -> list[list[Pair]]:
-    """Pairs that are still to be measured, those of one base together. Tells of those that are
-    there already, and of those without a common base."""
-    found: dict[tuple[str | int | None, ...], list[Pair]] = defaultdict(list)
+def _by_base(pairs: Sequence[Pair], folder: Path, measured: MeasuredPairs) -> list[list[Pair]]:
+    """Return the pairs that are still to be measured, those of one base together. Takes in those
+    that were done before, and those without a common base."""
+    by_base: dict[tuple[str | int | None, ...], list[Pair]] = defaultdict(list)
     for pair in pairs:
         try:
-            record = read_merge(_path_of(folder, pair, progress.rule))
+            record = read_merge(_path_of(folder, pair, measured.rule))
             if isinstance(record, dict):
-                progress.there += 1
-                progress.add(pair, record)
+                measured.done_before += 1
+                measured.add(pair, record)
             else:
-                found[base_of_both(pair)].append(pair)
+                by_base[base_of_both(pair)].append(pair)
         except InputError as error:
-            progress.refuse(pair, error)
-    return list(found.values())
+            measured.refuse(pair, error)
+    return list(by_base.values())
 
 
 def _path_of(folder: Path, pair: Pair, rule: Rule) -> Path:
@@ -160,41 +137,54 @@ def _path_of(folder: Path, pair: Pair, rule: Rule) -> Path:
     return folder / "merges" / cell.model / cell.method / pair.merge_id(rule) / MERGE
 
 
-def _measure(merger: Merger, pair: Pair, path: Path, progress: Progress) -> None:
+def _measure(
+    pairs: Sequence[Pair],
+    folder: Path,
+    base: str | None,
+    tokenizer: str | None,
+    configs: dict[str, Config],
+    sets: dict[str, Sets],
+    measured: MeasuredPairs,
+) -> None:
+    """Measure pairs of one base."""
     try:
-        record = record_of(merger, pair, progress.rule)
+        merger = Merger(pairs, base, tokenizer, configs, sets)
     except InputError as error:
-        progress.refuse(pair, error)
+        for pair in pairs:
+            measured.refuse(pair, error)
         return
-    _write(path, record)  # what cannot be written concerns all pairs
-    progress.add(pair, record)
+    for pair in pairs:
+        try:
+            record = record_of(merger, pair, measured.rule)
+        except InputError as error:
+            measured.refuse(pair, error)
+            continue
+        path = _path_of(folder, pair, measured.rule)
+        try:
+            write_json(path, record)
+        except OSError as error:  # concerns all pairs
+            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+        measured.add(pair, record)
 
 
 def record_of(merger: Merger, pair: Pair, rule: Rule) -> dict[str, Any]:
-    """The scores of one pair, alone and merged, for JSON."""
-    drops = rule.keep is not None and pair.one.raw["method"] != "lora"
+    """Return the scores of one pair, alone and merged, for JSON."""
+    cell = pair.one.cell
     return {
         "schema": MERGE_SCHEMA,
         "merge_id": pair.merge_id(rule),
-        "model": pair.one.cell.model,
-        "method": pair.one.cell.method,
-        "density": pair.one.cell.density,
+        "model": cell.model,
+        "method": cell.method,
+        "density": cell.density,
         "rule": rule.as_dict(),
         "runs": [
             {"run_id": run.run_id, "task": run.cell.task, "seed": run.seed} for run in pair.runs
         ],
         "overlap": merger.overlap(pair),
         "alone": [merger.alone(run, Rule()) for run in pair.runs],
-        # what the rule itself costs, without another model; peft drops nothing of a single adapter
-        "thinned": [merger.alone(run, rule) for run in pair.runs] if drops else None,
+        # what dropping itself costs, without another model
+        "thinned": None if rule.keep is None else [merger.alone(run, rule) for run in pair.runs],
         "merged": merger.merged(pair, rule),
         "finished": now(),
         "environment": merger.environment(),
     }
-
-
-def _write(path: Path, record: Mapping[str, Any]) -> None:
-    try:
-        write_json(path, record)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None

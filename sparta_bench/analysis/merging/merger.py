@@ -11,19 +11,14 @@ import torch
 from sparta_bench.adapters.merging.combine import merge_into
 from sparta_bench.adapters.merging.merge_methods import Rule
 from sparta_bench.adapters.merging.overlap import overlaps_of
-from sparta_bench.adapters.merging.task_vectors import (
-    TaskVector,
-    describe,
-    open_base,
-    open_task_vector,
-    refuse_other_rows,
-    refuse_unlike,
-)
+from sparta_bench.adapters.merging.task_vectors import Base, refuse_mixed, refuse_other_rows
+from sparta_bench.adapters.read_folder import TaskVector, read_manifest
 from sparta_bench.analysis.merging.pairs import Pair, folder_of
 from sparta_bench.config.schema import Config
 from sparta_bench.devices import accelerator_of
 from sparta_bench.errors import InputError, shown
 from sparta_bench.inference.evaluate import Sets, check_fits, scores_of, sets_of
+from sparta_bench.methods.trained import HEAD
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.dtypes import DTYPES, Precision
 from sparta_bench.records.record import Record
@@ -36,23 +31,11 @@ Scores = dict[str, dict[str, float]]  # by split, then by metric
 
 
 def base_of_both(pair: Pair) -> tuple[str | int | None, ...]:
-    """What tells the base of a pair from others: pairs of one can share a `Merger`.
-
-    Raises
-    ------
-    InputError
-        If the two were trained on different bases, or one does not say on which.
-    """
+    """Return what tells the base of a pair from others: pairs of one can share a `Merger`. Raises
+    InputError if the two were trained on different bases, or one does not say on which."""
     folders = [folder_of(run) for run in pair.runs]
-    abouts = [describe(folder) for folder in folders]
-    refuse_unlike(folders, abouts)
-    one, other = abouts
-    if one.base_fingerprint != other.base_fingerprint:
-        raise InputError(
-            f"{folders[1]}: was trained on other weights than {folders[0]}: their fingerprint is "
-            f"{other.base_fingerprint}, not {one.base_fingerprint}; only changes of one and the "
-            "same base can be added up"
-        )
+    one, _ = manifests = [read_manifest(folder) for folder in folders]
+    refuse_mixed(folders, manifests)
     parts = (one.base_model["fingerprint"], one.tokenizer_fingerprint, one.dtypes["model"])
     # of the seed are the rows of added tokens, of which the fingerprint need not see one
     return *parts, one.base_fingerprint, one.seed if one.separator == "sep_token" else None
@@ -61,19 +44,9 @@ def base_of_both(pair: Pair) -> tuple[str | int | None, ...]:
 class Merger:
     """The runs of pairs of one base (`base_of_both`), with that base, in memory.
 
-    Parameters
-    ----------
-    base, tokenizer
-        Where they are, if not where the first run says.
-    configs
-        By task.
-    sets
-        Data that is there already; what is read is put there.
-
-    Raises
-    ------
-    InputError
-        If the base cannot be had. A run that cannot be read is told of when it is asked for.
+    `base` and `tokenizer` say where these are, if not where the first run says. `configs` and
+    `sets` are by task; data that is read is put into `sets`. A run that cannot be read raises
+    InputError when it is asked for.
     """
 
     def __init__(
@@ -86,106 +59,92 @@ class Merger:
     ) -> None:
         runs = {run.run_id: run for pair in pairs for run in pair.runs}
         first = folder_of(pairs[0].one)
-        self.base = open_base(first, describe(first), base, tokenizer)
+        self.base = Base(first, read_manifest(first), base, tokenizer)
         self.configs, self.sets = configs, sets
         # all before anything is merged: they are checked against the base as it is
-        self._sources = {name: _attempted(partial(self._opened, run)) for name, run in runs.items()}
+        self._vectors = {name: _attempted(partial(self._opened, run)) for name, run in runs.items()}
         self.base.keep()
         self._alone: dict[tuple[str, Rule], Scores | InputError] = {}
 
     def _opened(self, run: Record) -> TaskVector:
         if run.cell.task not in self.configs:
             raise InputError(f"{run.path}: task={shown(run.cell.task)}: is none of conf/task")
-        folder = folder_of(run)
-        return open_task_vector(run.run_id, folder, describe(folder), self.base)
-
-    def _source(self, run: Record) -> TaskVector:
-        return _or_raise(self._sources[run.run_id])
+        return self.base.open(run.run_id, folder_of(run))
 
     def alone(self, run: Record, rule: Rule) -> Scores:
-        """Scores of one run's model on its task, after the rule (which may drop changes).
-
-        Raises
-        ------
-        InputError
-            If the run cannot be read or scored, or an unchanged one's are not the run's own: the
-            data is not what it was trained on.
-        """
+        """Return scores of one run's model on its task, after the rule (which may drop changes);
+        raises InputError where an unchanged one's are not the run's own: the data is other data."""
         key = (run.run_id, rule)
         if key not in self._alone:
             self._alone[key] = _attempted(lambda: self._scored_alone(run, rule))
         return _or_raise(self._alone[key])
 
     def _scored_alone(self, run: Record, rule: Rule) -> Scores:
-        scores = self._scores([self._source(run)], [run], rule)[0]
+        scores = self._scores([_or_raise(self._vectors[run.run_id])], [run], rule)[0]
         if rule.keep is None:
             _check_same(run, scores)
         return scores
 
     def merged(self, pair: Pair, rule: Rule) -> list[Scores]:
-        """Scores of the merged model on the first's task, and on the other's."""
+        """Return scores of the merged model on the first's task, and on the other's."""
         return self._scores(self._both(pair), pair.runs, rule)
 
     def environment(self) -> dict[str, Any]:
-        """Versions, device and dtypes."""
+        """Return versions, device and dtypes."""
         config = next(iter(self.configs.values()))
         precision = Precision(DTYPES[self.base.dtype], torch.float32)
         return environment(accelerator_of(config).device, precision, 1)
 
     def overlap(self, pair: Pair) -> dict[str, Any]:
-        """Where the two changed the same entries. Raises InputError if their bases differ in the
-        rows of added tokens."""
+        """Return where the two changed the same entries. Raises InputError if their bases differ in
+        the rows of added tokens."""
         return overlaps_of(self._both(pair), self.base)[0].as_dict()
 
     def _both(self, pair: Pair) -> list[TaskVector]:
-        sources = [self._source(run) for run in pair.runs]
+        vectors = [_or_raise(self._vectors[run.run_id]) for run in pair.runs]
         if self.base.has_added_rows:
-            refuse_other_rows(
-                [source.folder for source in sources], [source.about for source in sources]
-            )
-        return sources
+            folders = [vector.folder for vector in vectors]
+            refuse_other_rows(folders, [vector.manifest for vector in vectors])
+        return vectors
 
     def _scores(
-        self, sources: Sequence[TaskVector], runs: Sequence[Record], rule: Rule
+        self, vectors: Sequence[TaskVector], runs: Sequence[Record], rule: Rule
     ) -> list[Scores]:
         self.base.restore()
-        merge_into(self.base, sources, rule)
+        merge_into(self.base, vectors, rule)
         return [
-            self._score(source, run.cell.task) for source, run in zip(sources, runs, strict=True)
+            self._score(vector, run.cell.task) for vector, run in zip(vectors, runs, strict=True)
         ]
 
-    def _score(self, source: TaskVector, task: str) -> Scores:
-        classifier = Classifier(self.base.backbone, source.head).requires_grad_(False)
-        return scores_of(classifier, self._sets(source, task), self.configs[task])
-
-    def _sets(self, source: TaskVector, task: str) -> Sets:
-        about = source.about
-        check_fits(about, self.configs[task].task, str(source.folder))
+    def _score(self, vector: TaskVector, task: str) -> Scores:
+        about, config = vector.manifest, self.configs[task]
+        check_fits(about, config.task, str(vector.folder))
         key = repr((about.tokenizer_fingerprint, about.prompt, about.undo_spacing, task))
         if key not in self.sets:
-            self.sets[key] = sets_of(about, self.base.tokenizer, self.configs[task])
-        return self.sets[key]
+            self.sets[key] = sets_of(about, self.base.tokenizer, config)
+        classifier = Classifier(self.base.backbone, vector.heads[HEAD]).requires_grad_(False)
+        return scores_of(classifier, self.sets[key], config)
 
 
 def _attempted(make: Callable[[], T]) -> T | InputError:
-    """What comes of it, or the fault of input: one run's keeps no other from being merged."""
+    """Return what comes of it, or the fault of input: one run's keeps no other from merging."""
     try:
         return make()
     except InputError as error:
         return InputError(*error.lines)  # without the traceback, which would hold tensors
 
 
-def _or_raise(found: T | InputError) -> T:
-    if isinstance(found, InputError):
-        raise InputError(*found.lines)
-    return found
+def _or_raise(result: T | InputError) -> T:
+    if isinstance(result, InputError):
+        raise InputError(*result.lines)
+    return result
 
 
 def _check_same(run: Record, scores: Mapping[str, Mapping[str, float]]) -> None:
     for split in ("dev", "test"):
-        found, recorded = scores[split]["loss"], run.score(split, "loss")
-        if abs(found - recorded) > SCORES_AGREE:
+        loss, recorded = scores[split]["loss"], run.score(split, "loss")
+        if abs(loss - recorded) > SCORES_AGREE:
             raise InputError(
-                f"task={run.cell.task}: {split} loss is {found:.4f} here and {recorded:.4f} in the "
+                f"task={run.cell.task}: {split} loss is {loss:.4f} here and {recorded:.4f} in the "
                 f"record of run {run.run_id}; is task.data_dir the data that it was trained on?"
             )

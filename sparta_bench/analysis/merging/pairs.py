@@ -35,8 +35,10 @@ class Pair:
         )
 
     def merge_id(self, rule: Rule) -> str:
-        """A hash of all that decides the outcome."""
+        """Return a hash of all that decides the outcome."""
         parts = [self.one.run_id, self.other.run_id, rule.as_dict(), PROTOCOL, MERGE_SCHEMA]
+        if self.one.raw["method"] == "lora" and (rule.how != "sum" or rule.keep is not None):
+            parts.append("product")  # peft merged the factors before, with other results
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
     @property
@@ -46,7 +48,7 @@ class Pair:
 
 
 def folder_of(record: Record) -> Path:
-    """Where what a run trained is, or should be."""
+    """Return where what a run trained is, or should be."""
     return saved_by(record) or record.path.parent / SAVED["adapter"]
 
 
@@ -56,28 +58,26 @@ def groups_of(
     model: str | None = None,
     method: str | None = None,
 ) -> list[list[Pair]]:
-    """The pairs of each model and method, by the best setting of each task (`tables.select`) among
-    the runs whose adapters are there.
+    """Return the pairs of each model and method, by the best setting of each task
+    (`tables.select`) among the runs whose adapters are there.
 
     Of each two tasks as many pairs as there are seeds: seed by seed the same one, or each with the
-    next, so that SpaRTA's places are independent draws. Of one `model` or `method`, where named.
+    next, so that SpaRTA's indices are independent draws. Of one `model` or `method`, where named.
     """
     groups: dict[tuple[str, str, float | None], dict[str, list[Record]]] = defaultdict(dict)
     saved = [record for record in records if saved_by(record) is not None]
     for cell, chosen in select(saved).cells.items():
         if model in (None, cell.model) and method in (None, chosen.runs[0].raw["method"]):
             groups[cell.model, cell.method, cell.density][cell.task] = list(chosen.runs)
-    found = []
-    for tasks in groups.values():
-        ordered = sorted(tasks, key=_order)
-        pairs = [
+    all_pairs = [
+        [
             pair
-            for one, other in combinations(ordered, 2)
+            for one, other in combinations(sorted(tasks, key=_order), 2)
             for pair in _pairs(tasks[one], tasks[other], same_seeds)
         ]
-        if pairs:
-            found.append(pairs)
-    return found
+        for tasks in groups.values()
+    ]
+    return [pairs for pairs in all_pairs if pairs]
 
 
 def _order(task: str) -> tuple[int, str]:
@@ -93,6 +93,6 @@ def _pairs(ones: Sequence[Record], others: Sequence[Record], same: bool) -> Iter
             yield Pair(one, seeds[one.seed])
         elif not same:
             later = [seed for seed in ordered if seed > one.seed]
-            unlike = later or [seed for seed in ordered if seed != one.seed]
-            if unlike:
-                yield Pair(one, seeds[unlike[0]])
+            different = later or [seed for seed in ordered if seed != one.seed]
+            if different:
+                yield Pair(one, seeds[different[0]])

@@ -2,128 +2,133 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from sparta_bench.analysis.ranks.comparison_progress import Progress, work_of
-from sparta_bench.analysis.ranks.difference import Tuned, open_tuned
-from sparta_bench.analysis.ranks.printed import printed_ranks
-from sparta_bench.analysis.ranks.rank_tables import place_of, rank_table
-from sparta_bench.analysis.ranks.spectra_figure import spectra
-from sparta_bench.analysis.ranks.spectrum import Change, Changes, change_of
+from sparta_bench.analysis.ranks.rank_tables import place_of, printed_ranks
+from sparta_bench.analysis.ranks.spectrum import MatrixChange, ModelChanges, change_of
+from sparta_bench.analysis.ranks.tuned_model import TunedModel
 from sparta_bench.errors import InputError
 from sparta_bench.models.stored_tensors import Checkpoint, open_checkpoint
-from sparta_bench.report.plots import Figure
-from sparta_bench.tables.table import Table
-from sparta_bench.text import counted
+from sparta_bench.text import as_duration, counted
 
 AT_MOST_NAMES = 20  # in a note; the others are counted
 EMBEDDING, LM_HEAD = "embed_tokens.weight", "lm_head.weight"
 ROWS = 4096  # of the vocabulary, that are compared at a time
+EVERY_SECONDS = 10  # between two lines of progress where nobody is watching
+BAR = "{desc} |{bar}| {remaining} left"
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What `compare` found, by tuned model in the order in which they were asked for."""
+    """The changes of each tuned model, in the order in which `compare` was asked for them."""
 
     base: str
-    found: Sequence[Changes]
+    models: Sequence[ModelChanges]
     notes: tuple[str, ...]
 
     @property
     def title(self) -> str:
         """Of table and figure."""
-        labels = ", ".join(one.label for one in self.found)
+        labels = ", ".join(model.label for model in self.models)
         return f"Rank of the change from {self.base} to {labels}"
 
     def as_list(self) -> list[dict[str, Any]]:
-        """A dictionary for each matrix of each tuned model (see `Change.as_dict`)."""
+        """Return a dictionary for each matrix of each tuned model (`MatrixChange.as_dict`)."""
         return [
-            {"name": change.name, "tuned": one.label}
+            {"name": change.name, "tuned": model.label}
             | change.as_dict()
-            | ({"rank_in_paper": one.printed[change.key]} if change.key in one.printed else {})
-            for one in self.found
-            for change in one.changes
+            | ({"rank_in_paper": model.printed[change.key]} if change.key in model.printed else {})
+            for model in self.models
+            for change in model.changes
         ]
-
-    def table(self) -> Table:
-        """The paper's layout, with the notes below."""
-        return rank_table(self.found, self.title, self.notes)
-
-    def figure(self, name: str) -> Figure:
-        """The spectra."""
-        return spectra(name, self.title, self.found)
 
 
 def compare(base: str, tuned: Sequence[str], dtype: torch.dtype, device: torch.device) -> Compared:
-    """The change of every matrix that the base and each tuned model have in one shape.
+    """Compute the change of every matrix that the base and each tuned model have in one shape;
+    raises InputError if they have none, one cannot be read, or an adapter is of another base.
 
-    Parameters
-    ----------
-    base, tuned
-        What `open_checkpoint` opens; adapter folders too in `tuned`.
-    dtype
-        Of the computation, and of the tolerance that follows from it.
-
-    Raises
-    ------
-    InputError
-        If something cannot be read, an adapter is of another base, a value is not finite, or two
-        models have no matrix in common.
+    `base` and `tuned` are what `open_checkpoint` opens, `tuned` adapter folders too. `dtype` is
+    that of the computation, and the tolerance follows from it.
     """
     start = open_checkpoint(base)
-    models = [open_tuned(source, start) for source in tuned]
-    _tell_apart(models)
+    models = [TunedModel(source, start) for source in tuned]
+    seen: Counter[str] = Counter()
+    for model in models:  # those of one label get numbers
+        seen[model.label] += 1
+        if seen[model.label] > 1:
+            model.label = f"{model.label} ({seen[model.label]})"
     notes: dict[str, list[str]] = {}  # each with the models that it is about
     plan: list[list[str]] = []
     for model in models:
-        keys, about = _in_common(start, model)
+        keys, lines = _in_common(start, model)
         if not keys:
-            raise InputError(f"{model.source}: has no matrix of {base} in the same shape", *about)
+            raise InputError(f"{model.source}: has no matrix of {base} in the same shape", *lines)
         plan.append(keys)
-        for line in (*model.notes, *about):
+        for line in (*model.notes, *lines):
             notes.setdefault(line, []).append(model.label)
-    found = _all_changes(start, models, plan, dtype, device)
-    for one in found:
-        for line in _about_rows(one.changes):
-            notes.setdefault(line, []).append(one.label)
-    told = [f"{', '.join(labels)}: {line}" for line, labels in notes.items()]
-    return Compared(start.name, found, (*_definitions(dtype, device), *told))
+    results = _all_changes(start, models, plan, dtype, device)
+    for result in results:
+        for line in _about_rows(result.changes):
+            notes.setdefault(line, []).append(result.label)
+    lines = [f"{', '.join(labels)}: {line}" for line, labels in notes.items()]
+    return Compared(start.name, results, (*_definitions(dtype, device), *lines))
 
 
 def _all_changes(
     base: Checkpoint,
-    models: Sequence[Tuned],
+    models: Sequence[TunedModel],
     plan: Sequence[Sequence[str]],
     dtype: torch.dtype,
     device: torch.device,
-) -> list[Changes]:
-    """Of each model the matrices that the plan names, while telling how far it is."""
-    work = {key: work_of(_matrix(base, key)) for keys in plan for key in keys}
-    found = []
-    with Progress(sum(map(len, plan)), sum(work[key] for keys in plan for key in keys)) as progress:
+) -> list[ModelChanges]:
+    """Compute the matrices of each model that the plan names, and show how far it is: a bar where
+    somebody is watching, else a line now and then."""
+    shapes = {key: base.tensors[key].shape for keys in plan for key in keys}
+    matrices = sum(map(len, plan))
+    work = sum(_work_of(shapes[key]) for keys in plan for key in keys)
+    results: list[ModelChanges] = []
+    done, done_work, started, shown = 0, 0.0, perf_counter(), perf_counter()
+    with tqdm(total=work, disable=None, leave=False, bar_format=BAR) as bar:
         for model, keys in zip(models, plan, strict=True):
-            changes = []
+            changes: list[MatrixChange] = []
             for key in keys:
-                progress.begin(f"{model.label} {key}")
+                bar.set_description_str(f"{done + 1:,}/{matrices:,} {model.label} {key}")
                 changes.append(change_of(model, key, dtype, device))
-                progress.end(work[key])
-            shapes = {key: _matrix(base, key) for key in keys}
-            printed = printed_ranks(base.name, model.label, shapes)
-            found.append(Changes(model.label, model.method, changes, printed))
-    return found
+                done, done_work = done + 1, done_work + _work_of(shapes[key])
+                bar.update(_work_of(shapes[key]))
+                now = perf_counter()
+                if bar.disable and (done == matrices or now - shown >= EVERY_SECONDS):
+                    shown, left = now, (now - started) * (work / done_work - 1)
+                    print(
+                        f"ranks: {done:,}/{matrices:,} matrices, {as_duration(now - started)}, "
+                        f"{as_duration(left)} left",
+                        file=sys.stderr, flush=True,
+                    )  # fmt: skip
+            printed = printed_ranks(base.name, model.label, {key: shapes[key] for key in keys})
+            results.append(ModelChanges(model.label, model.method, changes, printed))
+    return results
+
+
+def _work_of(shape: tuple[int, ...]) -> float:
+    """The time that a matrix takes, in some unit: its QR decomposition, and the singular values of
+    the triangle, which are slower per operation (a fit to times on a CPU)."""
+    short, long = sorted(shape)
+    return float(long * short**2 + 5 * short**3)
 
 
 def _definitions(dtype: torch.dtype, device: torch.device) -> list[str]:
-    name = str(dtype).removeprefix("torch.")
+    name, eps = str(dtype).removeprefix("torch."), torch.finfo(dtype).eps
     return [
-        "rank: how many singular values exceed the largest × max(rows, columns) × "
-        f"{torch.finfo(dtype).eps:.3g}, numpy's tolerance for {name}; computed in {name} on "
-        f"{device.type}",
+        f"rank: how many singular values exceed the largest × max(rows, columns) × {eps:.3g}, "
+        f"numpy's tolerance for {name}; computed in {name} on {device.type}",
         "above rounding: how many of these exceed what rounding the stored values can make of a "
         "matrix that did not change",
         "stable rank: squared Frobenius norm over squared spectral norm; changed: scalars that "
@@ -131,29 +136,15 @@ def _definitions(dtype: torch.dtype, device: torch.device) -> list[str]:
     ]
 
 
-def _matrix(base: Checkpoint, key: str) -> tuple[int, int]:
-    rows, columns = base.tensors[key].shape
-    return rows, columns
-
-
-def _tell_apart(models: Iterable[Tuned]) -> None:
-    """Number models of one label."""
-    seen: Counter[str] = Counter()
-    for model in models:
-        seen[model.label] += 1
-        if seen[model.label] > 1:
-            model.label = f"{model.label} ({seen[model.label]})"
-
-
-def _in_common(base: Checkpoint, model: Tuned) -> tuple[list[str], list[str]]:
-    """The matrices to compare, by name in the backbone, and lines about all other tensors."""
+def _in_common(base: Checkpoint, model: TunedModel) -> tuple[list[str], list[str]]:
+    """Return the matrices to compare, by name in the backbone, and lines about other tensors."""
     keys: list[str] = []
     left: dict[str, list[str]] = {}
     mixed: Counter[str] = Counter()
     for name in base.tensors:
-        why = _left_out(base, model, name)
-        if why is not None:
-            left.setdefault(why[0], []).append(why[1])
+        reason = _left_out(base, model, name)
+        if reason is not None:
+            left.setdefault(reason[0], []).append(reason[1])
             continue
         keys.append(name)
         before, after = (str(dtype).removeprefix("torch.") for dtype in model.dtypes(name))
@@ -163,9 +154,8 @@ def _in_common(base: Checkpoint, model: Tuned) -> tuple[list[str], list[str]]:
     if LM_HEAD in keys and _is_tied(model):
         keys.remove(LM_HEAD)
         lines.append("the vocabulary head is the embedding, in both, and has no row of its own")
-    only_here = [name for name in model.shapes if name not in base.tensors]
-    if only_here:
-        left["only here"] = only_here
+    if added := [name for name in model.shapes if name not in base.tensors]:
+        left["only here"] = added
     lines += [f"{counted(n, 'matrix is', 'matrices are')} {how}" for how, n in mixed.items()]
     vectors = left.pop("vectors", [])
     lines += [f"left out, {why}: {_listed(names)}" for why, names in left.items()]
@@ -174,8 +164,8 @@ def _in_common(base: Checkpoint, model: Tuned) -> tuple[list[str], list[str]]:
     return keys, lines
 
 
-def _left_out(base: Checkpoint, model: Tuned, name: str) -> tuple[str, str] | None:
-    """Why a tensor of the base is not compared, and what to call it there; null where it is."""
+def _left_out(base: Checkpoint, model: TunedModel, name: str) -> tuple[str, str] | None:
+    """Why a tensor of the base is not compared, and what to call it; None where it is."""
     before, after = base.tensors[name].shape, model.shapes.get(name)
     if after is None:
         return "only in the base", name
@@ -190,7 +180,7 @@ def _left_out(base: Checkpoint, model: Tuned, name: str) -> tuple[str, str] | No
     return None
 
 
-def _is_tied(model: Tuned) -> bool:
+def _is_tied(model: TunedModel) -> bool:
     """Whether base and tuned model hold their embedding a second time as the vocabulary head."""
     shape = model.shapes[LM_HEAD]
     if not (model.shapes.get(EMBEDDING) == model.base.shape_of(EMBEDDING) == shape):
@@ -203,7 +193,7 @@ def _is_tied(model: Tuned) -> bool:
     return True
 
 
-def _about_rows(changes: Iterable[Change]) -> list[str]:
+def _about_rows(changes: Iterable[MatrixChange]) -> list[str]:
     """In how many rows, of tokens mostly, a matrix outside the layers changed: a bound of its
     rank."""
     return [
@@ -214,9 +204,8 @@ def _about_rows(changes: Iterable[Change]) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:AT_MOST_NAMES])
     more = len(names) - AT_MOST_NAMES
-    return shown + (f" and {more:,} more" if more > 0 else "")
+    return ", ".join(names[:AT_MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _by(shape: Sequence[int]) -> str:

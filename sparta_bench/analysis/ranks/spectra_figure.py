@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparta_bench.analysis.ranks.rank_tables import kind_order, place_of
-from sparta_bench.analysis.ranks.spectrum import Change, Changes
+from sparta_bench.analysis.ranks.spectrum import MatrixChange, ModelChanges
 from sparta_bench.report.plots import MARKS, TONES, Figure, Frame, Key, Panel, plain_ticks
 from sparta_bench.text import counted
 
@@ -15,12 +15,9 @@ POINTS, MARKED = 120, 4  # of a curve, and how many of them carry its marker
 SPARE_TONES = ("other", "head", "sparta_vo", "muted", "bad")  # for what no method is known of
 
 
-def spectra(name: str, title: str, shown: Sequence[Changes]) -> Figure:
-    """Singular values over the largest, both axes logarithmic; of several layers the median.
-
-    What did not change at all has no curve. The dashed line is the tolerance, below which a
-    singular value does not count.
-    """
+def spectra(name: str, title: str, shown: Sequence[ModelChanges]) -> Figure:
+    """Draw singular values over the largest, both axes logarithmic; of several layers the median.
+    What did not change has no curve. The dashed line is the tolerance, below which none counts."""
     kinds = {place_of(change.key).kind for one in shown for change in one.changes}
     tones = _tones(shown)
     panels = [
@@ -34,7 +31,7 @@ def spectra(name: str, title: str, shown: Sequence[Changes]) -> Figure:
     return Figure(name, title, tuple(panels), (*legend, Key("tolerance", "muted", style="--")))
 
 
-def _tones(shown: Sequence[Changes]) -> list[str]:
+def _tones(shown: Sequence[ModelChanges]) -> list[str]:
     """A method's own colour for its first model, and spare ones, in turn, for all others."""
     taken: list[str] = []
     for one in shown:
@@ -44,7 +41,7 @@ def _tones(shown: Sequence[Changes]) -> list[str]:
     return taken
 
 
-def _panel(kind: str, shown: Sequence[Changes], tones: Sequence[str]) -> Panel | None:
+def _panel(kind: str, shown: Sequence[ModelChanges], tones: Sequence[str]) -> Panel | None:
     """None where none of the models changed it."""
     curves, layers = [], 0
     for one, tone in zip(shown, tones, strict=True):
@@ -83,7 +80,7 @@ def _panel(kind: str, shown: Sequence[Changes], tones: Sequence[str]) -> Panel |
     return Panel(kind, note, alt, draw)
 
 
-def _median(changes: Sequence[Change]) -> np.ndarray:
+def _median(changes: Sequence[MatrixChange]) -> np.ndarray:
     """Over layers, of each singular value over the largest of its layer (float64)."""
     shortest = min(len(change.values) for change in changes)
     relative = [change.values[:shortest].double().numpy() / change.largest for change in changes]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparta_bench.analysis.ranks.difference import Tuned
+from sparta_bench.analysis.ranks.tuned_model import TunedModel
 from sparta_bench.errors import InputError
 
 WORK_DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -25,7 +25,7 @@ _EXPONENT_OF = {
 
 
 @dataclass(frozen=True)
-class Change:
+class MatrixChange:
     """A matrix of a tuned model minus the base's.
 
     `values` are all min(rows, columns) singular values, falling, in the dtype of the computation;
@@ -64,15 +64,10 @@ class Change:
 
     @property
     def stable_rank(self) -> float | None:
-        """Squared Frobenius norm over squared spectral norm; null where nothing changed."""
+        """Squared Frobenius norm over squared spectral norm; None where nothing changed."""
         if self.largest == 0:
             return None
         return float((self.values.double() / self.largest).square().sum())
-
-    @property
-    def share_changed(self) -> float:
-        """The part of the scalars that differ, 0 to 1."""
-        return self.changed / math.prod(self.shape)
 
     def _above(self, bound: float) -> int:
         return int((self.values.double() > bound).sum())
@@ -80,7 +75,7 @@ class Change:
     def as_dict(self) -> dict[str, Any]:
         """For programs. Tolerance and noise are absolute."""
         rank = self.rank()
-        found = {
+        values = {
             "name": self.name,
             "shape": list(self.shape),
             "rank": rank,
@@ -97,36 +92,34 @@ class Change:
             "computed_in": str(self.values.dtype).removeprefix("torch."),
         }
         if self.values.dtype == torch.float64:
-            found["rank_at_float32_tolerance"] = self.rank(torch.float32)
-        return found
+            values["rank_at_float32_tolerance"] = self.rank(torch.float32)
+        return values
 
 
-class Changes(NamedTuple):
-    """All changes of one tuned model: its label, the method that trained it (null: not known),
+class ModelChanges(NamedTuple):
+    """All changes of one tuned model: its label, the method that trained it (None: not known),
     and the ranks that the paper prints, by name in the backbone."""
 
     label: str
     method: str | None
-    changes: Sequence[Change]
+    changes: Sequence[MatrixChange]
     printed: Mapping[str, int]
 
 
-def change_of(tuned: Tuned, key: str, dtype: torch.dtype, device: torch.device) -> Change:
-    """The change of one matrix, computed in `dtype` on `device`.
+def change_of(
+    tuned: TunedModel, key: str, dtype: torch.dtype, device: torch.device
+) -> MatrixChange:
+    """Compute the change of one matrix in `dtype` on `device`; raises InputError if a value is not
+    finite.
 
     Of a tall matrix never more than a block of rows is in memory (4 x columns x columns, of base,
     tuned and difference); a wide one is held whole, and turned.
-
-    Raises
-    ------
-    InputError
-        If a value of either matrix is not finite.
     """
     rows, columns = tuned.shapes[key]
     stored = tuned.base.tensors[key]
     wide = rows < columns
     noise = Noise(tuned.began_at_base, columns)
-    count = Counts()
+    changed = torch.zeros(rows, dtype=torch.int64)  # scalars of each row
     size = rows if wide else _TALL * columns
 
     def blocks() -> Iterator[Tensor]:
@@ -137,26 +130,26 @@ def change_of(tuned: Tuned, key: str, dtype: torch.dtype, device: torch.device) 
                 what = tuned.source if base.isfinite().all() else tuned.base.label
                 raise InputError(f"{what}: {stored.name} has values that are not finite numbers")
             noise.add(base, other)
-            count.add(difference)
+            changed[start : start + len(base)] = difference.count_nonzero(dim=1).cpu()
             yield difference.T if wide else difference
 
     values = singular_values(blocks(), min(rows, columns)).cpu()
     before, after = tuned.dtypes(key)
     assert before is not None and after is not None
-    return Change(
+    return MatrixChange(
         key,
         stored.name,
         (rows, columns),
         (before, after),
         values,
         noise.largest(),
-        count.scalars,
-        count.rows,
+        int(changed.sum()),
+        int(changed.count_nonzero()),
     )
 
 
 def singular_values(blocks: Iterable[Tensor], columns: int) -> Tensor:
-    """All `columns` singular values, falling, of the tall matrix that has these blocks of rows.
+    """Return all `columns` singular values, falling, of the tall matrix of these blocks of rows.
 
     What is above is replaced by its triangle R (of the same singular values) before the next
     block is put below it, which is a QR decomposition in steps (Demmel et al., 2012, "TSQR"). It
@@ -176,21 +169,8 @@ def singular_values(blocks: Iterable[Tensor], columns: int) -> Tensor:
     if stacked is None or len(stacked) == 0:
         return empty.new_zeros(columns)
     # LAPACK is eight times slower on a wide matrix than on the same one turned
-    found = torch.linalg.svdvals(stacked if len(stacked) >= columns else stacked.T)
-    return torch.cat([found, found.new_zeros(columns - len(found))])
-
-
-class Counts:
-    """How many scalars, and rows with one of these, are not zero in all blocks of rows so far."""
-
-    def __init__(self) -> None:
-        self.scalars = self.rows = 0
-
-    def add(self, block: Tensor) -> None:
-        """Take in a block."""
-        in_rows = block.count_nonzero(dim=1)
-        self.scalars += int(in_rows.sum())
-        self.rows += int(in_rows.count_nonzero())
+    values = torch.linalg.svdvals(stacked if len(stacked) >= columns else stacked.T)
+    return torch.cat([values, values.new_zeros(columns - len(values))])
 
 
 class Noise:
