@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from sparta_bench.analysis.bench import setting as setting_module
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory import estimate, findings, formula, parts
 from sparta_bench.analysis.memory.activations import Activations, activations_of
@@ -58,7 +59,7 @@ ROUND_SIZES = {False: Activations(1e6, 1e5), True: Activations(1e4, 2e5)}
 @pytest.fixture(autouse=True, scope="module")
 def compose_once(composed_once: Any) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (memory_command, estimate, findings):
+        for module in (memory_command, setting_module):
             patch.setattr(module, "compose", composed_once)
         yield
 
