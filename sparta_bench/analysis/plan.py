@@ -13,7 +13,7 @@ from sparta_bench.errors import InputError
 from sparta_bench.models.answers import answer_tokens
 from sparta_bench.models.counts import count_parameters, empty_backbone
 from sparta_bench.models.source import is_local, load_architecture, load_tokenizer
-from sparta_bench.training.loop import plan_steps
+from sparta_bench.training.steps import plan_steps
 
 
 def plan(config: Config) -> dict[str, Any]:
