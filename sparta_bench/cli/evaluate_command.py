@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparta_bench.cli.adapter_options import add_compute, heads_of, one_of
-from sparta_bench.cli.options import Parser, add_sources, check_folder, check_settings, check_there
+from sparta_bench.cli.options import (
+    Parser,
+    add_outputs,
+    add_sources,
+    check_folder,
+    check_settings,
+    check_there,
+)
 from sparta_bench.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,10 +33,12 @@ def _parser() -> Parser:
     add_sources(parser)
     add_compute(parser)
     parser.add_argument("settings", metavar="key=value", nargs="*", help="see below")
-    parser.add_argument(
-        "--json", action="store_true", help="print a JSON list, an object for each head"
+    add_outputs(
+        parser,
+        json="print a JSON list, an object for each head",
+        out="also write the JSON there",
+        metavar="FILE",
     )
-    parser.add_argument("--out", metavar="FILE", type=Path, help="also write the JSON there")
     return parser
 
 
@@ -69,12 +77,7 @@ def main(arguments: list[str]) -> None:
         for (name, loaded), config in zip(chosen.items(), configs, strict=True)
     ]
     if options.out is not None:
-        try:
-            write_json(options.out, found)
-        except OSError as error:
-            raise InputError(
-                f"evaluate: --out {options.out}: cannot be written: {error.strerror}"
-            ) from None
+        write_json(options.out, found)
     print(json.dumps(found, allow_nan=False) if options.json else as_text(found))
 
 

@@ -6,12 +6,12 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from sparta_bench.analysis.memory.memory_tables import tables_of, values_table
+from sparta_bench.analysis.memory.memory_tables import tables_of
 from sparta_bench.analysis.memory.peak_figure import peaks
 from sparta_bench.cli import options as shared
 from sparta_bench.config.compose import compose
 from sparta_bench.errors import InputError, log
-from sparta_bench.tables.render import as_csv, as_latex, as_markdown
+from sparta_bench.tables.render import FORMATS
 
 if TYPE_CHECKING:
     from sparta_bench.analysis.bench.setting import Setting
@@ -72,13 +72,11 @@ def main(arguments: list[str]) -> None:
     _check_overrides(options.overrides)
     found = _found(options)
     tables = tables_of(found)
-    text = "\n".join(map(as_markdown, tables))
-    latex = "\n".join(map(as_latex, tables))
-    texts = {"md": text, "csv": as_csv(values_table(found)), "tex": latex}
+    texts = {end: "\n".join(map(form, tables)) for end, form in FORMATS.items()}
     shared.write_outputs(
         "memory", options, found, texts, draw=lambda name: peaks(name, found["settings"])
     )
-    print(json.dumps(found, allow_nan=False) if options.json else text.rstrip("\n"))
+    print(json.dumps(found, allow_nan=False) if options.json else texts["md"].rstrip("\n"))
 
 
 def _found(options: argparse.Namespace) -> dict[str, Any]:

@@ -10,22 +10,9 @@ import psutil
 import torch
 
 from sparta_bench.analysis.bench.setting import Setting
-from sparta_bench.analysis.memory.estimate import (
-    CHECKPOINTING,
-    KEPT_FREE,
-    METHODS,
-    Estimate,
-    estimate,
-)
-from sparta_bench.analysis.memory.formula import (
-    PAPER,
-    SPARSITIES,
-    PerScalar,
-    less_memory,
-    more_storage,
-    paper_formula_bytes,
-    table1_gb,
-)
+from sparta_bench.analysis.memory import formula
+from sparta_bench.analysis.memory.estimate import CHECKPOINTING, KEPT_FREE, METHODS, Estimate
+from sparta_bench.analysis.memory.estimate import estimate as estimate_of
 from sparta_bench.analysis.memory.measured_memory import measure
 from sparta_bench.analysis.memory.parts import Footprint, parts_of, per_scalar
 from sparta_bench.errors import InputError
@@ -43,14 +30,14 @@ TABLE1 = {"full_ft": ("method=full_ft",)} | {
         f"method.density={(100 - sparsity) / 100}",
         "method.density_of=backbone",
     )
-    for sparsity in SPARSITIES
+    for sparsity in formula.SPARSITIES
 }
 
 
 def paper_values() -> dict[str, Any]:
     """Return Table 1, the savings of section 5 and the break-even, from the formulas and as
     printed."""
-    formulas = table1_gb()
+    formulas = formula.table1_gb()
     wide, narrow = (Precision(torch.bfloat16, dtype) for dtype in (torch.float32, torch.bfloat16))
     return {
         "table1": [
@@ -61,24 +48,23 @@ def paper_values() -> dict[str, Any]:
             }
             for row in rows_of("table1")
         ],
-        "savings": [_saving(int(row["sparsity"]), row) for row in rows_of("section5")],
+        "savings": [
+            {
+                "sparsity": int(row["sparsity"]),
+                "formula": formula.savings(int(row["sparsity"])),
+                "printed": {name: row[name] for name in ("more_storage", "less_memory")},
+            }
+            for row in rows_of("section5")
+        ],
         "break_even": [
-            _break_even("the paper: everything in bfloat16", PAPER),
+            _break_even("the paper: everything in bfloat16", formula.PAPER),
             _break_even("here, trained in float32", per_scalar(wide, wide)),
             _break_even("here, trained in bfloat16", per_scalar(narrow, narrow)),
         ],
     }
 
 
-def _saving(sparsity: int, row: dict[str, str]) -> dict[str, Any]:
-    return {
-        "sparsity": sparsity,
-        "formula": {"more_storage": more_storage(sparsity), "less_memory": less_memory(sparsity)},
-        "printed": {name: row[name] for name in ("more_storage", "less_memory")},
-    }
-
-
-def _break_even(case: str, sizes: PerScalar) -> dict[str, Any]:
+def _break_even(case: str, sizes: formula.PerScalar) -> dict[str, Any]:
     scalars = {f"{name}_bytes": size for name, size in sizes._asdict().items()}
     return {"case": case, **scalars, "density": sizes.break_even}
 
@@ -110,7 +96,7 @@ def estimates_of(setting: Setting) -> Estimates:
     excluded: dict[str, str] = {}
     for name in METHODS:
         try:
-            methods.append(estimate(name, setting))
+            methods.append(estimate_of(name, setting))
         except InputError as error:
             if not methods:  # full fine-tuning fits every model: it is the model's fault
                 raise
@@ -186,14 +172,15 @@ def _table1_column(setting: Setting, column: str, say: Callable[[str], None]) ->
     one = replace(setting.changed(*dtypes, *TABLE1[column]), rows=1, tokens=1)
     config = one.config
     say(f"measuring Table 1's {column} on {config.model.name}")
-    sizes = dict.fromkeys(("formula_bytes", "parts_bytes", "peak_bytes"))
-    row: dict[str, Any] = {"column": column, "status": "measured", **sizes}
+    unknown = dict.fromkeys(("formula_bytes", "parts_bytes", "peak_bytes"))
+    row: dict[str, Any] = {"column": column, "status": "measured", **unknown}
     backbone = empty_backbone(load_architecture(config.model))
     try:
         counts = count_parameters(backbone, len(config.task.labels), config.method)
     except InputError as error:  # so many scalars cannot be chosen beside the embeddings
         return row | {"status": error.lines[0]}
-    row["formula_bytes"] = paper_formula_bytes(counts, config.method.name)["total"]
+    sizes = formula.paper_formula_bytes(counts, config.method.name)
+    row["formula_bytes"] = sizes["total"]
     outcome = _try(one, parts_of(one, counts).total)
     if isinstance(outcome, str):
         return row | {"status": outcome}

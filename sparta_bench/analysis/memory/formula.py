@@ -64,11 +64,11 @@ def table1_gb() -> dict[str, dict[str, float]]:
     }
 
 
-def more_storage(sparsity: int) -> float:
-    """Return what indices and deltas add to the weights on disk, as a share of them (3k)."""
-    return (INDICES + WEIGHT) * (100 - sparsity) / 100 / WEIGHT
-
-
-def less_memory(sparsity: int) -> float:
-    """Return the share of full fine-tuning's memory that SpaRTA does not need (section 5)."""
-    return 1 - PAPER.of_sparta(sparsity) / PAPER.full_ft
+def savings(sparsity: int) -> dict[str, float]:
+    """Return what section 5 says of a sparsity: what indices and deltas add to the weights on disk,
+    as a share of them (3k), and the share of full fine-tuning's memory that SpaRTA does not need.
+    """
+    return {
+        "more_storage": (INDICES + WEIGHT) * (100 - sparsity) / 100 / WEIGHT,
+        "less_memory": 1 - PAPER.of_sparta(sparsity) / PAPER.full_ft,
+    }

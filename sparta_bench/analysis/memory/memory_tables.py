@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sparta_bench.paper import half_unit, number_of
@@ -167,49 +167,3 @@ def _off(share: float | None) -> str:
         return "–"
     text = f"{share:+.1%}"
     return text if float(text[:-1]) else "0.0%"
-
-
-# ------------------------------------------------------------------------------ for the CSV
-def values_table(found: dict[str, Any]) -> Table:
-    """Return every size in bytes, one a row: estimated, and measured where it was."""
-    heads = (
-        "model", "device", "rows", "tokens", "method", "way", "part", "estimated bytes",
-        "measured bytes",
-    )  # fmt: skip
-    rows = [*_estimates(found["settings"]), *_measurements(found["measured"] or [])]
-    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    return table_of("memory", "Bytes of each part", heads, texts)
-
-
-def _estimates(settings: Sequence[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
-    for setting in settings:
-        for method in setting["methods"]:
-            start = (*_start(setting, setting["device"]), method["name"])
-            sizes = method["parts_bytes"] | {"total": method["total_bytes"]}
-            yield from ((*start, None, part, size, None) for part, size in sizes.items())
-            for way in WAYS:
-                for part in ("activation", "peak"):
-                    yield *start, way, part, method[way][f"{part}_bytes"], None
-
-
-def _measurements(settings: Sequence[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
-    for setting in settings:
-        start = _start(setting, setting["device"]["type"])
-        for method in setting["methods"]:
-            way = "checkpointing" if method["gradient_checkpointing"] else "plain"
-            sizes, measured = map(_flat, (method["estimated"], method["measured"] or {}))
-            for part, size in sizes.items():
-                yield *start, method["name"], way, part, size, measured.get(part)
-        for column in setting["table1"]:
-            parts = column["parts_bytes"]
-            sums = column["formula_bytes"], parts and sum(parts.values())
-            yield *start[:2], 1, 1, column["column"], "table1", "total", *sums
-
-
-def _start(setting: dict[str, Any], device: str) -> tuple[Any, ...]:
-    return setting["model"], device, setting["rows"], setting["tokens"]
-
-
-def _flat(side: dict[str, Any]) -> dict[str, int]:
-    others = {name.removesuffix("_bytes"): side[name] for name in COMPARED if side}
-    return {**side.get("parts_bytes", {}), **others}
