@@ -20,6 +20,7 @@ from sparta_bench.analysis.memory.parts import Footprint, Parts
 from sparta_bench.cli import memory_command
 from sparta_bench.cli.bench_command import SMALL, SMALL_ROWS
 from sparta_bench.devices import live_bytes
+from sparta_bench.text import as_bytes
 
 TINY = [
     *SMALL,
@@ -151,7 +152,8 @@ def test_what_is_too_large_for_a_cpu_is_not_tried(monkeypatch: pytest.MonkeyPatc
     (setting,) = memory_command.settings_of([*TINY, "device=cpu"], 1, 1)
     told: list[str] = []
     rows = findings.measured(findings.estimates_of(setting), told.append)["methods"]
-    assert rows[0]["status"] == "not tried: needs 0.0 GB, 0.0 are free"
+    needed = as_bytes(rows[0]["estimated"]["peak_bytes"])
+    assert rows[0]["status"] == f"not tried: needs {needed}, 3.0 MB are free"
     assert (rows[0]["measured"], rows[0]["off"]) == (None, None)
     assert [row["status"] for row in rows[2:4]] == ["measured", "measured"]
     assert rows[2]["measured"]["activation_bytes"] == 90

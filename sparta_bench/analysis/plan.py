@@ -18,15 +18,11 @@ from sparta_bench.training.steps import plan_steps
 
 
 def plan(config: Config) -> dict[str, Any]:
-    """Counts, lengths, steps and memory of an experiment, with the names of the result record.
+    """Return counts, lengths, steps and memory of an experiment, named as in the result record.
 
-    Where the hub's data or tokenizer cannot be reached, `data` or its token counts are null, and
-    `unavailable` says why.
-
-    Raises
-    ------
-    InputError
-        If a local model, tokenizer or data folder cannot be used, or the method does not fit.
+    Where the hub's data or tokenizer cannot be reached, `data` or its token counts are None, and
+    `unavailable` says why. Raises InputError if something local cannot be used, or the method does
+    not fit.
     """
     architecture = load_architecture(config.model)
     backbone = skeleton(architecture) or empty_backbone(architecture)

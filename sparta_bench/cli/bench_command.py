@@ -98,7 +98,10 @@ def main(arguments: Sequence[str]) -> None:
     settings = settings_of(options)
     kind = settings[0].device.type
     rounds, steps = options.rounds or ROUNDS[kind], options.steps or STEPS[kind]
-    report: dict[str, Any] = {"date": now(), **_environment(settings[0]), "rounds": rounds}
+    known = environment(settings[0].device, settings[0].precision, 1)
+    installed = importlib.util.find_spec("peft_sparta") is not None
+    known["versions"]["peft-sparta"] = metadata.version("peft-sparta") if installed else None
+    report: dict[str, Any] = {"date": now(), **known, "rounds": rounds}
     if options.crossover:
         report["crossover"] = [crossover(setting, rounds) for setting in settings]
     else:
@@ -113,30 +116,16 @@ def settings_of(options: argparse.Namespace) -> list[Setting]:
     """Return one setting where a model is named or there is no GPU, else the paper's."""
     given = options.overrides
     if any(word.startswith("model=") for word in given):
-        return [_setting(given, options)]
+        return [_setting(given, options, None, None)]
     if device_for(compose(given)).type == "cuda":
-        return [_setting([*base, *given], options, tokens=tokens) for base, tokens in PAPER]
-    return [_setting([*SMALL, *given], options, rows=SMALL_ROWS)]
+        return [_setting([*base, *given], options, None, tokens) for base, tokens in PAPER]
+    return [_setting([*SMALL, *given], options, SMALL_ROWS, None)]
 
 
 def _setting(
-    overrides: list[str],
-    options: argparse.Namespace,
-    rows: int | None = None,
-    tokens: int | None = None,
+    overrides: list[str], options: argparse.Namespace, rows: int | None, tokens: int | None
 ) -> Setting:
     config = compose([*overrides, "train.trained_dtype=float32"])
-    return Setting(
-        tuple(overrides),
-        config,
-        device_for(config),
-        options.rows or rows or config.train.batch_size,
-        options.tokens or tokens or MEAN_TOKENS.get(config.task.name, TOKENS),
-    )
-
-
-def _environment(setting: Setting) -> dict[str, Any]:
-    known = environment(setting.device, setting.precision, 1)
-    installed = importlib.util.find_spec("peft_sparta") is not None
-    known["versions"]["peft-sparta"] = metadata.version("peft-sparta") if installed else None
-    return known
+    rows = options.rows or rows or config.train.batch_size
+    tokens = options.tokens or tokens or MEAN_TOKENS.get(config.task.name, TOKENS)
+    return Setting(tuple(overrides), config, device_for(config), rows, tokens)

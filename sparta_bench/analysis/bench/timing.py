@@ -5,19 +5,15 @@ from __future__ import annotations
 import gc
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparta_bench.analysis.bench.contenders import DENSITIES, Ready, build, missing
-from sparta_bench.analysis.bench.counters import (
-    flops_of,
-    kernel_launches,
-    product_flops_per_second,
-    seconds_of,
-)
+from sparta_bench.analysis.bench.counters import flops_of, kernel_launches, seconds_of
+from sparta_bench.analysis.bench.counters import product_flops_per_second as speed_of_product
 from sparta_bench.analysis.bench.sampled_gradient import shares_of
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.devices import peak_of
@@ -120,7 +116,7 @@ def measure(setting: Setting, contenders: Iterable[str], rounds: int, steps: int
         _take_turns(group, rounds, steps)
         for one in group:
             one.free()
-    speed = product_flops_per_second(setting.precision.model_dtype, setting.device)
+    speed = speed_of_product(setting.precision.model_dtype, setting.device)
     timed = {one.name: one for one in every if one.measured}
     for one in timed.values():
         one.summarize(speed, rounds)
@@ -138,7 +134,7 @@ def measure(setting: Setting, contenders: Iterable[str], rounds: int, steps: int
         "tokens": setting.tokens,
         "product_flops_per_second": speed,
         "contenders": [one.row for one in every],
-        "ratios": [*_step_ratios(timed), *_other_ratios(timed, weights_bytes)],
+        "ratios": list(_ratios(timed, weights_bytes)),
     }
 
 
@@ -156,26 +152,22 @@ def _take_turns(group: list[Timed], rounds: int, steps: int) -> None:
                 one.free()
 
 
-def _step_ratios(timed: dict[str, Timed]) -> Iterable[dict[str, Any]]:
+def _ratios(timed: dict[str, Timed], weights_bytes: int) -> Iterator[dict[str, Any]]:
+    """Every comparison whose two sides were measured."""
     for mine, other in COMPARISONS:
         if mine in timed and other in timed:
             within = [
                 statistics.median(a) / statistics.median(b)
                 for a, b in zip(timed[mine].rounds, timed[other].rounds, strict=True)
             ]
-            fastest = [timed[name].row["fastest_step_seconds"] for name in (mine, other)]
+            ours, theirs = (timed[name].row["fastest_step_seconds"] for name in (mine, other))
             yield {
                 "what": f"step of {mine} / {other}",
                 "value": statistics.median(within),
                 "lowest_and_highest_round": [min(within), max(within)],
-                "of_fastest_steps": fastest[0] / fastest[1],
+                "of_fastest_steps": ours / theirs,
             }
-
-
-def _other_ratios(timed: dict[str, Timed], weights_bytes: int) -> Iterable[dict[str, Any]]:
-    for mine in _SPARTA:
-        if mine not in timed:
-            continue
+    for mine in [name for name in _SPARTA if name in timed]:
         row, other = timed[mine].row, f"peft-{mine}"
         if other in timed:
             less = timed[other].row["peak_memory_bytes"] - row["peak_memory_bytes"]

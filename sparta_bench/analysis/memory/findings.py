@@ -22,6 +22,7 @@ from sparta_bench.models.source import load_architecture
 from sparta_bench.paper import rows_of
 from sparta_bench.records.environment import environment
 from sparta_bench.records.write import now
+from sparta_bench.text import as_bytes
 
 # Table 1's columns and their overrides; its share of trained scalars is that of the whole model.
 TABLE1 = {"full_ft": ("method=full_ft",)} | {
@@ -192,7 +193,7 @@ def _try(setting: Setting, needed_bytes: int) -> Footprint | str:
     if setting.device.type == "cpu":  # a lack of memory there ends the process, or another one
         free = psutil.virtual_memory().available
         if needed_bytes >= free:
-            return f"not tried: needs {needed_bytes / 1e9:,.1f} GB, {free / 1e9:,.1f} are free"
+            return f"not tried: needs {as_bytes(needed_bytes)}, {as_bytes(free)} are free"
     try:
         return measure(setting)
     except (torch.OutOfMemoryError, MemoryError):
