@@ -334,8 +334,8 @@ def compile_layers(task: Task) -> None:
     """The decoder layers compiled one by one: seconds to the first step of a length, step after."""
     import torch
 
-    from sparta_bench.analysis.bench.clock import seconds_of
     from sparta_bench.analysis.bench.contenders import build
+    from sparta_bench.analysis.bench.counters import seconds_of
 
     # layers differ in how many scalars were chosen; with fixed sizes each is a graph of its own
     torch._dynamo.config.force_parameter_static_shapes = False
@@ -366,7 +366,7 @@ def compile_layers(task: Task) -> None:
 
 
 def _median_step(ready: Any, batch: Any, task: Task) -> float:
-    from sparta_bench.analysis.bench.clock import seconds_of
+    from sparta_bench.analysis.bench.counters import seconds_of
 
     ready.step(batch)
     seconds = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 
 # characters that XML has not, and those that turn the reading direction of what follows
 _UNFIT = re.compile(
@@ -47,3 +48,22 @@ def as_duration(seconds: float) -> str:
         return f"{minutes:.0f} min"
     hours, rest = divmod(round(minutes), 60)
     return f"{hours} h {rest} min" if hours < 48 else f"{minutes / 1440:.1f} days"
+
+
+def as_bytes(count: float) -> str:
+    """`8.7 MB`, `868 MB`, `25.1 GB`; powers of ten."""
+    if count >= 1e9:
+        return f"{count / 1e9:,.1f} GB"
+    return f"{count / 1e6:.{1 if count < 1e7 else 0}f} MB"
+
+
+def padded(rows: Sequence[Sequence[str]], left: int = 1, least: int = 0) -> list[list[str]]:
+    """Cells of one width a column, at least `least`: the first `left` flush left, others right."""
+    widths = [max(least, *map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        [
+            f"{cell:{'<' if column < left else '>'}{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]

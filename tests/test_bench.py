@@ -13,7 +13,7 @@ import torch
 
 from sparta_bench.analysis.bench import contenders, timing
 from sparta_bench.analysis.bench.contenders import build
-from sparta_bench.analysis.bench.flops import flops_of
+from sparta_bench.analysis.bench.counters import flops_of
 from sparta_bench.analysis.bench.sampled_gradient import CROSSOVER_DENSITIES
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.cli import bench_command
@@ -227,7 +227,7 @@ def test_same_weights_and_batch_for_everybody(setting: Setting) -> None:
     assert torch.equal(setting.batch()["input_ids"], setting.batch()["input_ids"])
     adapter = build("sparta-0.05", setting).adapter
     assert adapter is not None
-    for name, places in contenders._places(setting, 0.05).items():
+    for name, places in contenders._indices(setting, 0.05).items():
         assert torch.equal(places, adapter.indices.get(name, places[:0]))
 
 

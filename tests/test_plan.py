@@ -6,12 +6,15 @@ import json
 from typing import Any
 
 import pytest
+from torch import nn
+from transformers import AutoConfig
 
 from sparta_bench.analysis.memory.formula import paper_formula_bytes
 from sparta_bench.analysis.plan import as_json, as_text, plan
 from sparta_bench.config.compose import compose
 from sparta_bench.errors import InputError
 from sparta_bench.models.counts import count_parameters, empty_backbone
+from sparta_bench.models.skeleton import skeleton
 from sparta_bench.models.source import load_architecture
 
 # total, input embeddings, head, sparsifiable, norm vectors, SpaRTA at 5 % and 0.5 %, LoRA
@@ -49,6 +52,26 @@ def test_the_counts_of_the_real_models(backbones: dict[str, Any], name: str) -> 
     assert counts("method.density=0.05").trainable == five
     assert counts("method.density=0.005").trainable == half
     assert counts("method.density=0.05").sampled == five - head
+
+
+@pytest.mark.parametrize("name", [*GOLDEN, "tiny-gemma", "tiny-mistral"])
+def test_a_skeleton_has_the_tensors_of_the_model(name: str) -> None:
+    architecture = load_architecture(compose([f"model={name}"]).model)
+    bare = skeleton(architecture)
+    assert bare is not None
+    whole = empty_backbone(architecture)
+    for kind in (nn.Linear, nn.Embedding):
+        assert [n for n, m in bare.named_modules() if isinstance(m, kind)] == [
+            n for n, m in whole.named_modules() if isinstance(m, kind)
+        ]
+    assert [(n, t.shape) for n, t in bare.named_parameters()] == [
+        (n, t.shape) for n, t in whole.named_parameters()
+    ]
+
+
+def test_a_skeleton_is_of_two_architectures_alone() -> None:
+    assert skeleton(AutoConfig.for_model("gpt2")) is None
+    assert skeleton(AutoConfig.for_model("gemma", attention_bias=True)) is None
 
 
 def test_instruct_models_have_the_shapes_of_their_base_models() -> None:

@@ -30,10 +30,11 @@ from sparta_bench.models.dtypes import DTYPES, Precision
 from sparta_bench.models.load import load_classifier
 from sparta_bench.training import loop
 from sparta_bench.training.checkpoint import Checkpoint
-from sparta_bench.training.evaluation import score
-from sparta_bench.training.loop import Training, never_trained, plan_steps
+from sparta_bench.training.loop import Training, never_trained
+from sparta_bench.training.metrics import score
 from sparta_bench.training.optimizer import StochasticAdamW, learning_rate_at, store_rounded
 from sparta_bench.training.progress import ProgressReporter, watched
+from sparta_bench.training.steps import plan_steps
 
 
 class Silent:

@@ -12,22 +12,20 @@ from sparta_bench.data.tokenize import encode_splits
 from sparta_bench.errors import InputError
 from sparta_bench.models.answers import answer_tokens
 from sparta_bench.models.counts import count_parameters, empty_backbone
+from sparta_bench.models.skeleton import skeleton
 from sparta_bench.models.source import is_local, load_architecture, load_tokenizer
-from sparta_bench.training.loop import plan_steps
+from sparta_bench.training.steps import plan_steps
 
 
 def plan(config: Config) -> dict[str, Any]:
-    """Counts, lengths, steps and memory of an experiment, with the names of the result record.
+    """Return counts, lengths, steps and memory of an experiment, named as in the result record.
 
-    Where the hub's data or tokenizer cannot be reached, `data` or its token counts are null, and
-    `unavailable` says why.
-
-    Raises
-    ------
-    InputError
-        If a local model, tokenizer or data folder cannot be used, or the method does not fit.
+    Where the hub's data or tokenizer cannot be reached, `data` or its token counts are None, and
+    `unavailable` says why. Raises InputError if something local cannot be used, or the method does
+    not fit.
     """
-    backbone = empty_backbone(load_architecture(config.model))
+    architecture = load_architecture(config.model)
+    backbone = skeleton(architecture) or empty_backbone(architecture)
     counts = count_parameters(backbone, len(config.task.labels), config.method)
     data, unavailable = _data(config)
     steps = plan_steps(data["train"], config.train).steps if data else None

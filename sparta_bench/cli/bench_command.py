@@ -8,19 +8,17 @@ import json
 import textwrap
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from sparta_bench.analysis.bench.bench_report import as_markdown
+from sparta_bench.analysis.bench.bench_report import as_text
 from sparta_bench.analysis.bench.contenders import names
 from sparta_bench.analysis.bench.sampled_gradient import crossover
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.bench.timing import measure
-from sparta_bench.cli.options import Parser, check_folder, positive
+from sparta_bench.cli import options as shared
 from sparta_bench.config.compose import compose
 from sparta_bench.devices import device_for
 from sparta_bench.errors import InputError, did_you_mean
-from sparta_bench.files import whole_file, write_json
 from sparta_bench.records.write import environment, now
 
 FIXED = ("method", "train.trained_dtype")  # beginnings of keys that bench sets itself
@@ -47,8 +45,8 @@ PAPER = [
 ]
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def _parser() -> shared.Parser:
+    parser = shared.Parser(
         prog="sparta-bench bench",
         usage="sparta-bench bench [options] [key=value ...]",
         description="Step time, FLOPs and memory of full fine-tuning, head, LoRA, SpaRTA,\n"
@@ -56,37 +54,20 @@ def _parser() -> Parser:
         "mistral-7b on CUDA, or model=NAME.",
         epilog=textwrap.fill(f"Contenders: {', '.join(names())}.", 80, break_on_hyphens=False),
     )
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="also write bench.json and bench.md there"
-    )
-    parser.add_argument(
-        "--rounds",
-        metavar="N",
-        type=positive,
-        help="how often each has its turn (12 on a CPU, 3 on CUDA)",
-    )
-    parser.add_argument(
-        "--steps", metavar="N", type=positive, help="timed steps in a turn (1 on a CPU, 10 on CUDA)"
-    )
-    parser.add_argument(
-        "--rows",
-        metavar="N",
-        type=positive,
-        help="examples in the batch (16 for the small model, else train.batch_size)",
-    )
-    parser.add_argument(
-        "--tokens", metavar="N", type=positive, help="tokens of each (64; sst2 25, imdb 270)"
+    shared.add_overrides(parser)
+    shared.add_outputs(parser, out="also write bench.json and bench.md there")
+    shared.add_numbers(
+        parser,
+        rounds="how often each has its turn (12 on a CPU, 3 on CUDA)",
+        steps="timed steps in a turn (1 on a CPU, 10 on CUDA)",
+        rows="examples in the batch (16 for the small model, else train.batch_size)",
+        tokens="tokens of each (64; sst2 25, imdb 270)",
     )
     parser.add_argument(
         "--only", metavar="NAME,NAME", type=_contenders, default=names(), help="these alone (all)"
     )
-    parser.add_argument(
-        "--crossover",
-        action="store_true",
-        help="instead: dense against sampled gradient, by layer shape and density",
-    )
+    text = "instead: dense against sampled gradient, by layer shape and density"
+    parser.add_argument("--crossover", action="store_true", help=text)
     return parser
 
 
@@ -100,13 +81,7 @@ def _contenders(text: str) -> list[str]:
 
 
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Options and overrides.
-
-    Raises
-    ------
-    InputError
-        With a line for each option or value that cannot be used.
-    """
+    """Read options and overrides. Raises InputError with a line for each that cannot be used."""
     options = _parser().parse_intermixed_args(arguments)
     fixed = [word for word in options.overrides if word.startswith(FIXED)]
     if fixed:
@@ -116,34 +91,28 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the subcommand.
-
-    Raises
-    ------
-    InputError
-        For anything wrong with the command line or what it names.
-    """
+    """`sparta-bench bench`: print the report, or the JSON."""
     options = read_options(arguments)
-    check_folder("bench: --out", options.out)
+    shared.check_outputs("bench", options)
     settings = settings_of(options)
     kind = settings[0].device.type
     rounds, steps = options.rounds or ROUNDS[kind], options.steps or STEPS[kind]
-    report: dict[str, Any] = {"date": now(), **_environment(settings[0]), "rounds": rounds}
+    known = environment(settings[0].device, settings[0].precision, 1)
+    installed = importlib.util.find_spec("peft_sparta") is not None
+    known["versions"]["peft-sparta"] = metadata.version("peft-sparta") if installed else None
+    report: dict[str, Any] = {"date": now(), **known, "rounds": rounds}
     if options.crossover:
         report["crossover"] = [crossover(setting, rounds) for setting in settings]
     else:
         report["steps"] = steps
         report["settings"] = [measure(setting, options.only, rounds, steps) for setting in settings]
-    text = as_markdown(report)
-    if options.out is not None:
-        write_json(options.out / "bench.json", report)
-        with whole_file(options.out / "bench.md") as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+    text = as_text(report)
+    shared.write_outputs("bench", options, report, {"md": text + "\n"})
     print(json.dumps(report, allow_nan=False) if options.json else text)
 
 
 def settings_of(options: argparse.Namespace) -> list[Setting]:
-    """One setting where a model is named or there is no GPU, else the paper's."""
+    """Return one setting where a model is named or there is no GPU, else the paper's."""
     given = options.overrides
     if any(word.startswith("model=") for word in given):
         return [_setting(given, options, None, None)]
@@ -156,17 +125,6 @@ def _setting(
     overrides: list[str], options: argparse.Namespace, rows: int | None, tokens: int | None
 ) -> Setting:
     config = compose([*overrides, "train.trained_dtype=float32"])
-    return Setting(
-        tuple(overrides),
-        config,
-        device_for(config),
-        options.rows or rows or config.train.batch_size,
-        options.tokens or tokens or MEAN_TOKENS.get(config.task.name, TOKENS),
-    )
-
-
-def _environment(setting: Setting) -> dict[str, Any]:
-    known = environment(setting.device, setting.precision, 1)
-    here = importlib.util.find_spec("peft_sparta") is not None
-    known["versions"]["peft-sparta"] = metadata.version("peft-sparta") if here else None
-    return known
+    rows = options.rows or rows or config.train.batch_size
+    tokens = options.tokens or tokens or MEAN_TOKENS.get(config.task.name, TOKENS)
+    return Setting(tuple(overrides), config, device_for(config), rows, tokens)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparta_bench.cli import options as shared
 from sparta_bench.cli.adapter_options import add_compute, open_adapter
-from sparta_bench.cli.options import Parser, add_sources, check_folder, check_settings, check_there
 from sparta_bench.errors import InputError
 
 if TYPE_CHECKING:
     from sparta_bench.adapters.manifest import Manifest
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def _parser() -> shared.Parser:
+    parser = shared.Parser(
         prog="sparta-bench evaluate",
         usage="sparta-bench evaluate ADAPTER [task=NAME] [key=value ...] [options]",
         description="Loss, accuracy and mcc of what a run has trained, or `merge` made, on dev\n"
@@ -24,23 +23,21 @@ def _parser() -> Parser:
         "multi-head model every head is scored on its own task.",
         epilog="Settings: task, task.*, device, cache_dir and train.eval_batch_size, as in a run.",
     )
-    add_sources(parser)
+    shared.add_sources(parser)
     add_compute(parser)
     parser.add_argument("settings", metavar="key=value", nargs="*", help="see below")
-    parser.add_argument(
-        "--json", action="store_true", help="print a JSON list, an object for each head"
-    )
-    parser.add_argument("--out", metavar="FILE", type=Path, help="also write the JSON there")
+    json_text = "print a JSON list, an object for each head"
+    shared.add_outputs(parser, json_text, out="also write the JSON there", metavar="FILE")
     return parser
 
 
 def main(arguments: list[str]) -> None:
     """`sparta-bench evaluate`: print the scores of a classifier, or of each head of one."""
     options = _parser().parse_intermixed_args(arguments)
-    check_settings("evaluate", options.settings)
-    check_there([options.adapter])
+    shared.check_settings("evaluate", options.settings)
+    shared.check_there([options.adapter])
     if options.out is not None:
-        check_folder("evaluate: --out", options.out.parent)
+        shared.check_folder("evaluate: --out", options.out.parent)
         if options.out.is_dir():
             raise InputError(f"evaluate: --out {options.out}: is a folder, and a file is written")
     from sparta_bench.devices import device_of
@@ -68,12 +65,7 @@ def main(arguments: list[str]) -> None:
         for (name, loaded), config in zip(chosen.items(), configs, strict=True)
     ]
     if options.out is not None:
-        try:
-            write_json(options.out, found)
-        except OSError as error:
-            raise InputError(
-                f"evaluate: --out {options.out}: cannot be written: {error.strerror}"
-            ) from None
+        write_json(options.out, found)
     print(json.dumps(found, allow_nan=False) if options.json else as_text(found))
 
 

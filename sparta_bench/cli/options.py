@@ -1,19 +1,21 @@
-"""What the subcommands' command lines share: a parser whose errors are told as all others are."""
+"""What the subcommands' command lines share: the parser, their options, and where results go."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from sparta_bench.errors import InputError
-from sparta_bench.files import why_no_folder, why_not_writable
+from sparta_bench.files import why_no_folder, why_not_writable, write_json
+from sparta_bench.report.plots import Figure, check_matplotlib, write_figures
+from sparta_bench.tables.render import write_texts
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are told as all of this program's are."""
+    """A parser whose errors are reported as all of this program's are."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(
@@ -28,55 +30,31 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, as a type of an option."""
+    """Read a whole number of at least 1, as a type of an option."""
     if not (text.isascii() and text.isdigit() and int(text)):
         raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
     return int(text)
 
 
-def figure_path(path: Path | None, name: str) -> Path | None:
-    """Folder and name, without an ending, of the files that a figure is drawn to: `path` is one
-    of them, or the folder in which they get this name."""
-    if path is None:
-        return None
-    return path.with_suffix("") if path.suffix in (".png", ".svg") else path / name
+def add_numbers(parser: Parser, **texts: str) -> None:
+    """Add options for whole numbers of at least 1, each with its help."""
+    for name, text in texts.items():
+        parser.add_argument(f"--{name}", metavar="N", type=positive, help=text)
 
 
-def check_folder(option: str, folder: Path | None) -> None:
-    """Fail before anything is computed where a folder cannot be written to.
-
-    Raises
-    ------
-    InputError
-        With `option`, the folder, and what stands in its way.
-    """
-    if folder is None:
-        return
-    if problem := why_not_writable(folder):
-        raise InputError(f"{option} {folder}: {problem}")
+def add_overrides(parser: Parser) -> None:
+    """Add `key=value ...`, of which the usage line speaks."""
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=argparse.SUPPRESS)
 
 
-def check_there(folders: Sequence[Path]) -> None:
-    """Raise InputError with a line for each folder that is not there: reading it would say so too,
-    but only when torch and transformers have come, which takes many seconds."""
-    problems = [f"{folder}: {why}" for folder in folders if (why := why_no_folder(folder))]
-    if problems:
-        raise InputError(*problems)
+def add_folders(parser: Parser, default: str) -> None:
+    """Add `FOLDER ...`, whose records are read; `default` says which are where none is given."""
+    text = f"all records below it count ({default})"
+    parser.add_argument("folders", metavar="FOLDER", nargs="*", type=Path, help=text)
 
 
-def add_folders(parser: argparse.ArgumentParser, default: str) -> None:
-    """`FOLDER ...`, whose records are read; `default` says which are where none is given."""
-    parser.add_argument(
-        "folders",
-        metavar="FOLDER",
-        nargs="*",
-        type=Path,
-        help=f"all records below it count ({default})",
-    )
-
-
-def add_sources(parser: argparse.ArgumentParser) -> None:
-    """What says where a trained thing and its base are."""
+def add_sources(parser: Parser) -> None:
+    """Add what says where a trained classifier and its base are."""
     parser.add_argument(
         "adapter",
         metavar="ADAPTER",
@@ -85,24 +63,27 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         "adapter of the authors' package peft-sparta",
     )
     add_base(parser)
-    parser.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="read the .pt files that peft-sparta's trainer writes (tensors only)",
-    )
+    text = "read the .pt files that peft-sparta's trainer writes (tensors only)"
+    parser.add_argument("--allow-pickle", action="store_true", help=text)
 
 
-def add_base(parser: argparse.ArgumentParser) -> None:
-    """What says where the base model is."""
-    parser.add_argument(
-        "--base",
-        metavar="DIR|NAME",
-        help="the base model: a folder, a model of conf/model, or a hub name; needed where "
-        "training had it in a folder",
+def add_base(parser: Parser) -> None:
+    """Add what says where the base model is."""
+    text = (
+        "the base model: a folder, a model of conf/model, or a hub name; needed where training "
+        "had it in a folder"
     )
-    parser.add_argument(
-        "--tokenizer", metavar="DIR|NAME", help="the same for a tokenizer that is not beside it"
-    )
+    parser.add_argument("--base", metavar="DIR|NAME", help=text)
+    text = "the same for a tokenizer that is not beside it"
+    parser.add_argument("--tokenizer", metavar="DIR|NAME", help=text)
+
+
+def check_there(folders: Sequence[Path]) -> None:
+    """Raise InputError with a line for each folder that is not there: reading it would say so too,
+    but only when torch and transformers have come, which takes many seconds."""
+    problems = [f"{folder}: {why}" for folder in folders if (why := why_no_folder(folder))]
+    if problems:
+        raise InputError(*problems)
 
 
 def check_settings(command: str, settings: Sequence[str], with_task: bool = True) -> None:
@@ -115,3 +96,71 @@ def check_settings(command: str, settings: Sequence[str], with_task: bool = True
     ]
     if lines:
         raise InputError(*lines)
+
+
+# ----------------------------------------------------------------------------- where results go
+def add_outputs(
+    parser: Parser,
+    json: str | None = "print one JSON object, nothing else",
+    out: str | None = None,
+    figure: str | None = None,
+    metavar: str = "DIR",
+) -> None:
+    """Add `--json`, `--out` and `--figure`: those that have a help text."""
+    if json:
+        parser.add_argument("--json", action="store_true", help=json)
+    if out:
+        parser.add_argument("--out", metavar=metavar, type=Path, help=out)
+    if figure:
+        parser.add_argument("--figure", metavar="PATH", type=Path, help=figure)
+
+
+def figure_path(path: Path | None, name: str) -> Path | None:
+    """Folder and name, without an ending, of the files that a figure is drawn to: `path` is one
+    of them, or the folder in which they get this name."""
+    if path is None:
+        return None
+    return path.with_suffix("") if path.suffix in (".png", ".svg") else path / name
+
+
+def check_folder(option: str, folder: Path | None) -> None:
+    """Raise InputError, with `option` and the reason, where a folder cannot be written to."""
+    if folder is not None and (problem := why_not_writable(folder)):
+        raise InputError(f"{option} {folder}: {problem}")
+
+
+def check_outputs(command: str, options: argparse.Namespace) -> None:
+    """Raise InputError, before anything is computed, where `--out` or `--figure` cannot be
+    written."""
+    figure = figure_path(getattr(options, "figure", None), command)
+    if figure is not None:
+        check_matplotlib(f"{command} --figure")
+        check_folder(f"{command}: --figure", figure.parent)
+    check_folder(f"{command}: --out", options.out)
+
+
+def write_outputs(
+    command: str,
+    options: argparse.Namespace,
+    value: Any,
+    texts: Mapping[str, str],
+    draw: Callable[[str], Figure] | None = None,
+) -> None:
+    """Write what `--out` and `--figure` ask for: `COMMAND.json` with the value, the texts under
+    their endings, and what `draw` gives for the figure's name.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be written.
+    """
+    try:
+        if options.out is not None:
+            write_json(options.out / f"{command}.json", value)
+            write_texts(options.out, {f"{command}.{end}": text for end, text in texts.items()})
+        if draw and (path := figure_path(options.figure, command)):
+            write_figures([draw(path.name)], path.parent)
+    except OSError as error:
+        raise InputError(
+            f"{command}: {error.filename}: cannot be written: {error.strerror}"
+        ) from None

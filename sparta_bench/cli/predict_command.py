@@ -32,26 +32,21 @@ def _parser() -> Parser:
     add_compute(parser)
     parser.add_argument("texts", metavar="TEXT", nargs="*", help="texts to label")
     parser.add_argument("--file", metavar="F", help="read the lines of this file; - is stdin")
-    parser.add_argument(
-        "--jsonl-input",
-        action="store_true",
-        help="each line is a JSON object with the task's columns, or with text where the task "
-        "has one column; so is each line of a --file that ends in .jsonl",
+    text = (
+        "each line is a JSON object with the task's columns, or with text where the task has one "
+        "column; so is each line of a --file that ends in .jsonl"
     )
-    parser.add_argument(
-        "--jsonl",
-        action="store_true",
-        help='write {"label": ..., "probabilities": {label: p, ...}} for each; of a multi-head '
-        "model an object with one of these by head",
+    parser.add_argument("--jsonl-input", action="store_true", help=text)
+    text = (
+        'write {"label": ..., "probabilities": {label: p, ...}} for each; of a multi-head model '
+        "an object with one of these by head"
     )
-    parser.add_argument(
-        "--batch-size",
-        metavar="N",
-        type=positive,
-        default=32,
-        help=f"texts that go through the model at once (32); {BATCHES_TOGETHER} batches are read "
-        "together and sorted by length",
+    parser.add_argument("--jsonl", action="store_true", help=text)
+    text = (
+        f"texts that go through the model at once (32); {BATCHES_TOGETHER} batches are read "
+        "together and sorted by length"
     )
+    parser.add_argument("--batch-size", metavar="N", type=positive, default=32, help=text)
     return parser
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from sparta_bench.config.schema import LoraConfig, MethodConfig, SpartaConfig
 from sparta_bench.errors import InputError
@@ -34,6 +34,8 @@ class ParameterCounts:
 def empty_backbone(architecture: PreTrainedConfig) -> nn.Module:
     """The backbone on the meta device: shapes, no memory. Raises InputError if transformers cannot
     make a model of these settings."""
+    from transformers import AutoModel  # seconds, of which a plan has no need
+
     try:
         with torch.device("meta"):
             backbone: nn.Module = AutoModel.from_config(architecture)

@@ -33,6 +33,7 @@ from sparta_bench.training import checkpoint as ckpt
 from sparta_bench.training.evaluation import evaluate, evaluation_batch_size
 from sparta_bench.training.optimizer import build_optimizer, learning_rate_at
 from sparta_bench.training.progress import ProgressReporter
+from sparta_bench.training.steps import plan_steps
 
 # Looking at a loss makes a GPU wait for it; so losses are looked at in groups.
 STEPS_BETWEEN_LOOKS = 10
@@ -56,24 +57,6 @@ class Progress:
     loss_sum: float = 0.0  # over the examples since the last evaluation
     loss_examples: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass
-class Plan:
-    """How long the training is, in optimizer steps."""
-
-    steps_per_epoch: int
-    steps: int
-    eval_every: int
-
-
-def plan_steps(train_examples: int, train: TrainConfig) -> Plan:
-    """Steps of an epoch (its last, smaller batch counts), of all, and between evaluations."""
-    per_epoch = math.ceil(train_examples / train.batch_size)
-    steps = math.ceil(per_epoch * train.epochs)
-    if train.max_steps is not None:
-        steps = min(steps, train.max_steps)
-    return Plan(per_epoch, steps, train.eval_every or math.ceil(per_epoch / 4))
 
 
 @dataclass(eq=False)

@@ -2,51 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from sparta_bench.analysis.bench.sampled_gradient import CROSSOVER_DENSITIES
+from sparta_bench.tables.render import as_markdown
+from sparta_bench.tables.table import Table, table_of
+
+CONTENDER = (
+    "contender", "trained", "step, ms", "quartiles", "fastest", "tokens/s", "TFLOP",
+    "of product's speed", "backward/forward", "launches", "peak, MB", "merge", "gather",
+    "gradient", "",
+)  # fmt: skip
 
 
-def as_markdown(report: dict[str, Any]) -> str:
-    """The report for people."""
+def as_text(report: dict[str, Any]) -> str:
+    """Return the report for people."""
     device, dtypes = report["device"], report["dtypes"]
-    packages = [
-        f"{name} {version or 'not installed'}" for name, version in report["versions"].items()
-    ]
+    packages = report["versions"].items()
     lines = [
         f"{device['name']} ({device['type']}, {device['threads']} threads), {report['date']}",
         f"weights {dtypes['model']}, trained values {dtypes['trained']}; {report['rounds']} rounds",
-        ", ".join(packages),
+        ", ".join(f"{name} {version or 'not installed'}" for name, version in packages),
     ]
-    for setting in report.get("settings", []):
-        lines += ["", *_setting_lines(setting)]
-    for table in report.get("crossover", []):
-        lines += ["", *_crossover_lines(table)]
-    return "\n".join(lines)
+    tables = [table for setting in report.get("settings", []) for table in _steps(setting)]
+    tables += map(_crossover, report.get("crossover", []))
+    return "\n".join([*lines, "", *map(as_markdown, tables)]).rstrip("\n")
 
 
-def _setting_lines(setting: dict[str, Any]) -> list[str]:
-    contenders = (
-        "contender", "trained", "step, ms", "quartiles", "fastest", "tokens/s", "TFLOP",
-        "of product's speed", "backward/forward", "launches", "peak, MB", "merge",
-        "gather", "gradient", "",
-    )  # fmt: skip
+def _steps(setting: dict[str, Any]) -> list[Table]:
+    title = (
+        f"{setting['model']}: {setting['parameters']:,} parameters, {setting['rows']} rows of "
+        f"{setting['tokens']} tokens"
+    )
+    speed = f"{setting['product_flops_per_second'] / 1e12:,.2f} TFLOP/s"
+    rows = map(_contender, setting["contenders"])
     ratios = ("ratio", "value", "rounds", "of fastest")
     return [
-        f"{setting['model']}: {setting['parameters']:,} parameters, {setting['rows']} rows of "
-        f"{setting['tokens']} tokens; a plain matrix product reaches "
-        f"{setting['product_flops_per_second'] / 1e12:,.2f} TFLOP/s",
-        "",
-        *_table(contenders, [_contender(row, len(contenders)) for row in setting["contenders"]]),
-        "",
-        *_table(ratios, list(map(_ratio, setting["ratios"]))),
+        table_of("steps", title, CONTENDER, rows, f"A plain matrix product reaches {speed}."),
+        table_of("ratios", "Ratios", ratios, map(_ratio, setting["ratios"])),
     ]
 
 
-def _contender(row: dict[str, Any], width: int) -> list[str]:
+def _contender(row: dict[str, Any]) -> list[str]:
     if "step_seconds" not in row:
-        return [row["name"], *[""] * (width - 2), row["status"]]
+        return [row["name"], *[""] * (len(CONTENDER) - 2), row["status"]]
     low, high = row["step_seconds_quartiles"]
     shares = [row.get(f"{part}_share") for part in ("merge", "gather", "gradient")]
     return [
@@ -67,36 +65,23 @@ def _contender(row: dict[str, Any], width: int) -> list[str]:
 
 
 def _ratio(ratio: dict[str, Any]) -> list[str]:
-    spread, fastest = ratio.get("lowest_and_highest_round"), ratio.get("of_fastest_steps")
-    return [
-        ratio["what"],
-        f"{ratio['value']:.3f}",
-        "" if spread is None else f"{spread[0]:.3f} – {spread[1]:.3f}",
-        "" if fastest is None else f"{fastest:.3f}",
-    ]
+    cells = [ratio["what"], f"{ratio['value']:.3f}"]
+    if "of_fastest_steps" not in ratio:
+        return [*cells, "", ""]
+    low, high = ratio["lowest_and_highest_round"]
+    return [*cells, f"{low:.3f} – {high:.3f}", f"{ratio['of_fastest_steps']:.3f}"]
 
 
-def _crossover_lines(table: dict[str, Any]) -> list[str]:
-    head = ("layer", *(f"{density:.2%}" for density in CROSSOVER_DENSITIES), "faster up to")
-    body = []
-    for layer in table["layers"]:
+def _crossover(measured: dict[str, Any]) -> Table:
+    rows = []
+    for layer in measured["layers"]:
         ratios = [f"{times['sampled'] / times['dense']:.2f}" for times in layer["seconds"].values()]
         most = layer["sampled_is_faster_up_to"]
         shape = f"{layer['out_features']} × {layer['in_features']}"
-        body.append([shape, *ratios, "never" if most is None else f"{most:.2%}"])
-    return [
-        f"{table['model']}, {table['tokens']:,} tokens: seconds of the sampled gradient / of the "
-        "dense one, by layer (out × in) and density",
-        "",
-        *_table(head, body),
-    ]
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[place]) for row in [head, *body]) for place in range(len(head))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        return f"| {' | '.join(cells)} |"
-
-    return [line(head), line(["-" * width for width in widths]), *map(line, body)]
+        rows.append([shape, *ratios, "never" if most is None else f"{most:.2%}"])
+    densities = (f"{float(density):.2%}" for density in measured["layers"][0]["seconds"])
+    title = (
+        f"{measured['model']}, {measured['tokens']:,} tokens: seconds of the sampled gradient / of "
+        "the dense one, by layer (out × in) and density"
+    )
+    return table_of("crossover", title, ("layer", *densities, "faster up to"), rows)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from sparta_bench.analysis.bench.setting import Setting
-from sparta_bench.config.compose import compose
 from sparta_bench.config.schema import Config
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import HEAD
@@ -26,23 +25,32 @@ from sparta_bench.sparta.sample import sample_all, sampled_tensors
 from sparta_bench.training.optimizer import build_optimizer
 
 DENSITIES = (0.05, 0.005, 0.0005)
-SPARSE = ("sparta", "peft-sparta", "shira")
 # Full fine-tuning as mistral-7b's preset has it: bfloat16 values and moments, stochastic rounding.
 FULL_FT_BFLOAT16 = "full_ft-bfloat16"
 RATE = 1e-5  # the learning rate of all: no step is to lead anywhere
 
 
 def names() -> list[str]:
-    """All contenders: kind, and density where there is one."""
+    """Return all contenders: kind, and density where there is one."""
+    sparse = ("sparta", "peft-sparta", "shira")
     plain = ["full_ft", FULL_FT_BFLOAT16, "head", "lora"]
-    return plain + [f"{kind}-{density}" for density in DENSITIES for kind in SPARSE]
+    return plain + [f"{kind}-{density}" for density in DENSITIES for kind in sparse]
+
+
+def missing(name: str, device: torch.device) -> str | None:
+    """Return why a contender cannot take part, if it cannot."""
+    if name == FULL_FT_BFLOAT16 and device.type == "cpu":
+        return "on CUDA only: a CPU computes slowly in bfloat16"
+    if name.startswith("peft-sparta") and importlib.util.find_spec("peft_sparta") is None:
+        return "peft-sparta is not installed"
+    return None
 
 
 @dataclass
 class Ready:
     """A contender that can make steps. `values` train; `write` brings them into the weights.
 
-    `chosen` is how many scalars of the backbone were chosen, null where the method chooses none.
+    `chosen` is how many scalars of the backbone were chosen, None where the method chooses none.
     """
 
     model: nn.Module
@@ -57,26 +65,26 @@ class Ready:
         self.optimizer = AdamW(self.values, lr=RATE, weight_decay=0.0, fused=True)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """The batch's mean loss."""
+        """Return the batch's mean loss."""
         logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         return F.cross_entropy(logits, batch["labels"])
 
     def step(self, batch: dict[str, Tensor]) -> Tensor:
-        """One whole optimizer step; returns the loss before it."""
+        """Make a whole optimizer step; returns the loss before it."""
         loss = self.forward(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         self.update()
         return loss.detach()
 
     def update(self) -> None:
-        """What follows the backward pass."""
+        """Do what follows the backward pass."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.write()
 
 
 def build(name: str, setting: Setting) -> Ready:
-    """The contender of this name, on a classifier of its own."""
+    """Build the contender of this name on a classifier of its own."""
     if name == FULL_FT_BFLOAT16:
         own = setting.changed("method=full_ft", "train.trained_dtype=bfloat16")
         return with_own_optimizer(own.classifier(), own)
@@ -85,14 +93,12 @@ def build(name: str, setting: Setting) -> Ready:
         return _peft_sparta(setting, float(density))
     if kind == "shira":
         return _shira(setting, float(density))
-    overrides = [*setting.overrides, "train.trained_dtype=float32", f"method={kind}"]
-    if kind == "sparta":
-        overrides.append(f"method.density={density}")
-    return ours(setting.classifier(), compose(overrides), setting.precision)
+    method = [f"method={kind}", *([f"method.density={density}"] if density else [])]
+    config = setting.changed("train.trained_dtype=float32", *method).config
+    return _ours(setting.classifier(), config, setting.precision)
 
 
-def ours(classifier: Classifier, config: Config, precision: Precision) -> Ready:
-    """The project's own method of this configuration on a classifier whose weights are frozen."""
+def _ours(classifier: Classifier, config: Config, precision: Precision) -> Ready:
     trained = prepare(classifier, config, precision)
     adapter = getattr(trained, "sparta", None)
     values = list(trained.values.values())
@@ -100,16 +106,17 @@ def ours(classifier: Classifier, config: Config, precision: Precision) -> Ready:
 
 
 def with_own_optimizer(classifier: Classifier, setting: Setting) -> Ready:
-    """The setting's own method and dtypes, with the runner's optimizer, which knows bfloat16."""
-    ready = ours(classifier, setting.config, setting.precision)
+    """Return the setting's own method and dtypes, with the runner's optimizer, which knows
+    bfloat16."""
+    ready = _ours(classifier, setting.config, setting.precision)
     ready.optimizer = build_optimizer([{"params": ready.values}], setting.config.train)
     for group in ready.optimizer.param_groups:
         group["lr"] = RATE
     return ready
 
 
-def _places(setting: Setting, density: float) -> dict[str, Tensor]:
-    """What our adapter draws: per tensor of the backbone flat places, int32, on the CPU."""
+def _indices(setting: Setting, density: float) -> dict[str, Tensor]:
+    """What our adapter draws for each tensor of the backbone: flat, int32, on the CPU."""
     backbone = empty_backbone(load_architecture(setting.config.model))
     sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
     return sample_all(sizes, sampled_tensors(backbone, density), setting.config.seed)
@@ -123,30 +130,29 @@ def _peft_sparta(setting: Setting, density: float) -> Ready:
         SpaRTA,
     )
 
-    indices = _places(setting, density)
+    indices = _indices(setting, density)
     classifier = setting.classifier()
     theirs = SpaRTA(classifier, 1 - density, sorted(embedding_names(classifier.backbone)))
     rows: dict[str, Tensor] = {}
     for name, tensor in classifier.named_parameters():
-        ours = indices.get(name.removeprefix("backbone."), torch.empty(0, dtype=torch.int32))
+        flat = indices.get(name.removeprefix("backbone."), torch.empty(0, dtype=torch.int32))
         if name == HEAD:  # trains in full, here as there
-            ours = torch.arange(tensor.numel(), dtype=torch.int32)
-        places = torch.unravel_index(ours.to(tensor.device), tensor.shape)
-        rows[name] = torch.stack(places, dim=1).int()
+            flat = torch.arange(tensor.numel(), dtype=torch.int32)
+        unraveled = torch.unravel_index(flat.to(tensor.device), tensor.shape)
+        rows[name] = torch.stack(unraveled, dim=1).int()
     theirs.indices = BufferDict(rows)
     theirs.deltas = ParameterDict(
-        {name: torch.zeros(len(places), device=setting.device) for name, places in rows.items()}
+        {name: torch.zeros(len(chosen), device=setting.device) for name, chosen in rows.items()}
     )
     theirs.original_chosen_params = BufferDict(theirs.clone_chosen_params())
-    chosen = sum(len(places) for places in indices.values())
-    return Ready(theirs, list(theirs.parameters()), lambda: None, chosen)
+    return Ready(theirs, list(theirs.parameters()), lambda: None, sum(map(len, indices.values())))
 
 
 def _shira(setting: Setting, density: float) -> Ready:
     """peft's SHiRA on every linear layer of the backbone, and the head."""
     from peft import ShiraConfig, get_peft_model
 
-    wanted = sum(len(places) for places in _places(setting, density).values())
+    wanted = sum(map(len, _indices(setting, density).values()))
     classifier = setting.classifier()
     layers = linear_layers(classifier.backbone)
     per_rank = sum(layer.in_features + layer.out_features for layer in layers.values())
@@ -162,21 +168,11 @@ def _shira(setting: Setting, density: float) -> Ready:
     for value in values:
         value.data = value.data.to(setting.precision.trained_dtype)
     chosen = sum(value.numel() for value in values)
-    head = classifier.head_weight
-    head.requires_grad_(True)
+    classifier.head_weight.requires_grad_(True)
     note = f"r={rank}: {chosen / wanted:.2f} times as many scalars as sparta-{density}"
-    return Ready(classifier, [*values, head], lambda: None, chosen, note)
+    return Ready(classifier, [*values, classifier.head_weight], lambda: None, chosen, note)
 
 
 def linear_layers(backbone: nn.Module) -> dict[str, nn.Linear]:
-    """By their names in the backbone."""
+    """Return the linear layers by their names in the backbone."""
     return {name: m for name, m in backbone.named_modules() if isinstance(m, nn.Linear)}
-
-
-def missing(name: str, device: torch.device) -> str | None:
-    """Why a contender cannot take part, if it cannot."""
-    if name == FULL_FT_BFLOAT16 and device.type == "cpu":
-        return "on CUDA only: a CPU computes slowly in bfloat16"
-    if name.startswith("peft-sparta") and importlib.util.find_spec("peft_sparta") is None:
-        return "peft-sparta is not installed"
-    return None

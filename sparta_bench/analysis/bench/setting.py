@@ -30,21 +30,21 @@ class Setting:
 
     @property
     def precision(self) -> Precision:
-        """The dtypes of the method's presets on this device."""
+        """Return the dtypes of the method's presets on this device."""
         return precision_of(self.config, self.device)
 
     def changed(self, *overrides: str) -> Setting:
-        """The same with other values of some keys."""
+        """Return the same with other values of some keys."""
         words = (*self.overrides, *overrides)
         return replace(self, overrides=words, config=compose(list(words)))
 
     def with_checkpointing(self, on: bool) -> Setting:
-        """The same with or without gradient checkpointing."""
+        """Return the same with or without gradient checkpointing."""
         train = replace(self.config.train, gradient_checkpointing=on)
         return replace(self, config=replace(self.config, train=train))
 
     def classifier(self) -> Classifier:
-        """The frozen classifier with random weights, always the same ones."""
+        """Return the frozen classifier with random weights, always the same ones."""
         torch.manual_seed(self.config.seed)
         with self.device:
             backbone: Any = with_attention(
@@ -62,7 +62,7 @@ class Setting:
         return classifier.requires_grad_(False).train()
 
     def batch(self) -> dict[str, Tensor]:
-        """Random tokens and labels, always the same ones."""
+        """Return random tokens and labels, always the same ones."""
         draw = torch.Generator().manual_seed(self.config.seed)
         vocabulary = load_architecture(self.config.model).vocab_size
         classes = len(self.config.task.labels)

@@ -1,19 +1,19 @@
-"""Turns, figures and ratios."""
+"""What a step of each contender costs, and ratios of these costs."""
 
 from __future__ import annotations
 
 import gc
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparta_bench.analysis.bench.clock import kernel_launches, product_flops_per_second, seconds_of
 from sparta_bench.analysis.bench.contenders import DENSITIES, Ready, build, missing
-from sparta_bench.analysis.bench.flops import flops_of
+from sparta_bench.analysis.bench.counters import flops_of, kernel_launches, seconds_of
+from sparta_bench.analysis.bench.counters import product_flops_per_second as speed_of_product
 from sparta_bench.analysis.bench.sampled_gradient import shares_of
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.devices import peak_of
@@ -21,200 +21,157 @@ from sparta_bench.models.counts import empty_backbone
 from sparta_bench.models.source import load_architecture
 
 WARM_UP = 2  # steps before the clock runs; the first one makes the optimizer's state
+SHAPE_KEYS = (
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "head_dim",
+)  # fmt: skip
+_SPARTA = [f"sparta-{density}" for density in DENSITIES]
+# whose step is compared with whose
+COMPARISONS = (
+    *((name, f"peft-{name}") for name in _SPARTA),
+    *((name, "full_ft") for name in _SPARTA),
+    (_SPARTA[-1], "lora"),
+)
+
+
+class Timed:
+    """A contender, in memory from its first step until `free`, and its row of the JSON."""
+
+    def __init__(self, name: str, setting: Setting, batch: dict[str, Tensor]) -> None:
+        self.name, self.setting, self.batch = name, setting, batch
+        status = missing(name, setting.device) or "measured"
+        self.row: dict[str, Any] = {"name": name, "status": status}
+        self.rounds: list[list[float]] = []  # seconds of each step
+        self.merge_seconds: list[float] = []
+        self._ready: Ready | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether nothing has kept it from its steps."""
+        return bool(self.row["status"] == "measured")
+
+    def count(self) -> None:
+        """Count scalars, FLOPs, kernel launches and peak memory, alone in memory."""
+        ready, batch, device = self._warm(), self.batch, self.setting.device
+        self.row |= {
+            "trainable": sum(value.numel() for value in ready.values),
+            "chosen": ready.chosen,
+            "note": ready.note,
+            **flops_of(ready, batch),
+            "kernel_launches": kernel_launches(lambda: ready.step(batch), device),
+            "peak_memory_bytes": peak_of(lambda: ready.step(batch), device),
+        }
+
+    def time(self, steps: int) -> None:
+        """Measure the seconds of some steps, and of merging alone."""
+        ready, batch, device = self._warm(), self.batch, self.setting.device
+        self.rounds.append([seconds_of(lambda: ready.step(batch), device) for _ in range(steps)])
+        if ready.adapter is not None:
+            merge = ready.adapter.merge
+            self.merge_seconds += [seconds_of(merge, device) for _ in range(steps)]
+
+    def _warm(self) -> Ready:
+        if self._ready is None:
+            self._ready = build(self.name, self.setting)
+            for _ in range(WARM_UP):
+                self._ready.step(self.batch)
+        return self._ready
+
+    def free(self) -> None:
+        """Free its memory."""
+        self._ready = None
+        if "peft.tuners.shira.layer" in sys.modules:
+            # peft keeps the SHiRA layers that it has warned about, and their weights with them
+            sys.modules["peft.tuners.shira.layer"]._warn_once_about_module_hooks.cache_clear()
+        gc.collect()
+        if self.setting.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def summarize(self, product_speed: float, repeats: int) -> None:
+        """Add to the row what follows from the seconds."""
+        seconds = [second for one in self.rounds for second in one]
+        several = len(seconds) > 1
+        quartiles = statistics.quantiles(seconds, method="inclusive") if several else seconds * 3
+        low, step, high = quartiles
+        self.row |= {
+            "step_seconds": step,
+            "step_seconds_quartiles": [low, high],
+            "fastest_step_seconds": min(seconds),
+            "tokens_per_second": self.setting.rows * self.setting.tokens / step,
+            "share_of_peak": self.row["total_flops"] / step / product_speed,
+        }
+        if self.merge_seconds:
+            merge = statistics.median(self.merge_seconds)
+            density = float(self.name.rpartition("-")[2])
+            self.row |= shares_of(step, merge, self.setting, density, repeats)
 
 
 def measure(setting: Setting, contenders: Iterable[str], rounds: int, steps: int) -> dict[str, Any]:
-    """All figures of one setting, as they stand in the JSON: seconds, bytes, FLOPs, ratios."""
-    rows: dict[str, dict[str, Any]] = {}
-    seconds: dict[str, list[list[float]]] = {}  # per turn and step
-    merges: dict[str, list[float]] = {}
-    for name in contenders:
-        why_not = missing(name, setting.device)
-        rows[name] = {"name": name, "status": why_not or "measured"}
-        if why_not is None:
-            seconds[name], merges[name] = [], []
-    _take_turns(setting, rounds, steps, rows, seconds, merges)
-    peak = product_flops_per_second(setting.precision.model_dtype, setting.device)
-    tokens = setting.rows * setting.tokens
-    for name, turns in seconds.items():
-        rows[name] |= _summary([second for turn in turns for second in turn])
-        rate = rows[name]["total_flops"] / rows[name]["step_seconds"]
-        rows[name]["tokens_per_second"] = tokens / rows[name]["step_seconds"]
-        rows[name]["share_of_peak"] = rate / peak
-        if merges[name]:
-            merge = statistics.median(merges[name])
-            density = float(name.rpartition("-")[2])
-            rows[name] |= shares_of(rows[name]["step_seconds"], merge, setting, density, rounds)
-    parameters = _parameters(setting)
+    """Measure one setting; returns its part of the JSON: seconds, bytes, FLOPs, ratios."""
+    batch = setting.batch()
+    every = [Timed(name, setting, batch) for name in contenders]
+    # a GPU holds one, and building it takes longer than its steps; a CPU's speed drifts, so that
+    # all take turns there
+    for group in [[one] for one in every] if setting.device.type == "cuda" else [every]:
+        _take_turns(group, rounds, steps)
+        for one in group:
+            one.free()
+    speed = speed_of_product(setting.precision.model_dtype, setting.device)
+    timed = {one.name: one for one in every if one.measured}
+    for one in timed.values():
+        one.summarize(speed, rounds)
+    architecture = load_architecture(setting.config.model)
+    shape, backbone = architecture.to_dict(), empty_backbone(architecture)
+    head = len(setting.config.task.labels) * architecture.hidden_size
+    parameters = head + sum(tensor.numel() for tensor in backbone.parameters())
     weights_bytes = parameters * setting.precision.model_dtype.itemsize
     return {
         "model": setting.config.model.name,
-        "shape": _shape(setting),
+        "shape": {key: shape[key] for key in SHAPE_KEYS if key in shape},
         "parameters": parameters,
         "weights_bytes": weights_bytes,
         "rows": setting.rows,
         "tokens": setting.tokens,
-        "product_flops_per_second": peak,
-        "contenders": list(rows.values()),
-        "ratios": _ratios(rows, seconds, weights_bytes),
+        "product_flops_per_second": speed,
+        "contenders": [one.row for one in every],
+        "ratios": list(_ratios(timed, weights_bytes)),
     }
 
 
-def _take_turns(
-    setting: Setting,
-    rounds: int,
-    steps: int,
-    rows: dict[str, dict[str, Any]],
-    seconds: dict[str, list[list[float]]],
-    merges: dict[str, list[float]],
-) -> None:
-    """Count each contender in a first round and time it in the others; who lacks memory is out."""
-    batch = setting.batch()
-    alive: dict[str, Ready] = {}
-    for name, turn in _order(list(seconds), rounds, setting.device):
-        if name not in seconds:
-            continue
-        try:
-            if turn < 0:
-                rows[name] |= _counted(name, setting, batch, alive)
-            else:
-                timed = _timed(name, setting, batch, steps, alive)
-                seconds[name].append(timed[0])
-                merges[name].extend(timed[1])
-        except (torch.OutOfMemoryError, MemoryError):
-            rows[name]["status"] = "out of memory"
-            del seconds[name]
-            alive.pop(name, None)
-        if name not in alive or (setting.device.type == "cuda" and turn == rounds - 1):
-            alive.pop(name, None)
-            _forget(setting.device)
+def _take_turns(group: list[Timed], rounds: int, steps: int) -> None:
+    """Count each, then time all, round by round; whoever lacks memory is out."""
+    for turn in range(-1, rounds):
+        for one in group:
+            if not one.measured:
+                continue
+            try:
+                one.count() if turn < 0 else one.time(steps)
+            except (torch.OutOfMemoryError, MemoryError):
+                one.row["status"] = "out of memory"
+            if not one.measured or (turn < 0 and len(group) > 1):  # the next is counted alone
+                one.free()
 
 
-def _order(names: list[str], rounds: int, device: torch.device) -> list[tuple[str, int]]:
-    """Whose turn it is, round by round; round -1 counts.
-
-    On a CPU all take turns, because its speed drifts. A GPU's memory holds one contender, and
-    building it takes longer than its steps: each has all its rounds at once there.
-    """
-    turns = range(-1, rounds)
-    if device.type == "cuda":
-        return [(name, turn) for name in names for turn in turns]
-    return [(name, turn) for turn in turns for name in names]
-
-
-def _parameters(setting: Setting) -> int:
-    """Scalars of the model, the task's head among them."""
-    backbone = empty_backbone(load_architecture(setting.config.model))
-    hidden: int = backbone.config.hidden_size  # type: ignore[union-attr, assignment]
-    head = len(setting.config.task.labels) * hidden
-    return head + sum(tensor.numel() for tensor in backbone.parameters())
-
-
-def _shape(setting: Setting) -> dict[str, Any]:
-    architecture = load_architecture(setting.config.model).to_dict()
-    keys = (
-        "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-        "num_attention_heads", "num_key_value_heads", "head_dim",
-    )  # fmt: skip
-    return {key: architecture[key] for key in keys if key in architecture}
-
-
-def _warm(name: str, setting: Setting, batch: dict[str, Tensor]) -> Ready:
-    ready = build(name, setting)
-    for _ in range(WARM_UP):
-        ready.step(batch)
-    return ready
-
-
-def _counted(
-    name: str, setting: Setting, batch: dict[str, Tensor], alive: dict[str, Ready]
-) -> dict[str, Any]:
-    """Scalars, FLOPs, kernel launches and peak memory of a contender that is alone in memory. On
-    CUDA it stays there for its rounds."""
-    ready = _warm(name, setting, batch)
-    if setting.device.type == "cuda":
-        alive[name] = ready
-    counts = {
-        "trainable": sum(value.numel() for value in ready.values),
-        "chosen": ready.chosen,
-        "note": ready.note,
-        **flops_of(ready, batch),
-        "kernel_launches": kernel_launches(lambda: ready.step(batch), setting.device),
-    }
-    return counts | {"peak_memory_bytes": peak_of(lambda: ready.step(batch), setting.device)}
-
-
-def _timed(
-    name: str, setting: Setting, batch: dict[str, Tensor], steps: int, alive: dict[str, Ready]
-) -> tuple[list[float], list[float]]:
-    """Seconds of a contender's steps, and of its merging alone. It stays in memory."""
-    if name not in alive:
-        alive[name] = _warm(name, setting, batch)
-    ready = alive[name]
-    seconds = [seconds_of(lambda: ready.step(batch), setting.device) for _ in range(steps)]
-    merge = None if ready.adapter is None else ready.adapter.merge
-    merges = [seconds_of(merge, setting.device) for _ in range(steps)] if merge is not None else []
-    return seconds, merges
-
-
-def _forget(device: torch.device) -> None:
-    """Free the last contender."""
-    if "peft.tuners.shira.layer" in sys.modules:
-        # peft remembers for ever which SHiRA layers it has warned about, and their weights with it
-        sys.modules["peft.tuners.shira.layer"]._warn_once_about_module_hooks.cache_clear()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def _summary(seconds: list[float]) -> dict[str, Any]:
-    low, middle, high = (
-        statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
-    )
-    return {
-        "step_seconds": middle,
-        "step_seconds_quartiles": [low, high],
-        "fastest_step_seconds": min(seconds),
-    }
-
-
-def _comparisons() -> list[tuple[str, str]]:
-    """Whose step is compared with whose."""
-    ours = [f"sparta-{density}" for density in DENSITIES]
-    return [
-        *((name, f"peft-{name}") for name in ours),
-        *((name, "full_ft") for name in ours),
-        (ours[-1], "lora"),
-    ]
-
-
-def _ratios(
-    rows: dict[str, dict[str, Any]], seconds: dict[str, list[list[float]]], weights_bytes: int
-) -> list[dict[str, Any]]:
+def _ratios(timed: dict[str, Timed], weights_bytes: int) -> Iterator[dict[str, Any]]:
     """Every comparison whose two sides were measured."""
-    ratios: list[dict[str, Any]] = []
-    for mine, other in _comparisons():
-        if mine in seconds and other in seconds:
+    for mine, other in COMPARISONS:
+        if mine in timed and other in timed:
             within = [
                 statistics.median(a) / statistics.median(b)
-                for a, b in zip(seconds[mine], seconds[other], strict=True)
+                for a, b in zip(timed[mine].rounds, timed[other].rounds, strict=True)
             ]
-            fastest = rows[mine]["fastest_step_seconds"] / rows[other]["fastest_step_seconds"]
-            ratios.append(
-                {
-                    "what": f"step of {mine} / {other}",
-                    "value": statistics.median(within),
-                    "lowest_and_highest_round": [min(within), max(within)],
-                    "of_fastest_steps": fastest,
-                }
-            )
-    for density in DENSITIES:
-        mine, other = f"sparta-{density}", f"peft-sparta-{density}"
-        if mine in seconds and other in seconds:
-            less = rows[other]["peak_memory_bytes"] - rows[mine]["peak_memory_bytes"]
+            ours, theirs = (timed[name].row["fastest_step_seconds"] for name in (mine, other))
+            yield {
+                "what": f"step of {mine} / {other}",
+                "value": statistics.median(within),
+                "lowest_and_highest_round": [min(within), max(within)],
+                "of_fastest_steps": ours / theirs,
+            }
+    for mine in [name for name in _SPARTA if name in timed]:
+        row, other = timed[mine].row, f"peft-{mine}"
+        if other in timed:
+            less = timed[other].row["peak_memory_bytes"] - row["peak_memory_bytes"]
             what = f"peak memory of {mine} below {other}, in sizes of the weights"
-            ratios.append({"what": what, "value": less / weights_bytes})
-        if mine in seconds:
-            share = rows[mine]["merge_share"] + rows[mine]["gather_share"]
-            ratios.append({"what": f"merging and gathering / step of {mine}", "value": share})
-    return ratios
+            yield {"what": what, "value": less / weights_bytes}
+        share = row["merge_share"] + row["gather_share"]
+        yield {"what": f"merging and gathering / step of {mine}", "value": share}

@@ -39,8 +39,7 @@ class Activations(NamedTuple):
 
 
 def activations_of(setting: Setting, checkpointing: bool) -> Activations:
-    """For rows of `setting.tokens` tokens without padding, with or without gradient
-    checkpointing.
+    """Estimate them for rows of `setting.tokens` tokens, with or without gradient checkpointing.
 
     Raises
     ------
@@ -64,9 +63,8 @@ def activations_of(setting: Setting, checkpointing: bool) -> Activations:
 def _with_layers(setting: Setting, layers: int) -> Setting:
     """The same with so many layers and a large batch."""
     config = setting.config
-    # set by name, since a model may have another key for it
     architecture = load_architecture(config.model)
-    architecture.num_hidden_layers = layers
+    architecture.num_hidden_layers = layers  # by name: the model may have another key for it
     shape = architecture.to_dict()
     if shape.get("layer_types"):
         shape["layer_types"] = shape["layer_types"][:layers]
@@ -85,14 +83,14 @@ def _peak_of_a_row(setting: Setting) -> float:
         wrap_in_lora(classifier, method, precision)
     with FakeTensorMode():
         _make_fake(classifier)
-        there = [*classifier.parameters(), *classifier.buffers()]
+        tensors = [*classifier.parameters(), *classifier.buffers()]
         if isinstance(method, SpartaConfig):
-            there += _touch(classifier.backbone, method, setting)
+            tensors += _patch_all(classifier.backbone, method, setting)
         elif method.name == "full_ft":
-            there += train_all(classifier, precision, base=None).values.values()
+            tensors += train_all(classifier, precision, base=None).values.values()
         batch = replace(setting, device=torch.device("cpu")).batch()
         labels = batch.pop("labels")
-        with TensorMemory(there) as memory:
+        with TensorMemory(tensors) as memory:
             before = memory.live
             loss = F.cross_entropy(classifier(**batch), labels)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -112,23 +110,22 @@ def _without_mask(module: nn.Module, args: Any, named: dict[str, Any]) -> tuple[
     return args, named | ({"attention_mask": None} if "attention_mask" in named else {})
 
 
-def _touch(backbone: nn.Module, method: SpartaConfig, setting: Setting) -> list[Tensor]:
-    """Deltas at the expected number of places, each layer as on its device."""
-    dtype = setting.precision.trained_dtype
+def _patch_all(backbone: nn.Module, method: SpartaConfig, setting: Setting) -> list[Tensor]:
+    """Deltas at the expected number of indices, each layer as on its device."""
     chances = sampled_tensors(backbone, method.density, method.targets, method.density_of)
     made: list[Tensor] = []
     for path, module in list(backbone.named_modules()):
-        deltas, places, way = {}, {}, "dense"
+        deltas, entries, way = {}, {}, "dense"
         for name, tensor in module.named_parameters(recurse=False):
             chance = chances.get(f"{path}.{name}" if path else name, 0.0)
-            chosen = round(chance * tensor.numel())
-            if chosen:
-                deltas[name] = nn.Parameter(torch.zeros(chosen, dtype=dtype))
+            if chosen := round(chance * tensor.numel()):
+                values = torch.zeros(chosen, dtype=setting.precision.trained_dtype)
                 indices = torch.zeros(chosen, dtype=torch.int32)
-                places[name] = ChosenEntries(indices, torch.zeros(chosen, dtype=tensor.dtype))
+                deltas[name] = nn.Parameter(values)
+                entries[name] = ChosenEntries(indices, torch.zeros(chosen, dtype=tensor.dtype))
                 made += [deltas[name], indices]
                 if is_sampled_at(tensor.shape, chance, setting):
                     way = "sampled"
         if deltas:
-            patch(module, deltas, places, way)
+            patch(module, deltas, entries, way)
     return made

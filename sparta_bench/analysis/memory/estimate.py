@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sparta_bench.analysis.bench.contenders import DENSITIES
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory.activations import Activations, activations_of
 from sparta_bench.analysis.memory.formula import paper_formula_bytes
-from sparta_bench.analysis.memory.parts import Parts, Transient, parts_of, transient_of
-from sparta_bench.config.compose import compose
+from sparta_bench.analysis.memory.parts import (
+    Footprint,
+    Parts,
+    Transient,
+    parts_of,
+    transient_of,
+)
 from sparta_bench.models.counts import ParameterCounts, count_parameters, empty_backbone
 from sparta_bench.models.source import load_architecture
 
@@ -20,6 +26,7 @@ METHODS = ("full_ft", "head", "lora", *(f"sparta-{density}" for density in DENSI
 CHECKPOINTING = {False: "plain", True: "checkpointing"}  # and how the JSON calls the two ways
 # Of a GPU, for CUDA's own needs and what the allocator cannot use; a guess, never measured.
 KEPT_FREE = 1 << 30
+MOST_ROWS = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -38,19 +45,19 @@ class Estimate:
     activations: dict[bool, Activations]
 
     def activation_bytes(self, rows: int, checkpointing: bool) -> int:
-        """What a batch needs beside the parts, all gradients aside."""
-        found = self.activations[checkpointing]
-        return round(rows * (self.layers * found.kept + found.at_work))
+        """Return what a batch needs beside the parts, all gradients aside."""
+        size = self.activations[checkpointing]
+        return round(rows * (self.layers * size.kept + size.at_work))
 
     def at_peak(self, rows: int, checkpointing: bool) -> dict[str, int]:
-        """Bytes of each part when a step needs the most; no rows: no batch at all.
+        """Return the bytes of each part when a step needs the most; no rows: no batch at all.
 
         That is either the beginning of the backward pass, with all activations and no gradients;
         or its end, with all gradients but the last, and one layer at work; or what comes then:
         the last gradients, and the optimizer's step.
         """
-        parts, passing, found = self.parts, self.transient, self.activations[checkpointing]
-        kept, at_work = (round(rows * size) for size in (self.layers * found.kept, found.at_work))
+        parts, passing, size = self.parts, self.transient, self.activations[checkpointing]
+        kept, at_work = round(rows * (self.layers * size.kept)), round(rows * size.at_work)
         gradients, activations = max(
             (passing.backward, kept + at_work),
             (parts.gradients - passing.last + passing.backward, at_work),
@@ -60,34 +67,51 @@ class Estimate:
         return {**parts.as_dict(), "gradients": gradients, "activations": activations}
 
     def peak_bytes(self, rows: int, checkpointing: bool) -> int:
-        """The most in a step."""
+        """Return the most in a step."""
         return sum(self.at_peak(rows, checkpointing).values())
 
+    def footprint(self, checkpointing: bool) -> Footprint:
+        """Return what is compared with a measurement."""
+        smallest, peak = (self.peak_bytes(n, checkpointing) for n in (0, self.setting.rows))
+        return Footprint(self.parts, self.parts.held, smallest, peak)
+
     def largest_rows(self, limit_bytes: int, checkpointing: bool) -> int:
-        """The largest batch within a limit; 0 where not even one row fits."""
-        low, high = 0, 1
-        while self.peak_bytes(high, checkpointing) <= limit_bytes:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.peak_bytes(middle, checkpointing) <= limit_bytes:
-                low = middle
-            else:
-                high = middle
-        return low
+        """Return the largest batch within a limit; 0 where not even one row fits."""
+        rows = range(1, MOST_ROWS)
+        return bisect_right(rows, limit_bytes, key=lambda n: self.peak_bytes(n, checkpointing))
+
+    def as_dict(self, limits_gib: Sequence[int]) -> dict[str, Any]:
+        """Return the row of the JSON; of a GPU `KEPT_FREE` is kept free."""
+        rows = self.setting.rows
+        formula = paper_formula_bytes(self.counts, self.setting.config.method.name)
+        row = {
+            "name": self.name,
+            "trainable": self.counts.trainable,
+            "dtypes": self.setting.precision.as_dict(),
+            "parts_bytes": self.parts.as_dict(),
+            "total_bytes": self.parts.total,
+            "paper_formula_bytes": formula["total"],
+        }
+        for way, name in CHECKPOINTING.items():
+            most = {str(n): self.largest_rows((n << 30) - KEPT_FREE, way) for n in limits_gib}
+            row[name] = {
+                "activation_bytes": self.activation_bytes(rows, way),
+                "peak_bytes": self.peak_bytes(rows, way),
+                "at_peak_bytes": self.at_peak(rows, way),
+                "largest_rows": most,
+            }
+        return row
 
 
 def setting_of(name: str, like: Setting) -> Setting:
-    """The same with the method of this name, and with the dtypes that its presets give."""
+    """Return the same with the method of this name, and with the dtypes that its presets give."""
     method, _, density = name.partition("-")
-    overrides = [*like.overrides, f"method={method}"]
-    if density:
-        overrides.append(f"method.density={density}")
-    return replace(like, overrides=tuple(overrides), config=compose(overrides))
+    words = [f"method={method}"] + ([f"method.density={density}"] if density else [])
+    return like.changed(*words)
 
 
 def estimate(name: str, like: Setting) -> Estimate:
-    """The estimate for a method: for the device of `like`, which need not be there.
+    """Return the estimate for a method on the device of `like`, which need not be there.
 
     Raises
     ------
@@ -107,27 +131,3 @@ def estimate(name: str, like: Setting) -> Estimate:
         architecture.num_hidden_layers,
         {way: activations_of(setting, way) for way in CHECKPOINTING},
     )
-
-
-def as_dict(found: Estimate, limits_gib: Sequence[int]) -> dict[str, Any]:
-    """For the JSON; of a GPU `KEPT_FREE` is kept free."""
-    rows, method = found.setting.rows, found.setting.config.method.name
-    return {
-        "name": found.name,
-        "trainable": found.counts.trainable,
-        "dtypes": found.setting.precision.as_dict(),
-        "parts_bytes": found.parts.as_dict(),
-        "total_bytes": found.parts.total,
-        "paper_formula_bytes": paper_formula_bytes(found.counts, method)["total"],
-        **{
-            name: {
-                "activation_bytes": found.activation_bytes(rows, way),
-                "peak_bytes": found.peak_bytes(rows, way),
-                "at_peak_bytes": found.at_peak(rows, way),
-                "largest_rows": {
-                    str(gib): found.largest_rows((gib << 30) - KEPT_FREE, way) for gib in limits_gib
-                },
-            }
-            for way, name in CHECKPOINTING.items()
-        },
-    }

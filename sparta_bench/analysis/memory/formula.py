@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from sparta_bench.models.counts import ParameterCounts
+if TYPE_CHECKING:
+    from sparta_bench.models.counts import ParameterCounts
 
 WEIGHT = 2  # bytes of a bfloat16 number
 TRAINED = 4 * WEIGHT  # a trained scalar: itself, its gradient and Adam's two moments
@@ -15,7 +16,7 @@ SIZES = {"2B": 2e9, "7B": 7e9}  # parameters of Table 1's models
 
 
 def paper_formula_bytes(counts: ParameterCounts, method: str) -> dict[str, int]:
-    """Bytes to train with Adam, all in bfloat16, activations aside (section 5, inequality 1).
+    """Return the bytes to train with Adam, all in bfloat16, activations aside (inequality 1).
 
     SpaRTA's deltas are trained beside the weights, and each chosen scalar has two indices.
     """
@@ -39,7 +40,7 @@ class PerScalar(NamedTuple):
     chosen: int
 
     def of_sparta(self, sparsity: int) -> float:
-        """Bytes for each scalar of the model with SpaRTA at a sparsity in percent."""
+        """Return the bytes for each scalar with SpaRTA at a sparsity in percent."""
         return self.frozen + self.chosen * (100 - sparsity) / 100
 
     @property
@@ -52,7 +53,7 @@ PAPER = PerScalar(TRAINED, WEIGHT, TRAINED + INDICES)
 
 
 def table1_gb() -> dict[str, dict[str, float]]:
-    """Table 1 by model and column, as `paper.rows_of("table1")` names them; GB = 1e9 bytes."""
+    """Return Table 1 by model and column, named as in `paper.rows_of("table1")`; GB = 1e9 bytes."""
     return {
         model: {
             "storage": WEIGHT * parameters / 1e9,
@@ -63,11 +64,11 @@ def table1_gb() -> dict[str, dict[str, float]]:
     }
 
 
-def more_storage(sparsity: int) -> float:
-    """What indices and deltas on disk add to the weights, as a share of them (section 5: 3k)."""
-    return (INDICES + WEIGHT) * (100 - sparsity) / 100 / WEIGHT
-
-
-def less_memory(sparsity: int) -> float:
-    """Which share of full fine-tuning's memory SpaRTA does not need (section 5)."""
-    return 1 - PAPER.of_sparta(sparsity) / PAPER.full_ft
+def savings(sparsity: int) -> dict[str, float]:
+    """Return what section 5 says of a sparsity: what indices and deltas add to the weights on disk,
+    as a share of them (3k), and the share of full fine-tuning's memory that SpaRTA does not need.
+    """
+    return {
+        "more_storage": (INDICES + WEIGHT) * (100 - sparsity) / 100 / WEIGHT,
+        "less_memory": 1 - PAPER.of_sparta(sparsity) / PAPER.full_ft,
+    }

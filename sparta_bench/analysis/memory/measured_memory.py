@@ -5,33 +5,18 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from sparta_bench.analysis.bench.contenders import Ready, with_own_optimizer
 from sparta_bench.analysis.bench.setting import Setting
-from sparta_bench.analysis.memory.parts import Parts
+from sparta_bench.analysis.memory.parts import Footprint, Parts
 from sparta_bench.devices import live_bytes, peak_of
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Bytes of one method's training; `parts` are the sizes of the tensors themselves.
-
-    `held` is there between two steps, `smallest_peak` is the peak of a step with one row of one
-    token, hence almost without activations, `peak` that with the setting's batch.
-    """
-
-    parts: Parts
-    held: int
-    smallest_peak: int
-    peak: int
-
-
-def measure(setting: Setting) -> Measured:
+def measure(setting: Setting) -> Footprint:
     """Build the setting's method on random weights and make steps with it; what other tensors
     there are is not counted.
 
@@ -60,7 +45,7 @@ def _nothing_else() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _measure(setting: Setting) -> Measured:
+def _measure(setting: Setting) -> Footprint:
     before = live_bytes(setting.device)
     smallest, batch = replace(setting, rows=1, tokens=1).batch(), setting.batch()
     before += _bytes([*smallest.values(), *batch.values()])
@@ -72,19 +57,19 @@ def _measure(setting: Setting) -> Measured:
     smallest_peak = peak_of(lambda: ready.step(smallest), setting.device)
     peak = peak_of(lambda: ready.step(batch), setting.device)
     parts = _parts(ready, weights, smallest)
-    return Measured(parts, held - before, smallest_peak - before, peak - before)
+    return Footprint(parts, held - before, smallest_peak - before, peak - before)
 
 
 def _parts(ready: Ready, weights: list[nn.Parameter], batch: dict[str, Tensor]) -> Parts:
-    """Of a method on a backbone of these weights, which may train themselves."""
+    """The sizes of the tensors of a method on a backbone of these weights."""
     ready.forward(batch).backward()  # type: ignore[no-untyped-call]
-    states: Iterable[dict[str, Any]] = ready.optimizer.state.values()
-    backbone, adapter = set(weights), ready.adapter
+    states = ready.optimizer.state.values()
+    backbone, adapter = set(weights), ready.adapter  # weights may train themselves
     return Parts(
         weights=_bytes(weights),
         trained=_bytes(value for value in ready.values if value not in backbone),
-        indices=0 if adapter is None else _bytes(adapter.indices.values()),
-        originals=0 if adapter is None else _bytes(adapter.originals.values()),
+        indices=_bytes(adapter.indices.values()) if adapter else 0,
+        originals=_bytes(adapter.originals.values()) if adapter else 0,
         gradients=_bytes(value.grad for value in ready.values if value.grad is not None),
         moments=_bytes(tensor for state in states for tensor in state.values()),
     )

@@ -1,4 +1,4 @@
-"""The tables of `sparta-bench memory`, from what `report` found."""
+"""The tables of `sparta-bench memory`, from its JSON: Table 1, the parts, what fits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparta_bench.paper import half_unit, number_of
-from sparta_bench.tables.table import Heading, Table
+from sparta_bench.tables.table import Table, table_of
 
 PARTS = ("weights", "trained", "indices", "originals", "gradients", "moments")
 WAYS = {"plain": "", "checkpointing": ", checkpointing"}  # and what is added to a heading
@@ -19,7 +19,7 @@ COMPARED = {
 
 
 def tables_of(found: dict[str, Any]) -> list[Table]:
-    """All tables, in the order in which they are shown."""
+    """Return the three tables, and one for each model that was measured."""
     tables = [_table1(found["table1"])]
     if found["settings"]:
         tables += [_parts(found["settings"]), _fits(found["settings"])]
@@ -32,11 +32,19 @@ def label_of(name: str) -> str:
     return f"{kind} {100 * float(density):g} %" if density else name
 
 
-def _table(
-    key: str, title: str, names: Sequence[str], rows: Sequence[Sequence[str]], *notes: str
-) -> Table:
-    headings = (tuple(Heading(name) for name in names),)
-    return Table(key, title, headings, tuple(map(tuple, rows)), notes)
+class _Unit:
+    """Megabytes or gigabytes (powers of ten), whichever suits the largest of the sizes."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        large = max(sizes) >= 1e9
+        self.name, self._bytes, self._digits = ("GB", 1e9, 3) if large else ("MB", 1e6, 2)
+
+    def text(self, size: float) -> str:
+        return f"{size / self._bytes:,.{self._digits}f}" if size else "–"
+
+
+def _batch(setting: dict[str, Any]) -> str:
+    return f"{setting['rows']:,} rows of {setting['tokens']:,} tokens"
 
 
 # ------------------------------------------------------------------------------- the paper
@@ -48,16 +56,14 @@ def _table1(models: Sequence[dict[str, Any]]) -> Table:
         rows.append([model["model"], "formula", *(f"{formula[name]:.2f}" for name in columns)])
         rows.append([model["model"], "paper", *(printed[name] for name in columns)])
         same += sum(_is_as_printed(formula[name], printed[name]) for name in columns)
-    values = len(columns) * len(models)
-    names = [_column(name) for name in columns]
-    note = f"{same} of {values} values are the paper's, rounded as it rounds them."
+    note = f"{same} of {len(columns) * len(models)} values are the paper's, rounded as it rounds"
     title = "Table 1: GB to store, and to train with Adam, by sparsity; all in bfloat16"
-    return _table("table1", title, ["model", "", *names], rows, note)
+    heads = ["model", "", *map(_heading, columns)]
+    return table_of("table1", title, heads, rows, f"{note} them.")
 
 
-def _column(name: str) -> str:
-    """Table 1's heading for a column of its file."""
-    kind, _, sparsity = name.partition("-")
+def _heading(column: str) -> str:
+    kind, _, sparsity = column.partition("-")
     return f"SpaRTA {sparsity} %" if sparsity else {"full_ft": "full FT"}.get(kind, kind)
 
 
@@ -67,17 +73,6 @@ def _is_as_printed(value: float, text: str) -> bool:
 
 
 # ------------------------------------------------------------------------------- estimated
-def _where(setting: dict[str, Any]) -> str:
-    return (
-        f"{setting['model']} ({setting['parameters']:,} parameters, {setting['weights_dtype']} "
-        f"weights)"
-    )
-
-
-def _batch(setting: dict[str, Any]) -> str:
-    return f"{setting['rows']:,} rows of {setting['tokens']:,} tokens"
-
-
 def _parts(settings: Sequence[dict[str, Any]]) -> Table:
     methods = [(setting["model"], row) for setting in settings for row in setting["methods"]]
     unit = _Unit([row["total_bytes"] for _, row in methods])
@@ -93,27 +88,30 @@ def _parts(settings: Sequence[dict[str, Any]]) -> Table:
         ]
         for model, row in methods
     ]
-    title = f"{unit.name} of each part, activations aside"
-    names = ["model", "method", "scalars trained", "trained in", *PARTS, "all", "paper's formula"]
+    heads = ["model", "method", "scalars trained", "trained in", *PARTS, "all", "paper's formula"]
     notes = [
-        *(f"{_where(setting)}." for setting in settings),
-        "trained: what trains beside the weights (copies, deltas, matrices, the head); all: with "
-        "all gradients.",
-        *(
-            f"{setting['model']}: {label_of(name)} is left out: {why}"
-            for setting in settings
-            for name, why in setting["left_out"].items()
-        ),
+        f"{setting['model']} ({setting['parameters']:,} parameters, {setting['weights_dtype']} "
+        "weights)."
+        for setting in settings
     ]
-    return _table("parts", title, names, rows, *notes)
+    notes.append(
+        "trained: what trains beside the weights (copies, deltas, matrices, the head); all: with "
+        "all gradients."
+    )
+    notes += [
+        f"{setting['model']}: {label_of(name)} is left out: {why}"
+        for setting in settings
+        for name, why in setting["left_out"].items()
+    ]
+    return table_of("parts", f"{unit.name} of each part, activations aside", heads, rows, *notes)
 
 
 def _fits(settings: Sequence[dict[str, Any]]) -> Table:
-    methods = [(setting, row) for setting in settings for row in setting["methods"]]
+    methods = [(setting["model"], row) for setting in settings for row in setting["methods"]]
     unit = _Unit([row[way]["peak_bytes"] for _, row in methods for way in WAYS])
     rows = [
         [
-            setting["model"],
+            model,
             label_of(row["name"]),
             *(unit.text(row[way]["peak_bytes"]) for way in WAYS),
             *(
@@ -122,14 +120,11 @@ def _fits(settings: Sequence[dict[str, Any]]) -> Table:
                 for most in row[way]["largest_rows"].values()
             ),
         ]
-        for setting, row in methods
+        for model, row in methods
     ]
     limits = list(settings[0]["methods"][0]["plain"]["largest_rows"])
-    names = [
-        *(f"peak, {unit.name}{more}" for more in WAYS.values()),
-        *(f"{limit} GiB{more}" for more in WAYS.values() for limit in limits),
-    ]
-    title = "Peak of a step, and rows of the largest batch that fits"
+    heads = [f"peak, {unit.name}{more}" for more in WAYS.values()]
+    heads += [f"{limit} GiB{more}" for more in WAYS.values() for limit in limits]
     notes = (
         *(f"{setting['model']}: a step with {_batch(setting)}." for setting in settings),
         "Activations are estimated by a dry run. They are never all there at once with all "
@@ -137,46 +132,33 @@ def _fits(settings: Sequence[dict[str, Any]]) -> Table:
         f"{settings[0]['kept_free_bytes'] / 2**30:g} GiB of a GPU is kept free for CUDA itself: a "
         "guess. train.accumulation_steps cuts a batch into parts that fit.",
     )
-    return _table("fits", title, ["model", "method", *names], rows, *notes)
-
-
-class _Unit:
-    """Megabytes or gigabytes (powers of ten), whichever suits the largest of the sizes."""
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        large = max(sizes) >= 1e9
-        self.name, self._bytes, self._digits = ("GB", 1e9, 3) if large else ("MB", 1e6, 2)
-
-    def text(self, size: float) -> str:
-        return f"{size / self._bytes:,.{self._digits}f}" if size else "–"
+    title = "Peak of a step, and rows of the largest batch that fits"
+    return table_of("fits", title, ["model", "method", *heads], rows, *notes)
 
 
 # -------------------------------------------------------------------------------- measured
-def _device(setting: dict[str, Any]) -> str:
-    device, versions = setting["device"], setting["versions"]
-    what = "CUDA's allocator" if device["type"] == "cuda" else "all tensors of the process"
-    return f"{setting['date']}, {device['name']}, torch {versions['torch']}: {what}."
-
-
 def _compared(setting: dict[str, Any]) -> Table:
     unit = _Unit([row["estimated"]["peak_bytes"] for row in setting["methods"]])
-    body = []
+    rows = []
     for row in setting["methods"]:
         name = label_of(row["name"]) + (", checkpointing" if row["gradient_checkpointing"] else "")
         if row["measured"] is None:
-            body.append([name, row["status"], *[""] * (2 * len(COMPARED) - 1)])
+            rows.append([name, row["status"], *[""] * (2 * len(COMPARED) - 1)])
             continue
         cells = ((unit.text(row["measured"][key]), _off(row["off"].get(key))) for key in COMPARED)
-        body.append([name, *(text for pair in cells for text in pair)])
-    where = f"{setting['model']}, {_batch(setting)}"
-    title = f"{where}: {unit.name} measured, and how far the estimate is off"
-    names = [text for name in COMPARED.values() for text in (name, "off")]
-    note = (
+        rows.append([name, *(text for pair in cells for text in pair)])
+    device = setting["device"]
+    what = "CUDA's allocator" if device["type"] == "cuda" else "all tensors of the process"
+    return table_of(
+        f"{setting['model']}-compared",
+        f"{setting['model']}, {_batch(setting)}: {unit.name} measured, and how far the estimate is "
+        "off",
+        ["method", *(text for name in COMPARED.values() for text in (name, "off"))],
+        rows,
         "held: between two steps; 1 token: with a batch of one row with one token; activations: "
-        "what the batch adds to that."
+        "what the batch adds to that.",
+        f"{setting['date']}, {device['name']}, torch {setting['versions']['torch']}: {what}.",
     )
-    notes = (note, _device(setting))
-    return _table(f"{setting['model']}-compared", title, ["method", *names], body, *notes)
 
 
 def _off(share: float | None) -> str:
@@ -185,48 +167,3 @@ def _off(share: float | None) -> str:
         return "–"
     text = f"{share:+.1%}"
     return text if float(text[:-1]) else "0.0%"
-
-
-# ------------------------------------------------------------------------------ for the CSV
-def values_table(found: dict[str, Any]) -> Table:
-    """Every size in bytes, one a row: estimated, and measured where it was."""
-    rows = []
-    for setting in found["settings"]:
-        for method in setting["methods"]:
-            start = _start(setting, setting["device"], method["name"])
-            sizes = method["parts_bytes"] | {"total": method["total_bytes"]}
-            rows += [(*start, "", part, str(size), "") for part, size in sizes.items()]
-            for way in WAYS:
-                sizes = {name: method[way][f"{name}_bytes"] for name in ("activation", "peak")}
-                rows += [(*start, way, part, str(size), "") for part, size in sizes.items()]
-    for setting in found["measured"] or []:
-        for method in setting["methods"]:
-            way = "checkpointing" if method["gradient_checkpointing"] else "plain"
-            start = _start(setting, setting["device"]["type"], method["name"])
-            here, there = (_flat(method[side]) for side in ("estimated", "measured"))
-            rows += [
-                (*start, way, part, str(size), str(there.get(part, "")))
-                for part, size in here.items()
-            ]
-        for column in setting["table1"]:
-            start = (setting["model"], setting["device"]["type"], "1", "1", column["column"])
-            parts = column["parts_bytes"]
-            total = "" if parts is None else str(sum(parts.values()))
-            formula = column["formula_bytes"]
-            rows.append((*start, "table1", "total", "" if formula is None else str(formula), total))
-    names = (
-        "model", "device", "rows", "tokens", "method", "way", "part", "estimated bytes",
-        "measured bytes",
-    )  # fmt: skip
-    return _table("memory", "Bytes of each part", names, rows)
-
-
-def _start(setting: dict[str, Any], device: str, method: str) -> tuple[str, ...]:
-    return (setting["model"], device, str(setting["rows"]), str(setting["tokens"]), method)
-
-
-def _flat(side: dict[str, Any] | None) -> dict[str, int]:
-    if side is None:
-        return {}
-    others = {name.removesuffix("_bytes"): side[name] for name in COMPARED}
-    return {**side["parts_bytes"], **others}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from sparta_bench.sparta.gradient import sampling_pays
 from sparta_bench.sparta.sample import sampled_tensors
 from sparta_bench.training.optimizer import PIECE
 
-INDEX = 4  # bytes of a flat place: int32
+INDEX = 4  # bytes of a flat index: int32
 # What StochasticAdamW needs for each scalar of the piece that it updates: in float32 gradient,
 # mean, square and new value, then the random bits, which become the rounded values, and what
 # isfinite works with.
@@ -26,10 +26,10 @@ STOCHASTIC_UPDATE = 27
 
 @dataclass(frozen=True)
 class Parts:
-    """Bytes of each part of one method's training.
+    """Bytes of each part of one method's training, in the order in which they are shown.
 
-    `weights` is the backbone, `trained` what trains beside it: copies, deltas, matrices, and in
-    every method the head.
+    `weights` is the backbone, `trained` what trains beside it: master weights, deltas, matrices,
+    and in every method the head.
     """
 
     weights: int
@@ -38,6 +38,10 @@ class Parts:
     originals: int
     gradients: int
     moments: int
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the parts by name."""
+        return asdict(self)
 
     @property
     def total(self) -> int:
@@ -49,9 +53,28 @@ class Parts:
         """What is there between two steps: all but the gradients."""
         return self.total - self.gradients
 
-    def as_dict(self) -> dict[str, int]:
-        """By name, in the order in which they are shown."""
-        return asdict(self)
+
+class Footprint(NamedTuple):
+    """Bytes of one method's training, estimated or measured.
+
+    `held` is there between two steps; `smallest_peak` is the peak of a step with one row of one
+    token, hence almost without activations; `peak` is that with the setting's batch.
+    """
+
+    parts: Parts
+    held: int
+    smallest_peak: int
+    peak: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values of the JSON; activations are what the batch adds to the peak."""
+        return {
+            "parts_bytes": self.parts.as_dict(),
+            "held_bytes": self.held,
+            "smallest_peak_bytes": self.smallest_peak,
+            "peak_bytes": self.peak,
+            "activation_bytes": self.peak - self.smallest_peak,
+        }
 
 
 class Transient(NamedTuple):
@@ -68,13 +91,14 @@ class Transient(NamedTuple):
 
 
 def parts_of(setting: Setting, counts: ParameterCounts) -> Parts:
-    """The parts of the setting's method in its dtypes; SpaRTA's count is the expected one."""
+    """Return the parts of the setting's method in its dtypes; SpaRTA's count is the expected
+    one."""
     precision = setting.precision
     weight, value = precision.model_dtype.itemsize, precision.trained_dtype.itemsize
     sampled = counts.sampled or 0
     return Parts(
         weights=weight * (counts.total - counts.head),
-        trained=value * (counts.head if _trains_itself(setting) else counts.trainable),
+        trained=value * (counts.head if _trains_weights(setting) else counts.trainable),
         indices=INDEX * sampled,
         originals=weight * sampled,
         gradients=value * counts.trainable,
@@ -83,59 +107,43 @@ def parts_of(setting: Setting, counts: ParameterCounts) -> Parts:
 
 
 def transient_of(setting: Setting, backbone: nn.Module, counts: ParameterCounts) -> Transient:
-    """What comes and goes in a step of the setting's method on `backbone` (on any device)."""
+    """Return what comes and goes in a step of the setting's method on `backbone`."""
     method, precision = setting.config.method, setting.precision
-    weight = precision.model_dtype.itemsize
-    sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
-    backward = last = 0
+    tensors = dict(backbone.named_parameters())
+    largest, dense, last = counts.head, 0, 0
     if isinstance(method, SpartaConfig):
         chances = sampled_tensors(backbone, method.density, method.targets, method.density_of)
-        backward = weight * _largest_dense(backbone, chances, setting)
-        largest = round(max(sizes[name] * chance for name, chance in chances.items()))
-    elif method.name == "full_ft":
-        largest, last = max(sizes.values()), precision.trained_dtype.itemsize * counts.embeddings
-        if not _trains_itself(setting):
-            backward = weight * largest  # before it moves to the copy
-    elif isinstance(method, LoraConfig):
-        largest = max(counts.head, *lora_sizes(backbone, method))
-    else:
-        largest = counts.head
-    stochastic = precision.trained_dtype == torch.bfloat16
-    return Transient(backward, STOCHASTIC_UPDATE * min(largest, PIECE) if stochastic else 0, last)
-
-
-def _trains_itself(setting: Setting) -> bool:
-    """Whether the weights train, and not copies of them (see `models.dtypes`)."""
-    precision = setting.precision
-    return (
-        setting.config.method.name == "full_ft" and precision.model_dtype == precision.trained_dtype
-    )
-
-
-def _largest_dense(backbone: nn.Module, chances: dict[str, float], setting: Setting) -> int:
-    """Scalars of the largest weight whose gradient is computed whole; 0 where all are sampled."""
-    tensors = dict(backbone.named_parameters())
-    return max(
-        (
-            tensors[name].numel()
+        largest = round(max(tensors[name].numel() * chance for name, chance in chances.items()))
+        dense = max(
+            tensors[name].numel() * (not is_sampled_at(tensors[name].shape, chance, setting))
             for name, chance in chances.items()
-            if not is_sampled_at(tensors[name].shape, chance, setting)
-        ),
-        default=0,
-    )
+        )
+    elif method.name == "full_ft":
+        largest = max(tensor.numel() for tensor in tensors.values())
+        last = precision.trained_dtype.itemsize * counts.embeddings
+        dense = 0 if _trains_weights(setting) else largest  # before it moves to the master weight
+    elif isinstance(method, LoraConfig):
+        largest = max(largest, *lora_sizes(backbone, method))
+    stochastic = precision.trained_dtype == torch.bfloat16
+    update = STOCHASTIC_UPDATE * min(largest, PIECE) if stochastic else 0
+    return Transient(precision.model_dtype.itemsize * dense, update, last)
+
+
+def _trains_weights(setting: Setting) -> bool:
+    """Whether the weights train, and not master weights beside them (see `models.dtypes`)."""
+    model_dtype, trained_dtype = setting.precision.model_dtype, setting.precision.trained_dtype
+    return setting.config.method.name == "full_ft" and model_dtype == trained_dtype
 
 
 def is_sampled_at(shape: torch.Size, chance: float, setting: Setting) -> bool:
-    """Whether the gradient of a tensor with so many chosen entries is computed entry by entry."""
-    if len(shape) != 2:
-        return False
+    """Return whether a tensor's gradient is computed at its chosen entries alone."""
     chosen, tokens = round(chance * shape.numel()), setting.rows * setting.tokens
-    return sampling_pays(shape, chosen, tokens, setting.device)
+    return len(shape) == 2 and sampling_pays(shape, chosen, tokens, setting.device)
 
 
 def per_scalar(full_ft: Precision, sparta: Precision) -> PerScalar:
-    """What this project holds for each scalar of a backbone where the two methods train in these
-    dtypes; activations and transients aside."""
+    """Return what this project holds for each scalar of a backbone where the two methods train in
+    these dtypes; activations and transients aside."""
     weight, value = full_ft.model_dtype.itemsize, full_ft.trained_dtype.itemsize
     trained = 4 * value  # itself, gradient, two moments
     whole = trained if full_ft.model_dtype == full_ft.trained_dtype else weight + trained

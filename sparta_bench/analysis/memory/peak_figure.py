@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from sparta_bench.analysis.memory.memory_tables import WAYS, label_of
 from sparta_bench.report.plots import TONES, Figure, Frame, Key, Panel
-from sparta_bench.text import shortened
+from sparta_bench.text import as_bytes, shortened
 
 # in the order in which they are stacked; no two neighbours look alike
 PARTS = {
@@ -25,12 +25,11 @@ class Bar(NamedTuple):
     @property
     def text(self) -> str:
         """The sum, as it stands at the bar's end."""
-        total = sum(self.sizes)
-        return f"{total / 1e9:,.1f} GB" if total >= 1e9 else f"{total / 1e6:,.0f} MB"
+        return as_bytes(sum(self.sizes))
 
 
 def peaks(name: str, settings: list[dict[str, Any]]) -> Figure:
-    """A panel for each model of `findings.estimated`, with two bars a method: without gradient
+    """Draw a panel for each model of `findings.estimated`, with two bars a method: without gradient
     checkpointing, and with it below."""
     legend = tuple(Key(part, tone, "s") for part, tone in PARTS.items())
     title = "Memory at the peak of a training step"
@@ -38,7 +37,7 @@ def peaks(name: str, settings: list[dict[str, Any]]) -> Figure:
 
 
 def bars_of(setting: dict[str, Any]) -> list[Bar]:
-    """The bars of one model, from the top."""
+    """Return the bars of one model, from the top."""
     return [
         Bar(label, tuple(float(method[way]["at_peak_bytes"][part]) for part in PARTS))
         for method in setting["methods"]
@@ -48,23 +47,24 @@ def bars_of(setting: dict[str, Any]) -> list[Bar]:
 
 def _panel(setting: dict[str, Any]) -> Panel:
     bars = bars_of(setting)
+    rows = range(len(bars))
     title = f"{setting['model']}, {setting['rows']} × {setting['tokens']} tokens"
-    said = "; ".join(f"{bar.label} {bar.text}" for bar in bars)
+    texts = "; ".join(f"{bar.label} {bar.text}" for bar in bars)
 
     def draw(frame: Frame) -> None:
         axes = frame.axes(left=104, right=62, top=22, bottom=4)
-        starts = [0.0] * len(bars)
+        ends = [0.0] * len(bars)
         for part, tone in enumerate(PARTS.values()):
             sizes = [bar.sizes[part] for bar in bars]
-            axes.barh(range(len(bars)), sizes, 0.66, left=starts, color=TONES[tone].light)
-            starts = [start + size for start, size in zip(starts, sizes, strict=True)]
-        for row, (bar, end) in enumerate(zip(bars, starts, strict=True)):
+            axes.barh(rows, sizes, 0.66, left=ends, color=TONES[tone].light)
+            ends = [end + size for end, size in zip(ends, sizes, strict=True)]
+        for row, bar, end in zip(rows, bars, ends, strict=True):
             axes.annotate(bar.text, (end, row), (4, 0), textcoords="offset points", va="center")
-        axes.set_yticks(range(len(bars)), [shortened(bar.label, 18) for bar in bars])
+        axes.set_yticks(rows, [shortened(bar.label, 18) for bar in bars])
         axes.set_xticks([])
         axes.set_xlim(left=0)
         axes.set_ylim(len(bars) - 0.5, -0.5)
         axes.spines["bottom"].set_visible(False)
 
     height = 26 + ROW * len(bars)
-    return Panel(title, "", f"Memory at the peak, {title}: {said}", draw, WIDTH, height)
+    return Panel(title, "", f"Memory at the peak, {title}: {texts}", draw, WIDTH, height)

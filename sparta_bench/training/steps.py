@@ -1,0 +1,26 @@
+"""How long a training is; no torch, so that `plan` can say it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sparta_bench.config.schema import TrainConfig
+
+
+@dataclass
+class Plan:
+    """How long the training is, in optimizer steps."""
+
+    steps_per_epoch: int
+    steps: int
+    eval_every: int
+
+
+def plan_steps(train_examples: int, train: TrainConfig) -> Plan:
+    """Steps of an epoch (its last, smaller batch counts), of all, and between evaluations."""
+    per_epoch = math.ceil(train_examples / train.batch_size)
+    steps = math.ceil(per_epoch * train.epochs)
+    if train.max_steps is not None:
+        steps = min(steps, train.max_steps)
+    return Plan(per_epoch, steps, train.eval_every or math.ceil(per_epoch / 4))
