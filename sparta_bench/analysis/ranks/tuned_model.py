@@ -13,7 +13,8 @@ from sparta_bench.adapters.base import refuse_other_base
 from sparta_bench.adapters.changes import Change, Tuned
 from sparta_bench.errors import InputError
 from sparta_bench.models.dtypes import DTYPES
-from sparta_bench.models.stored_tensors import Checkpoint, is_head, open_checkpoint
+from sparta_bench.models.stored_tensors import Checkpoint, open_checkpoint
+from sparta_bench.models.weight_files import is_head
 
 
 class TunedModel:
