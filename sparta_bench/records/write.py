@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import traceback
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparta_bench.config.schema import Config, SpartaConfig
 from sparta_bench.errors import without_secrets
-from sparta_bench.files import write_json
+from sparta_bench.files import hash_of, write_json
 from sparta_bench.records.record import PROTOCOL, RESULT, SCHEMA, identity_of
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def run_id_of(
     settings["model"]["dtype"] = precision.as_dict()
     settings |= {"base": base_fingerprint, "data": data_fingerprint, "protocol": PROTOCOL}
     text = json.dumps(settings, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hash_of(text, 12)
 
 
 def run_folder(config: Config, run_id: str) -> Path:
