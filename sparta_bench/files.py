@@ -175,6 +175,11 @@ def write_tensors(
         save_file(dict(tensors), temporary, metadata)
 
 
+def hash_of(text: str, digits: int = 16) -> str:
+    """The first hex digits of a text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:

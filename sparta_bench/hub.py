@@ -8,6 +8,8 @@ has of it needs no network.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +32,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import silent_tqdm
 from tqdm import tqdm
 
 from sparta_bench.errors import log, reason_of
@@ -54,11 +55,11 @@ def snapshot(repo: str, revision: str) -> Path:
         try:
             folder = snapshot_download(
                 repo,
-                revision=commit or revision,
+                revision=revision,  # the cache then knows it by this name
                 allow_patterns=NO_WEIGHTS,
                 ignore_patterns="*/*",
                 local_files_only=cache_only,
-                tqdm_class=silent_tqdm,
+                tqdm_class=Silent,
             )
         except Exception as error:  # the client raises many kinds
             problem = problem or error
@@ -93,6 +94,20 @@ def look(repo: str, revision: str, kind: Kind) -> tuple[str | None, Exception | 
 def download(repo: str, name: str, commit: str) -> None:
     """Download a file to a snapshot, unless it is there."""
     hf_hub_download(repo, name, revision=commit, tqdm_class=Bar)
+
+
+@contextmanager
+def cache_alone(wanted: bool) -> Iterator[None]:
+    """Let `datasets`, which has no argument for it, ask no hub inside the block, if so wanted."""
+    from datasets import config
+
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    try:
+        if wanted:
+            constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
 def endpoint() -> str:
@@ -130,6 +145,13 @@ class Bar(tqdm):  # type: ignore[misc]
 
     def update_transfer(self, count: int) -> None:
         """With this the client's own store (Xet) has one bar, not two."""
+
+
+class Silent(tqdm):  # type: ignore[misc]
+    """No progress."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **{**settings, "disable": True})
 
 
 # ---------------------------------------------------------------------------------- errors

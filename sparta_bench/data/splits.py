@@ -109,9 +109,10 @@ def _prepared(repository: Hub) -> Any:
     commit, refusal = hub.look(path, revision, "dataset")
     settings = {"download_config": datasets.DownloadConfig(max_retries=2)}
     try:
-        builder = datasets.load_dataset_builder(
-            path, repository.name, revision=revision, **settings
-        )
+        with hub.cache_alone(commit is None):
+            builder = datasets.load_dataset_builder(
+                path, repository.name, revision=revision, **settings
+            )
     except Exception as error:
         raise refusal or error from None
     # from whatever goes wrong on the way it falls back on the latest that is in its cache

@@ -20,6 +20,7 @@ from sparta_bench.data.prompts import Reading, render
 from sparta_bench.data.splits import Splits
 from sparta_bench.data.tensor_cache import read_kept, try_to_keep
 from sparta_bench.errors import InputError
+from sparta_bench.files import hash_of
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 TEXTS_AT_ONCE = 10_000  # given to the tokenizer, whose own lists take kilobytes for each
@@ -199,5 +200,4 @@ def _cache_key(texts: Iterator[str], tokenizer: Any) -> str:
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """A hash of everything that decides how the tokenizer cuts a text."""
-    text: str = tokenizer.backend_tokenizer.to_str()
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hash_of(tokenizer.backend_tokenizer.to_str())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -14,7 +13,7 @@ from sparta_bench import hub
 from sparta_bench.config.schema import ModelConfig
 from sparta_bench.data.prompts import SEP_TOKEN, Reading
 from sparta_bench.errors import InputError, reason_of
-from sparta_bench.files import json_of, sha256_of
+from sparta_bench.files import hash_of, json_of, sha256_of
 from sparta_bench.models.weight_files import download_weights
 
 EMBEDDED = Path(str(resources.files("sparta_bench") / "tiny_models"))
@@ -144,7 +143,7 @@ def source_fingerprint(model: ModelConfig) -> str:
     tokenizer = [Path(model.tokenizer)] if model.tokenizer else []
     if is_local(model):
         folders = [folder_of(model), *tokenizer]
-        return hashlib.sha256("".join(map(_hash_folder, folders)).encode()).hexdigest()[:16]
+        return hash_of("".join(map(_hash_folder, folders)))
     return "+".join([folder_of(model).name, *map(_hash_folder, tokenizer)])
 
 
@@ -156,7 +155,7 @@ def _hash_folder(folder: Path) -> str:
         and path.name != "generation_config.json"
     ]
     digests = [f"{p.name} {_hash_file(p, p.stat().st_size, p.stat().st_mtime_ns)}" for p in paths]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+    return hash_of("\n".join(digests))
 
 
 @lru_cache(maxsize=1024)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import tempfile
@@ -15,7 +14,7 @@ import torch
 from sparta_bench.config.schema import Config
 from sparta_bench.devices import accelerator_of, set_threads
 from sparta_bench.errors import InputError, log
-from sparta_bench.files import write_json
+from sparta_bench.files import hash_of, write_json
 from sparta_bench.models.dtypes import precision_of
 from sparta_bench.records.read import look_into
 from sparta_bench.records.record import NOT_TO_REPLACE, PROTOCOL, RESULT, RUNNING, identity_of
@@ -111,7 +110,7 @@ def identify(config: Config, assets: AssetCache, device: torch.device, processes
     settings["data"] = assets.data_fingerprint(config.task)
     settings["protocol"] = PROTOCOL
     text = json.dumps(settings, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hash_of(text, 12)
 
 
 def run_folder(config: Config, run_id: str) -> Path:

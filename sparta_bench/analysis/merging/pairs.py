@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 from sparta_bench.adapters.merging.merge_methods import Rule
+from sparta_bench.files import hash_of
 from sparta_bench.records.read import saved_by
 from sparta_bench.records.record import MERGE_SCHEMA, PROTOCOL, SAVED, Record
 from sparta_bench.tables.protocol import TASKS
@@ -39,7 +39,7 @@ class Pair:
         parts = [self.one.run_id, self.other.run_id, rule.as_dict(), PROTOCOL, MERGE_SCHEMA]
         if self.one.raw["method"] == "lora" and (rule.how != "sum" or rule.keep is not None):
             parts.append("product")  # peft merged the factors before, with other results
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+        return hash_of(json.dumps(parts), 12)
 
     @property
     def runs(self) -> tuple[Record, Record]:
