@@ -65,21 +65,11 @@ def did_you_mean(wrong: str, names: Iterable[str]) -> str:
 
 
 def did_you_mean_key(wrong: str, keys: Iterable[str]) -> str:
-    """The same for a dotted key, which may lack its group (`density`) or be shortened (`lr`)."""
-    inside = [key for key in keys if "." in key or "." not in wrong]  # no group for a setting
-    last = {key: key.rpartition(".")[2] for key in inside}
+    """The same for a dotted key, which may lack its group, as `density`."""
     end = wrong.rpartition(".")[2]
-    for fits in (
-        lambda name: name == end,
-        lambda name: "_" in name and "".join(word[:1] for word in name.split("_")) == end,
-        lambda name: end in name.split("_"),
-    ):
-        if found := [key for key in inside if fits(last[key])]:
-            return _meant(found[:3])
-    if "." in wrong:
-        return did_you_mean(wrong, inside)
-    near = get_close_matches(end, list(dict.fromkeys(last.values())), n=3, cutoff=0.5)
-    return _meant([key for name in near for key in inside if last[key] == name][:3])
+    inside = [key for key in keys if "." in key or "." not in wrong]  # no group for a setting
+    same_end = [key for key in inside if key.rpartition(".")[2] == end]
+    return _meant(same_end[:3]) or did_you_mean(wrong, inside)
 
 
 def _meant(near: list[str]) -> str:
