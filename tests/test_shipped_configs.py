@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sparta_bench.config.compose import compose, config_dir
+from sparta_bench.config.compose import compose
+from sparta_bench.config.conf_folder import config_dir
 
 SHIPPED = sorted(
     path.relative_to(config_dir()).with_suffix("")

@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from sparta_bench.config.check import train_of
 from sparta_bench.config.compose import composed_choices, parse_all
 from sparta_bench.config.conf_folder import GROUPS, choices, config_dir, read_yaml
-from sparta_bench.config.rules import rule_fault, show
-from sparta_bench.errors import InputError, did_you_mean
+from sparta_bench.config.rules import RULES, rule_fault, show
+from sparta_bench.errors import InputError, did_you_mean, did_you_mean_key
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ def _sweep(name: str, settings: dict[str, Any]) -> Sweep:
         for value in values:
             if key in GROUPS and value not in choices(key):
                 lines.append(f"{key}={show(value)}: no such {key}")
+            elif key not in (*GROUPS, *RULES, "method.targets"):
+                lines.append(f"{key}={show(value)}: no such key{did_you_mean_key(key, RULES)}")
             elif line := rule_fault(key, value):
                 lines.append(line)
     if lines:
