@@ -53,18 +53,18 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (["--nope"], "--nope: no such option; settings are written key=value (see --help)"),
         (["--density", "0.05"], "--density: no such option; settings are written key=value "
          "(see --help)"),
-        (["run"], "run: neither a subcommand nor of the form key=value"),
-        (["task", "tiny-rte"], "task: neither a subcommand nor of the form key=value"),
+        (["run"], "run: neither a subcommand (did you mean ranks?) nor of the form key=value"),
+        (["tiny-rte", "seed=1"], "tiny-rte: neither a subcommand nor of the form key=value"),
         (["seed=1", "tiny-rte"], "tiny-rte: not of the form key=value"),
         (["plan", "--seed", "3"], "--seed: plan knows no option but --json"),
         (["density=0.05"], "density=0.05: no such key (did you mean method.density?)"),
         (["method.epochs=3"], "method.epochs=3: no such key (did you mean train.epochs?)"),
         (["learnin_rate=1"], "learnin_rate=1: no such key (did you mean train.learning_rate?)"),
-        (["modl=gemma-2b"], "modl=gemma-2b: no such key (did you mean model or method?)"),
+        (["modl=gemma-2b"], "modl=gemma-2b: no such key (did you mean model, method or model.path?)"),
         (["+sweep=table3_lora"], "+sweep=table3_lora: a sweep is a grid, and needs -m"),
         (["--cfg", "job", "+sweep=table3"], "+sweep=table3: a sweep is a grid, and needs -m"),
         (["-m", "+sweep=table3_foo"], "+sweep=table3_foo: no such sweep (did you mean "
-         "table3, table3_lora or tiny_table3?); known: merging_table6, merging_tiny, "
+         "table3_lora, table3 or table5_lora?); known: merging_table6, merging_tiny, "
          "merging_tiny_table6, table10, table11, table3, table4, table5, tiny_table10, "
          "tiny_table11, tiny_table3, tiny_table4, tiny_table5"),
         (["plan", "--jsn"], "--jsn: plan knows no option but --json"),
