@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+import sparta_bench
 from sparta_bench.cli.main import COMMANDS, main
 from sparta_bench.config.conf_folder import GROUPS, choices
+from sparta_bench.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "sparta_bench.cli"]
@@ -111,8 +113,9 @@ def test_all_faults_come_at_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_run_prints_one_line_and_leaves_a_record(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    code, out, _ = call(capsys, *QUICK, *folders(tmp_path))
+    code, out, err = call(capsys, *QUICK, *folders(tmp_path))
     assert code == 0
+    assert err[0] == f"{NAME}, seed 0"  # no heading and no number, as a grid has
     (record,) = records(tmp_path)
     assert record["status"] == "completed"
     (line,) = out.splitlines()
@@ -120,6 +123,23 @@ def test_a_run_prints_one_line_and_leaves_a_record(
     assert line.endswith(f"{record['run_id']}/result.json")
     code, again, _ = call(capsys, *QUICK, *folders(tmp_path))
     assert code == 0 and "there already" in again
+
+
+def test_a_script_gets_the_record_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sparta_bench.runs.experiment
+
+    words = [*QUICK, *folders(tmp_path), "method=head"]
+    record = sparta_bench.run(words)
+    assert [record] == records(tmp_path) and sparta_bench.run(words) == record
+    with pytest.raises(InputError, match=r"^seed=x: must be a whole number"):
+        sparta_bench.run(["seed=x"])
+
+    def fails(*_: Any) -> None:
+        raise LookupError("it broke")
+
+    monkeypatch.setattr(sparta_bench.runs.experiment, "prepare", fails)
+    with pytest.raises(RuntimeError, match=r"^LookupError: it broke → .*/result\.json$"):
+        sparta_bench.run([*words, "seed=1"])
 
 
 def test_a_bad_job_of_a_grid_is_told_before_anything_runs(

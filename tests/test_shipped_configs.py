@@ -54,6 +54,14 @@ def test_every_value_has_a_comment_or_says_where_it_is_from(choice: Path) -> Non
     assert text.startswith("#") and text.endswith("\n")
 
 
+def test_a_file_of_a_group_sets_the_groups_own_keys_alone() -> None:
+    """So that `composed_choices` may put parts of several compositions together."""
+    for group in GROUPS:
+        for path in (config_dir() / group).glob("*.yaml"):
+            text = path.read_text(encoding="utf-8")
+            assert "@package" not in text and "override " not in text, path
+
+
 def runs_here(choice: Path) -> bool:
     """Real models and tasks need a hub or files; they only compose."""
     return str(choice.parent) in ("method", "train") or choice.name.startswith(("tiny-", "local"))

@@ -154,24 +154,24 @@ def to_plain(composed: Any) -> dict[str, Any]:
     InputError
         If a value is taken from the environment: it would go into records, secrets among it.
     """
-    _refuse_environment(OmegaConf.to_container(composed), ())
+    _refuse_environment(OmegaConf.to_container(composed), "")
     plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key != "hydra"}
+    return {str(key): value for key, value in plain.items()}
 
 
-def _refuse_environment(value: Any, above: tuple[str, ...]) -> None:
-    if above == ("hydra",):  # not in records
-        return
+def _refuse_environment(value: Any, key: str) -> None:
     if isinstance(value, str) and ENVIRONMENT.search(value):
         raise InputError(
-            f"{'.'.join(above)}={value}: the environment is not read, since records would hold "
-            "what it says; write the value itself, or let the shell do that"
+            f"{key}={value}: the environment is not read, since records would hold what it says; "
+            "write the value itself, or let the shell do that"
         )
-    for key, inner in value.items() if isinstance(value, dict) else ():
-        _refuse_environment(inner, (*above, str(key)))
-    for inner in value if isinstance(value, list) else ():
-        _refuse_environment(inner, above)
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_environment(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_environment(inner, key)
 
 
 # -------------------------------------------------------------------------- what is set here
@@ -227,33 +227,28 @@ def _with_values(
     config: dict[str, Any], overrides: list[Override]
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the configuration with all values set that can be, and a line for each other."""
-    lines = []
+    lines: list[str] = []
     refers = False
     for override in overrides:
         text = str(override.input_line)
-        if not ("$" in text or "???" in text):
-            line = _set(config, override)
-        else:  # an interpolation, or what OmegaConf takes as missing
-            changed = deepcopy(config)
-            line = _set(changed, override) or _fault_of_reference(changed, text)
-            if line is None:
-                config, refers = changed, True
-        lines += [line] if line else []
+        # an interpolation, or what OmegaConf takes as missing
+        is_reference = "$" in text or "???" in text
+        changed = deepcopy(config) if is_reference else config
+        try:
+            _set(changed, override)
+            if is_reference:
+                to_plain(OmegaConf.create(changed))
+        except HYDRA_ERRORS as error:
+            lines.append(f"{text}: {reason_of(error)}")
+        except InputError as error:
+            lines += error.lines
+        else:
+            config, refers = changed, refers or is_reference
     return to_plain(OmegaConf.create(config)) if refers else config, lines
 
 
-def _fault_of_reference(config: dict[str, Any], text: str) -> str | None:
-    try:
-        to_plain(OmegaConf.create(config))
-    except HYDRA_ERRORS as error:
-        return f"{text}: {reason_of(error)}"
-    except InputError as error:
-        return error.lines[0]
-    return None
-
-
-def _set(config: dict[str, Any], override: Override) -> str | None:
-    """Change a configuration as an override says; return why if that cannot be."""
+def _set(config: dict[str, Any], override: Override) -> None:
+    """Change a configuration as an override says; raise InputError if that cannot be."""
     key, text, value = override.key_or_group, override.input_line, override.value()
     adds = override.is_add() or override.is_force_add()
     *parents, last = key.split(".")
@@ -266,10 +261,9 @@ def _set(config: dict[str, Any], override: Override) -> str | None:
     if override.is_delete() and last in part:
         del part[last]
     elif override.is_add() and part.get(last) is not None and not isinstance(value, dict | list):
-        return f"{text}: is there already; write {key}=VALUE"
+        raise InputError(f"{text}: is there already; write {key}=VALUE")
     elif override.is_delete() or override.package or not _put(part, last, value, adds):
-        return f"{text}: no such key{did_you_mean_key(key, _all_keys(config))}"
-    return None
+        raise InputError(f"{text}: no such key{did_you_mean_key(key, _all_keys(config))}")
 
 
 def _put(part: dict[str, Any], key: str, value: Any, adds: bool) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-METHODS = ("full_ft", "head", "lora", "sparta")
 DTYPES = ("float32", "bfloat16")
 TINY_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "imdb")  # generated twins
 
@@ -133,6 +132,7 @@ METHOD_CLASSES: dict[str, type] = {
     "lora": LoraConfig,
     "sparta": SpartaConfig,
 }
+METHODS = tuple(METHOD_CLASSES)
 
 
 @dataclass(frozen=True)

@@ -161,8 +161,9 @@ def sweep_jobs(overrides: list[str]) -> list[list[str]]:
     jobs = [job for name in names for sweep in read_sweep(name) for job in _jobs_of(sweep, given)]
     jobs += [] if names else [list(job) for job in product(*given.values())]
     if not jobs:
-        method = f"; the sweep runs no {given['method'][0]}" if names and "method" in given else ""
-        raise InputError(f"-m: the values given make no job at all{method}")
+        methods = [text for text in overrides if text.startswith("method=")]
+        why = f"; the sweep runs no {methods[0]}" if names and methods else ""
+        raise InputError(f"-m: the values given make no job at all{why}")
     return jobs
 
 
