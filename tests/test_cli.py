@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-import sparta_bench
 from sparta_bench.cli.main import COMMANDS, main
 from sparta_bench.config.conf_folder import GROUPS, choices
 from sparta_bench.errors import InputError
@@ -62,7 +61,8 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (["density=0.05"], "density=0.05: no such key (did you mean method.density?)"),
         (["method.epochs=3"], "method.epochs=3: no such key (did you mean train.epochs?)"),
         (["learnin_rate=1"], "learnin_rate=1: no such key (did you mean train.learning_rate?)"),
-        (["modl=gemma-2b"], "modl=gemma-2b: no such key (did you mean model, method or model.path?)"),
+        (["modl=gemma-2b"], "modl=gemma-2b: no such key (did you mean model, method or "
+         "model.path?)"),
         (["+sweep=table3_lora"], "+sweep=table3_lora: a sweep is a grid, and needs -m"),
         (["--cfg", "job", "+sweep=table3"], "+sweep=table3: a sweep is a grid, and needs -m"),
         (["-m", "+sweep=table3_foo"], "+sweep=table3_foo: no such sweep (did you mean "
