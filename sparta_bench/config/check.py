@@ -100,7 +100,7 @@ def train_of(
         With a line for each fault.
     """
     raw = {"train": _with_presets(train, method, model, task)}
-    _raise(raw, _key_faults(train, TrainConfig, "train.") | _rule_faults(raw))
+    _raise(raw, _key_faults(raw["train"], TrainConfig, "train.") | _rule_faults(raw))
     settings: TrainConfig = _made(TrainConfig, raw["train"])
     return settings
 
