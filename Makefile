@@ -44,7 +44,7 @@ bench: .venv/ready  ## step time, FLOPs and memory of all methods on this machin
 	$(BIN)/sparta-bench bench
 
 $(PAPER): .venv/ready  ## the runs of one table of the paper; ARGS="seed=0 task=rte" for a part of them
-	$(BIN)/sparta-bench -m +sweep=$@_full_ft,$@_sparta,$@_lora,$@_head $(ARGS)
+	$(BIN)/sparta-bench -m +sweep=$@ $(ARGS)
 
 table6: .venv/ready  ## Table 6: two single models and the merged one, gemma-2b
 	$(BIN)/sparta-bench -m +sweep=merging_table6 $(ARGS)

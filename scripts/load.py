@@ -128,7 +128,8 @@ def _settings(work: Path) -> list[str]:
 
 def sweep(work: Path, runs: int) -> dict[str, Any]:
     """Memory after each of many runs of one process, of all four methods in turn."""
-    from sparta_bench.config.compose import compose_all, sweep_jobs
+    from sparta_bench.config.compose import compose_all
+    from sparta_bench.config.sweeps import sweep_jobs
     from sparta_bench.runs.assets import AssetCache
     from sparta_bench.runs.grid import Grid
 

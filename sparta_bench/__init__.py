@@ -1,3 +1,29 @@
 """Reproduce "Sparsity May Be All You Need: Sparse Random Parameter Adaptation"."""
 
+from __future__ import annotations
+
+from typing import Any
+
 __version__ = "0.1.0"
+
+
+def run(overrides: list[str]) -> dict[str, Any]:
+    """Run the experiment of overrides such as `["task=tiny-rte", "method=lora"]`.
+
+    Returns the record, as in `result.json`; a run that is done already is not repeated.
+
+    Raises
+    ------
+    InputError
+        If the configuration or the input is wrong, with a line for every fault.
+    RuntimeError
+        If the run fails.
+    """
+    from sparta_bench.config.compose import compose
+    from sparta_bench.runs.run import run as run_experiment
+
+    record, path, _ = run_experiment(compose(overrides))
+    if record["status"] != "completed":
+        error = record["error"]
+        raise RuntimeError(f"{error['type']}: {error['message']} → {path}")
+    return record

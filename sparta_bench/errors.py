@@ -62,15 +62,11 @@ def did_you_mean(wrong: str, names: Iterable[str]) -> str:
 
 
 def did_you_mean_key(wrong: str, keys: Iterable[str]) -> str:
-    """The same for a dotted key, which may lack its group (`density`)."""
-    inside = [key for key in keys if "." in key or "." not in wrong]  # no group for a setting
-    names = {key: key.rpartition(".")[2] for key in inside}
+    """The same for a dotted key, which may lack its group, as `density`."""
     end = wrong.rpartition(".")[2]
-    near = [end] if end in names.values() else []
-    if not near and "." in wrong:
-        return did_you_mean(wrong, inside)
-    near = near or get_close_matches(end, dict.fromkeys(names.values()), n=3, cutoff=0.5)
-    return _meant([key for name in near for key in inside if names[key] == name][:3])
+    inside = [key for key in keys if "." in key or "." not in wrong]  # no group for a setting
+    same_end = [key for key in inside if key.rpartition(".")[2] == end]
+    return _meant(same_end[:3]) or did_you_mean(wrong, inside)
 
 
 def _meant(near: list[str]) -> str:

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from sparta_bench.cli.main import COMMANDS, main
-from sparta_bench.config.compose import GROUPS, choices
+from sparta_bench.config.conf_folder import GROUPS, choices
+from sparta_bench.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "sparta_bench.cli"]
@@ -50,42 +51,24 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (["foo=1"], "foo=1: no such key (did you mean force?)"),
         (["train=defualt"], "train=defualt: no such train (did you mean default?); known: default"),
         (["seed=0,1"], "seed=0,1: several values are a grid, and need -m"),
-        (["--nope"], "--nope: no such option (see --help)"),
-        *[([word], f"{word}: neither a subcommand nor of the form key=value; a run needs no word, "
-           "only key=value (see --help)") for word in ("run", "train", "fine-tune")],
-        (["task", "tiny-rte"], "task: neither a subcommand nor of the form key=value; "
-         "write task=tiny-rte"),
-        (["task"], "task: neither a subcommand nor of the form key=value; write task=NAME"),
-        (["train", "default"], "train: neither a subcommand nor of the form key=value; "
-         "write train=default"),
-        (["sweep", "table3_lora"], "sweep: neither a subcommand nor of the form key=value; "
-         "write -m +sweep=table3_lora"),
-        (["tiny-rte", "seed=1"], "tiny-rte: neither a subcommand nor of the form key=value; "
-         "write task=tiny-rte"),
-        (["lora"], "lora: neither a subcommand nor of the form key=value; write method=lora"),
-        (["seed", "5"], "seed: neither a subcommand nor of the form key=value; write seed=5"),
-        (["density"], "density: neither a subcommand nor of the form key=value; "
-         "write method.density=VALUE"),
-        (["seed=1", "tiny-rte"], "tiny-rte: not of the form key=value; write task=tiny-rte"),
-        (["--density", "0.05"], "--density: no such option; write method.density=0.05"),
-        (["--density=0.05"], "--density: no such option; write method.density=0.05"),
-        (["seed=1", "--learning-rate", "1e-3"], "--learning-rate: no such option; "
-         "write train.learning_rate=1e-3"),
-        (["--method.r", "8"], "--method.r: no such option; write method.r=8"),
-        (["--seed", "-m"], "--seed: no such option; write seed=VALUE"),
-        (["--task", "tiny-rte"], "--task: no such option; write task=tiny-rte"),
-        (["-m", "--sweep", "table3_lora"], "--sweep: no such option; write -m +sweep=table3_lora"),
-        (["--name", "x"], "--name: no such option (see --help)"),  # of several groups
-        (["plan", "--seed", "3"], "--seed: plan knows no option but --json; write seed=3"),
+        (["--nope"], "--nope: no such option; settings are written key=value (see --help)"),
+        (["--density", "0.05"], "--density: no such option; settings are written key=value "
+         "(see --help)"),
+        (["run"], "run: neither a subcommand (did you mean ranks?) nor of the form key=value"),
+        (["tiny-rte", "seed=1"], "tiny-rte: neither a subcommand nor of the form key=value"),
+        (["seed=1", "tiny-rte"], "tiny-rte: not of the form key=value"),
+        (["plan", "--seed", "3"], "--seed: plan knows no option but --json"),
         (["density=0.05"], "density=0.05: no such key (did you mean method.density?)"),
         (["method.epochs=3"], "method.epochs=3: no such key (did you mean train.epochs?)"),
-        (["learnin_rate=1"], "learnin_rate=1: no such key (did you mean train.learning_rate, "
-         "task.generated or train.floor_ratio?)"),
-        (["modl=gemma-2b"], "modl=gemma-2b: no such key (did you mean model or method?)"),
+        (["learnin_rate=1"], "learnin_rate=1: no such key (did you mean train.learning_rate?)"),
+        (["modl=gemma-2b"], "modl=gemma-2b: no such key (did you mean model, method or "
+         "model.path?)"),
+        (["+sweep=table3_lora"], "+sweep=table3_lora: a sweep is a grid, and needs -m"),
+        (["--cfg", "job", "+sweep=table3"], "+sweep=table3: a sweep is a grid, and needs -m"),
         (["-m", "+sweep=table3_foo"], "+sweep=table3_foo: no such sweep (did you mean "
-         "table3_lora, table5_lora or table4_lora?); --help lists all 45"),
-        (["-m", "sweep=table3_lora"], "sweep=table3_lora: choose one with +sweep=NAME; "
-         "--help lists all 45"),
+         "table3_lora, table3 or table5_lora?); known: merging_table6, merging_tiny, "
+         "merging_tiny_table6, table10, table11, table3, table4, table5, tiny_table10, "
+         "tiny_table11, tiny_table3, tiny_table4, tiny_table5"),
         (["plan", "--jsn"], "--jsn: plan knows no option but --json"),
         (
             ["--cfg", "x"],
@@ -101,7 +84,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (["-m", "seed=glob(*)"], "-m: the values given make no job at all"),
         (
             ["-m", "hydra/sweeper=x"],
-            "hydra/sweeper=x: In 'hydra/config': Could not find 'hydra/sweeper/x'",
+            "hydra/sweeper=x: no sweeper of Hydra's is used; write a grid as key=value,value",
         ),
         (
             ["model=gemma-2b", "model.dtype=float16"],
@@ -126,22 +109,13 @@ def test_all_faults_come_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, out, len(err)) == (2, "", 3)
 
 
-def test_folders_of_hydra_that_cannot_be_made(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    code, out, err = call(capsys, f"hydra.run.dir={file}/x")
-    assert (code, out, len(err)) == (2, "", 1)
-    assert err[0].startswith("sparta-bench: hydra.run.dir or hydra.sweep.dir: ")
-
-
 # ------------------------------------------------------------------------------------- runs
 def test_a_run_prints_one_line_and_leaves_a_record(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    code, out, _ = call(capsys, *QUICK, *folders(tmp_path))
+    code, out, err = call(capsys, *QUICK, *folders(tmp_path))
     assert code == 0
+    assert err[0] == f"{NAME}, seed 0"  # no heading and no number, as a grid has
     (record,) = records(tmp_path)
     assert record["status"] == "completed"
     (line,) = out.splitlines()
@@ -149,6 +123,23 @@ def test_a_run_prints_one_line_and_leaves_a_record(
     assert line.endswith(f"{record['run_id']}/result.json")
     code, again, _ = call(capsys, *QUICK, *folders(tmp_path))
     assert code == 0 and "there already" in again
+
+
+def test_a_script_gets_the_record_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sparta_bench.runs.experiment
+
+    words = [*QUICK, *folders(tmp_path), "method=head"]
+    record = sparta_bench.run(words)
+    assert [record] == records(tmp_path) and sparta_bench.run(words) == record
+    with pytest.raises(InputError, match=r"^seed=x: must be a whole number"):
+        sparta_bench.run(["seed=x"])
+
+    def fails(*_: Any) -> None:
+        raise LookupError("it broke")
+
+    monkeypatch.setattr(sparta_bench.runs.experiment, "prepare", fails)
+    with pytest.raises(RuntimeError, match=r"^LookupError: it broke → .*/result\.json$"):
+        sparta_bench.run([*words, "seed=1"])
 
 
 def test_a_bad_job_of_a_grid_is_told_before_anything_runs(
@@ -235,10 +226,10 @@ def test_help_begins_with_the_commands_and_names_what_can_be_chosen(
     assert sorted(commands) == sorted(COMMANDS)
     assert start < 10 and max(map(len, lines)) <= 100
     words = set(out.replace(",", " ").split())
-    for group in GROUPS:
+    for group in (*GROUPS, "sweep"):
         assert set(choices(group)) <= words
     assert not [word for word in words if word.startswith("_")]
-    assert len(lines) < 50 and "hub_id" not in out  # the composed settings are `--cfg job`'s
+    assert len(lines) <= 40 and "hub_id" not in out  # the composed settings are `--cfg job`'s
 
 
 def test_help_and_the_readme_know_the_same_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,7 +269,7 @@ sys.exit(main())
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        (["--help"], "Groups (choose with GROUP=NAME; "),
+        (["--help"], "Groups (choose with GROUP=NAME)"),
         (["--version"], "sparta-bench "),
         (["--cfg", "job", "task=rte"], "name: rte"),
         (["--hydra-help"], "Hydra"),
@@ -403,7 +394,7 @@ def test_the_wheel_works_from_any_directory(tmp_path: Path) -> None:
     install = ["install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
     subprocess.run([*pip, *install], check=True, timeout=120, capture_output=True)
 
-    where = "from sparta_bench.config.compose import config_dir; print(config_dir())"
+    where = "from sparta_bench.config.conf_folder import config_dir; print(config_dir())"
     told = subprocess.run(
         [sys.executable, "-c", where], cwd=elsewhere, env=os.environ | {"PYTHONPATH": str(site)},
         capture_output=True, text=True, check=True,

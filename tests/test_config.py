@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
-from functools import cache
+import re
+from collections.abc import Callable
+from itertools import product
 from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from sparta_bench.config import presets
 from sparta_bench.config.check import from_dict
-from sparta_bench.config.compose import (
-    GROUPS,
-    choices,
-    compose,
-    compose_all,
-    config_dir,
-    sweep_jobs,
-    to_plain,
-)
+from sparta_bench.config.compose import compose, compose_all
+from sparta_bench.config.conf_folder import choices, config_dir
+from sparta_bench.config.presets import preset_of, preset_rows
 from sparta_bench.config.rules import RULES
-from sparta_bench.config.schema import Config, LoraConfig, SpartaConfig
+from sparta_bench.config.schema import METHODS, Config, LoraConfig, SpartaConfig, TrainConfig
+from sparta_bench.config.sweeps import sweep_jobs
 from sparta_bench.errors import InputError, shown
+
+
+def compose_of(*overrides: str) -> Config:
+    return compose(list(overrides))
 
 
 def lines_of(*overrides: str) -> list[str]:
@@ -37,41 +34,8 @@ def lines_of(*overrides: str) -> list[str]:
     return list(caught.value.lines)
 
 
-@cache
-def composed(override: str) -> dict[str, Any]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return to_plain(hydra_compose("config", overrides=[override]))
-
-
-def checked(*overrides: str) -> Config:
-    """What `compose` gives, in a hundredth of its time: each choice is composed only once."""
-    raw = copy.deepcopy(composed("task=tiny-sst2"))
-    for text in overrides:
-        override = OverridesParser.create().parse_overrides([text])[0]
-        *path, key = override.key_or_group.split(".")
-        if not path and key in GROUPS:
-            raw[key] = copy.deepcopy(composed(text)[key])
-            continue
-        part = raw
-        for name in path:
-            part = part[name]
-        part[key] = override.value()
-    return from_dict(raw)
-
-
-def faults_of(*overrides: str) -> list[str]:
-    with pytest.raises(InputError) as caught:
-        checked(*overrides)
-    return list(caught.value.lines)
-
-
 NUMBERS = "must be a whole number of at least"
 NAME = "must be a text that can name a folder"
-PRESETS = (
-    "must be a list of {when, set}: when may have model, task, density_from and density_to, "
-    "set has keys of train"
-)
 TASKS = "must be cola, mnli, mrpc, qnli, qqp, rte, sst2 or imdb, or null"
 # override → the one line it must give; a second element chooses what it needs to exist
 WRONG: dict[str, tuple[str, ...]] = {
@@ -133,7 +97,6 @@ WRONG: dict[str, tuple[str, ...]] = {
     f"method.r=2.5: {NUMBERS} 1": ("method=lora",),
     "method.alpha=0: must be a number above 0": ("method=lora",),
     "method.lora_dropout=1: must be a number from 0 to below 1": ("method=lora",),
-    f"method.presets=null: {PRESETS}": (),
     "train.learning_rate=-1: must be a number above 0": (),
     f"train.batch_size=1.5: {NUMBERS} 1": (),
     "train.epochs=0: must be a number above 0, and at most 1e9": (),
@@ -160,7 +123,7 @@ WRONG: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("line", WRONG)
 def test_a_value_against_a_rule_gives_one_line(line: str) -> None:
-    assert faults_of(*WRONG[line], line.split(": must")[0]) == [line]
+    assert lines_of(*WRONG[line], line.split(": must")[0]) == [line]
 
 
 def test_every_rule_has_a_wrong_value_in_the_table() -> None:
@@ -242,7 +205,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> list[str]:
     ],
 )
 def test_values_that_do_not_fit_each_other(overrides: list[str], line: str) -> None:
-    assert faults_of(*overrides) == [line]
+    assert lines_of(*overrides) == [line]
 
 
 @pytest.mark.parametrize("key", ["results_dir", "model.path", "model.tokenizer", "task.data_dir"])
@@ -293,8 +256,8 @@ def test_all_faults_are_told_at_once() -> None:
         f"known: {models}",
         "foo=3: no such key (did you mean force?)",
         "train.epohcs=3: no such key (did you mean train.epochs, train.eps or train.betas?)",
-        "method.density=5: must lie inside (0, 1)",
         "seed=-1: must be a whole number from 0 to 2^63 - 1",
+        "method.density=5: must lie inside (0, 1)",
     ]
 
 
@@ -460,7 +423,7 @@ TABLE_12: dict[tuple[str, ...], dict[str, tuple[float | None, ...]]] = {
 @pytest.mark.parametrize("method", TABLE_12, ids=" ".join)
 @pytest.mark.parametrize("model", MODELS)
 def test_imdb_has_the_settings_of_table_12(method: tuple[str, ...], model: str) -> None:
-    config = checked("task=imdb", f"model={model}", *method)
+    config = compose_of("task=imdb", f"model={model}", *method)
     for key, values in TABLE_12[method].items():
         value = values[MODELS.index(model)]
         if value is not None:
@@ -479,7 +442,7 @@ def test_glue_keeps_to_the_ranges_of_table_13(model: str, task: str) -> None:
     decay = {"full_ft": 0.1, "sparta": 0.1, "lora": 0.1, "head": 0.0}
     dropout = {"full_ft": 0.1, "head": 0.1}
     for method in decay:
-        train = checked(f"task={task}", f"model={model}", f"method={method}").train
+        train = compose_of(f"task={task}", f"model={model}", f"method={method}").train
         assert train.learning_rate in rates
         assert train.batch_size in (32, 24, 8)
         assert train.weight_decay == decay[method]
@@ -492,7 +455,7 @@ def test_glue_is_clipped_as_imdb_is() -> None:
     for model in MODELS:
         for method in ("full_ft", "sparta", "lora", "head"):
             glue, imdb = (
-                checked(f"task={task}", f"model={model}", f"method={method}").train.max_grad_norm
+                compose_of(f"task={task}", f"model={model}", f"method={method}").train.max_grad_norm
                 for task in ("rte", "imdb")
             )
             assert glue == imdb
@@ -502,24 +465,24 @@ def test_glue_is_clipped_as_imdb_is() -> None:
 def test_the_tiny_models_keep_their_epochs_and_do_not_stop_early(method: str) -> None:
     for model in ("tiny-gemma", "tiny-gemma-it", "tiny-mistral", "tiny-mistral-it"):
         for task, epochs in (("tiny-sst2", 4), ("tiny-mnli", 2)):
-            train = checked(f"task={task}", f"model={model}", f"method={method}").train
+            train = compose_of(f"task={task}", f"model={model}", f"method={method}").train
             assert (train.epochs, train.patience) == (epochs, 0)
 
 
 def test_only_full_fine_tuning_of_mistral_trains_in_bfloat16() -> None:
     for model in MODELS:
         for method in ("full_ft", "head", "lora", "sparta"):
-            dtype = checked(f"model={model}", f"method={method}").train.trained_dtype
+            dtype = compose_of(f"model={model}", f"method={method}").train.trained_dtype
             expected = method == "full_ft" and model.startswith("mistral")
             assert dtype == ("bfloat16" if expected else "float32")
 
 
 def test_an_explicit_value_beats_the_preset() -> None:
     table = ["task=imdb", "model=gemma-2b", "method=full_ft"]
-    config = checked(*table, "train.learning_rate=3e-3", "train.patience=7")
+    config = compose_of(*table, "train.learning_rate=3e-3", "train.patience=7")
     assert (config.train.learning_rate, config.train.patience) == (3e-3, 7)
     assert config.train.batch_size == 32
-    assert checked(*table, "train.weight_decay=0").train.weight_decay == 0
+    assert compose_of(*table, "train.weight_decay=0").train.weight_decay == 0
 
 
 @pytest.mark.parametrize(
@@ -530,26 +493,79 @@ def test_an_explicit_value_beats_the_preset() -> None:
     ],
 )  # fmt: skip
 def test_a_density_range_includes_its_lower_end(density: float, rate: float) -> None:
-    config = checked("task=imdb", "model=gemma-2b", f"method.density={density}")
+    config = compose_of("task=imdb", "model=gemma-2b", f"method.density={density}")
     assert config.train.learning_rate == rate
 
 
-def test_without_presets_the_missing_values_are_told() -> None:
-    told = [line.split("=")[0] for line in lines_of("method.presets=[]")]
-    assert told == [
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`table(row, …)`: other rows in the place of `conf/presets.csv`."""
+    lines = (config_dir() / "presets.csv").read_text(encoding="utf-8").splitlines()
+    head = next(line for line in lines if not line.startswith("#"))
+
+    def write(*rows: str) -> None:
+        (tmp_path / "presets.csv").write_text("\n".join(["# a table", head, *rows]))
+        monkeypatch.setattr(presets, "config_dir", lambda: tmp_path)
+
+    return write
+
+
+def test_every_row_of_the_presets_is_of_something_that_is_there() -> None:
+    rows = presets._presets(config_dir() / "presets.csv")
+    assert len(rows) == 46
+    settings = {field.name for field in dataclasses.fields(TrainConfig)}
+    for row in rows:
+        assert row.method in METHODS
+        assert set(row.models) <= {*choices("model"), "other"}
+        assert set(row.tasks) <= {*choices("task"), "other"}
+        assert (row.densities == (0.0, 1.0)) == (row.method != "sparta")
+        assert len(row.values) == 8 and row.values.keys() <= settings
+
+
+def test_exactly_one_row_fits_whatever_is_chosen() -> None:
+    models, tasks = [*choices("model"), "mine"], [*choices("task"), "mine"]
+    for method, model, task in product(METHODS, models, tasks):
+        densities = (1e-9, 0.000999, 0.001, 0.00999, 0.01, 0.999) if method == "sparta" else (None,)
+        for density in densities:
+            assert preset_of(method, model, task, density) is not None
+
+
+def test_the_row_that_gave_a_value_is_named() -> None:
+    overrides = ["task=imdb", "model=gemma-2b", "method.density=0.005", "train.epochs=7"]
+    rows = preset_rows(compose(overrides))
+    assert "epochs" not in rows and rows["learning_rate"] == rows["batch_size"]
+    assert re.fullmatch(
+        r"presets.csv line \d+ \(sparta, gemma-2b, imdb, 0.001 to 0.01\): Table 12",
+        rows["learning_rate"],
+    )
+
+
+def test_without_a_row_the_missing_values_are_told(table: Callable[..., None]) -> None:
+    table("lora,other,other,,1,1,1,0,0,0,0,float32,me")
+    assert [line.split("=")[0] for line in lines_of()] == [
         f"train.{key}" for key in ("learning_rate", "batch_size", "epochs", "weight_decay",
-                                   "dropout", "max_grad_norm", "patience")
+                                   "dropout", "max_grad_norm", "patience", "trained_dtype")
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "presets",
-    ["[5]", "[{when:{}}]", "[{when:{models:[x]},set:{}}]", "[{when:{},set:{learning_rat:1}}]",
-     "[{when:{model:x},set:{}}]", "[{when:{density_to:x},set:{}}]"],
-)  # fmt: skip
-def test_a_preset_that_could_never_work_is_refused(presets: str) -> None:
-    (line,) = lines_of(f"method.presets={presets}")
-    assert line.endswith(PRESETS)
+def test_two_rows_that_fit_are_refused(table: Callable[..., None]) -> None:
+    table(
+        "lora,tiny-gemma,other,,1,1,1,0,0,0,0,float32,me",
+        "lora,tiny-gemma other,other,,1,1,1,0,0,0,0,float32,you",
+    )
+    assert lines_of("method=lora") == [
+        "presets.csv line 3 (lora, tiny-gemma, other): me and "
+        "presets.csv line 4 (lora, tiny-gemma other, other): you: both fit, and only one row may"
+    ]
+    assert compose(["method=lora", "model=tiny-mistral"]).train.learning_rate == 1
+
+
+def test_a_value_of_a_row_has_the_rule_of_its_setting(table: Callable[..., None]) -> None:
+    table("lora,other,other,,x,1.5,1,0,0,0,0,float32,me")
+    assert lines_of("method=lora") == [
+        "train.learning_rate=x: must be a number above 0",
+        "train.batch_size=1.5: must be a whole number of at least 1",
+    ]
 
 
 # ------------------------------------------------------------------------------------ names

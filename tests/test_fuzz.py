@@ -26,7 +26,7 @@ from pyarrow import csv, parquet
 from safetensors.torch import load_file
 from test_merge_pairs import pair_of
 
-from sparta_bench.config.compose import config_dir
+from sparta_bench.config.conf_folder import config_dir
 from sparta_bench.config.sweeps import sweeps_of
 from sparta_bench.files import sha256_of
 from sparta_bench.records.read import record_of
@@ -247,7 +247,7 @@ READERS = [
     Reader("json lines", lines, ("one.jsonl",), (("predict", F, "--file", f"{F}/one.jsonl"),), 6),
     Reader("pairs", pairs, ("two.txt",), (("predict", F, "--file", f"{F}/two.txt"),), 6),
     Reader("json pairs", pairs, ("two.jsonl",), (("predict", F, "--file", f"{F}/two.jsonl"),), 6),
-    Reader("sweeps", settings, ("sweep/tiny_table3_head.yaml", "sweep/_*.yaml"), (MULTI,), 3),
+    Reader("sweeps", settings, ("sweep/tiny_table3.yaml", "sweep/table4.yaml"), (MULTI,), 3),
 ]
 
 
@@ -275,7 +275,7 @@ def test_a_file_with_something_wrong_in_it(
     paths = sorted(path for pattern in reader.files for path in folder.glob(pattern))
     assert paths
     if reader.make is settings:
-        monkeypatch.setattr("sparta_bench.config.compose.config_dir", lambda: folder)
+        monkeypatch.setattr("sparta_bench.config.sweeps.config_dir", lambda: folder)
     monkeypatch.setattr("sparta_bench.cli.main._grid", lambda configs, jobs: 0)  # nothing runs
     monkeypatch.setattr("sparta_bench.runs.status.LAYOUTS", LAYOUTS[1:2])
     monkeypatch.setattr("sparta_bench.runs.status.sweeps_of", cached_sweeps)

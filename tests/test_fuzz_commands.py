@@ -16,9 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import NASTY
 
-from sparta_bench.config.compose import choices
+from sparta_bench.config.conf_folder import choices
 from sparta_bench.errors import InputError
-from sparta_bench.runs.outcome import Outcome
 from sparta_bench.tables.paper_tables import LAYOUTS
 
 # An argument holds no NUL, and bytes that are no UTF-8 as half surrogates.
@@ -58,7 +57,7 @@ KEYS = (
     "task.dev.take", "task.dev.examples", "task.dev.split", "task.train_split", "task.test_splits",
     "task.draw_seed", "task.max_train_examples", "task.max_train_tokens", "task.separator",
     "task.undo_spacing", "task.on_bad_row", "task.prompt", "task.prompt.answers", "method.name",
-    "task.prompt.fields", "method.density", "method.targets", "method.presets", "method.r",
+    "task.prompt.fields", "method.density", "method.targets", "method.r",
     "method.density_of", "train.learning_rate", "train.batch_size", "train.epochs", "train.betas",
     "train.max_steps", "train.warmup_ratio", "train.eval_every", "train.schedule", "train.dropout",
     "train.trained_dtype", "train.accumulation_steps", "train.checkpoint_every", "hydra.job.name",
@@ -123,7 +122,6 @@ def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise InputError("not measured in a test")
 
     monkeypatch.setattr("sparta_bench.cli.main._grid", lambda configs, jobs: 0)
-    monkeypatch.setattr("sparta_bench.cli.main.run_composed", lambda composed: Outcome("done", "x"))
     monkeypatch.setattr("sparta_bench.cli.bench_command.measure", refused)
     monkeypatch.setattr("sparta_bench.cli.bench_command.crossover", refused)
     monkeypatch.setattr("sparta_bench.analysis.memory.findings.estimates_of", refused)

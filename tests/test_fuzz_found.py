@@ -33,7 +33,6 @@ DEEP = b"[" * 100_000
 PREDICT = ("predict", "{}", "a film")
 BASE = ("--base", TINY)
 LOCAL = ("plan", "model=local", "model.path='{}'")
-GLOBAL = "# @package _global_\n"
 Change = bytes | Callable[[Any], Any]  # a file's new content, or what is done to its JSON
 
 
@@ -180,24 +179,24 @@ def test_a_list_of_tables_may_hold_any_name(tmp_path: Path, trained: Any) -> Non
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("seed: [\n", "sweep/tiny_table3_head.yaml, line "),
-        ("seed: \0\n", "sweep/tiny_table3_head.yaml: cannot be read: unacceptable character"),
-        ("defaults: 5\n", "Invalid defaults list in 'sweep/tiny_table3_head'"),
+        ("seed: [\n", "sweep/tiny_table3.yaml, line "),
+        ("seed: \0\n", "sweep/tiny_table3.yaml: cannot be read: unacceptable character"),
+        ("defaults: 5\n", "conf/sweep/tiny_table3: defaults=5: no such key"),
         ("[" * 2000, "cannot be read: "),
         ("5", "cannot be read: Invalid loaded object type: int"),
-        ("defaults:\n  - method: head\n", "In 'sweep/tiny_table3_head'"),
-        (f"{GLOBAL}hydra: {{sweeper: {{params: 5}}}}\n", "In 'sweep/tiny_table3_head'"),
-        (f"{GLOBAL}seed: x\n", "seed=x: must be a whole number"),
+        ("methods: [head]\n", "tiny_table3.yaml: methods=[head]: must have a key for each method"),
+        ("like: 5\n", "tiny_table3.yaml: like=5: must be another sweep"),
+        ("seed: x\n", "seed=x: must be a whole number"),
     ],
 )
 def test_a_sweep_that_cannot_be_read_gives_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, line: str
 ) -> None:
     settings(tmp_path, None)
-    (tmp_path / "sweep" / "tiny_table3_head.yaml").write_text(text)
-    monkeypatch.setattr("sparta_bench.config.compose.config_dir", lambda: tmp_path)
+    (tmp_path / "sweep" / "tiny_table3.yaml").write_text(text)
+    monkeypatch.setattr("sparta_bench.config.sweeps.config_dir", lambda: tmp_path)
     monkeypatch.setattr("sparta_bench.cli.main._grid", lambda configs, jobs: 0)
-    told = command(["-m", "+sweep=tiny_table3_head"])
+    told = command(["-m", "+sweep=tiny_table3"])
     assert (told.code, told.out, told.err.count("\n")) == (2, "", 1)
     assert line in told.err
     with pytest.raises(InputError) as caught:  # as `status` reads it

@@ -21,8 +21,10 @@ from hydra import initialize_config_dir
 from sparta_bench.cli import main as cli
 from sparta_bench.cli.main import main
 from sparta_bench.config.check import from_dict
-from sparta_bench.config.compose import compose, compose_all, config_dir, sweep_jobs, to_plain
+from sparta_bench.config.compose import compose, compose_all, to_plain
+from sparta_bench.config.conf_folder import config_dir
 from sparta_bench.config.schema import Config
+from sparta_bench.config.sweeps import sweep_jobs
 from sparta_bench.errors import InputError
 from sparta_bench.files import write_json
 from sparta_bench.records.record import LOCK, RUNNING
@@ -59,10 +61,10 @@ def scores(folder: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------- the sweeps
 def test_a_sweep_is_its_file_and_the_command_line_goes_before_it() -> None:
     jobs = sweep_jobs(["+sweep=tiny_table3_head", "seed=0,1", "model=tiny-mistral"])
+    file = ["task=tiny-imdb", "save=none", "method=head"]
     assert jobs == [
-        ["+sweep=tiny_table3_head", "seed=0", "model=tiny-mistral"],
-        ["+sweep=tiny_table3_head", "seed=1", "model=tiny-mistral"],
-    ]
+        [*file, "seed=0", "model=tiny-mistral"], [*file, "seed=1", "model=tiny-mistral"]
+    ]  # fmt: skip
     configs = compose_all(jobs)
     assert [(c.task.name, c.method.name, c.seed) for c in configs] == [
         ("tiny-imdb", "head", 0),
@@ -72,7 +74,7 @@ def test_a_sweep_is_its_file_and_the_command_line_goes_before_it() -> None:
 
 def test_several_sweeps_are_one_after_the_other() -> None:
     jobs = sweep_jobs(["+sweep=tiny_table3_head,tiny_table3_lora", "model=tiny-gemma"])
-    assert [job[0] for job in jobs] == ["+sweep=tiny_table3_head", "+sweep=tiny_table3_lora"]
+    assert [config.method.name for config in compose_all(jobs)] == ["head", "lora"]
 
 
 def test_shared_composing_gives_what_hydra_gives() -> None:
@@ -81,11 +83,16 @@ def test_shared_composing_gives_what_hydra_gives() -> None:
          "train.learning_rate=1e-3,null", "method.targets=[v_proj],all"]
     )  # fmt: skip
     assert len(jobs) == 32
+    jobs = [*jobs[::7], *jobs[-1:]]
     jobs += [
         ["seed=1", "++seed=2"],  # the later one counts
         ["task.dev.examples=3", "task.dev={examples:5}"],
         ["task.dev={examples:5}", "task.dev.examples=3"],
         ["train.betas=[0.8,0.9]", "task.separator=sep_token"],
+        ["seed=${train.max_steps}", "train.max_steps=7", "results_dir=${task.name}/x"],
+        ["task=sst2", "task.hub={name:x}", "++task.tsv.fields=4", "++task.tsv.positions=null"],
+        ["model.shape={model_type:gemma}", "+model.shape.hidden_size=8"],
+        ["+task.hub={path:a,name:b,revision:c}", "task=tiny-rte"],
     ]
 
     def by_hydra(job: list[str]) -> Any:
@@ -103,7 +110,7 @@ def test_a_key_that_only_a_swept_method_has() -> None:
         compose_all(sweep_jobs(["method=lora,head", "method.r=4"]))
 
 
-def test_of_many_faulty_jobs_some_are_told() -> None:
+def test_a_fault_of_many_jobs_is_told_once() -> None:
     with pytest.raises(InputError) as caught:
         compose_all([["seed=-1", f"train.batch_size={n}"] for n in range(1, 1000)])
     assert caught.value.lines == ("seed=-1: must be a whole number from 0 to 2^63 - 1",)
@@ -113,7 +120,8 @@ def test_of_many_faulty_jobs_some_are_told() -> None:
     ("overrides", "line"),
     [
         (["+sweep=nope"], "+sweep=nope: no such sweep"),
-        (["sweep=table4_lora"], "sweep=table4_lora: choose one with +sweep=NAME; "),
+        (["+sweep=table4_foo"], "+sweep=table4_foo: no such sweep (did you mean table4"),
+        (["+sweep=table4", "seed=interval(0,1)"], "seed=interval(0,1): has no list of values"),
     ],
 )
 def test_a_wrong_sweep_is_told(overrides: list[str], line: str) -> None:

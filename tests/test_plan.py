@@ -79,6 +79,14 @@ def test_instruct_models_have_the_shapes_of_their_base_models() -> None:
         assert compose([f"model={name}-it"]).model.shape == compose([f"model={name}"]).model.shape
 
 
+def test_the_plan_says_which_row_gave_the_settings() -> None:
+    planned = plan(compose(["method=lora", "train.epochs=1"]))
+    (row,) = set(planned["presets"].values())
+    assert row.endswith("(lora, tiny-gemma tiny-mistral, other): found on dev")
+    settings = "learning_rate, batch_size, weight_decay, dropout, max_grad_norm, patience"
+    assert f"  {row}  {settings}, trained_dtype\n" in as_text(planned)
+
+
 def test_the_authors_density_is_impossible_for_gemma_at_5_percent(
     backbones: dict[str, Any],
 ) -> None:

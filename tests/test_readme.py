@@ -66,7 +66,8 @@ def test_what_is_linked_within_the_page_is_a_heading() -> None:
 def test_a_command_for_another_machine_can_be_read(command: str) -> None:
     from sparta_bench.cli.bench_command import read_options
     from sparta_bench.cli.memory_command import _parser
-    from sparta_bench.config.compose import compose, sweep_jobs
+    from sparta_bench.config.compose import compose
+    from sparta_bench.config.sweeps import sweep_jobs
 
     words = shlex.split(command)[1:]
     if words[0] == "bench":
@@ -74,7 +75,7 @@ def test_a_command_for_another_machine_can_be_read(command: str) -> None:
     elif words[0] == "memory":
         assert _parser().parse_intermixed_args(words[1:]).measure
     elif words[0] == "-m":
-        assert compose(sweep_jobs(words[1:])[0][1:]).train.epochs > 0
+        assert compose(sweep_jobs(words[1:])[0]).train.epochs > 0
         assert len(sweep_jobs(words[1:])) in (9, 1323)
     else:
         assert compose(words).model.name == "gemma-2b-it"

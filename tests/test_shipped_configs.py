@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sparta_bench.config.compose import compose, config_dir
+from sparta_bench.config.compose import compose
+from sparta_bench.config.conf_folder import config_dir
 
 SHIPPED = sorted(
     path.relative_to(config_dir()).with_suffix("")
@@ -51,6 +52,14 @@ def test_it_composes(choice: Path, embedded: Path) -> None:
 def test_every_value_has_a_comment_or_says_where_it_is_from(choice: Path) -> None:
     text = (config_dir() / choice.with_suffix(".yaml")).read_text(encoding="utf-8")
     assert text.startswith("#") and text.endswith("\n")
+
+
+def test_a_file_of_a_group_sets_the_groups_own_keys_alone() -> None:
+    """So that `composed_choices` may put parts of several compositions together."""
+    for group in GROUPS:
+        for path in (config_dir() / group).glob("*.yaml"):
+            text = path.read_text(encoding="utf-8")
+            assert "@package" not in text and "override " not in text, path
 
 
 def runs_here(choice: Path) -> bool:

@@ -1,27 +1,33 @@
-"""The sweeps in conf/sweep: a file for each table and method, with the paper's settings."""
+"""The sweeps in conf/sweep: the paper's settings, table by table and method by method."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import product
+from pathlib import Path
 
 import pytest
 
-from sparta_bench.config.compose import choices, compose, compose_all, config_dir, sweep_jobs
+from sparta_bench.config import conf_folder, sweeps
+from sparta_bench.config.compose import compose, compose_all
+from sparta_bench.config.conf_folder import choices, config_dir
 from sparta_bench.config.schema import Config, LoraConfig, SpartaConfig
+from sparta_bench.config.sweeps import read_sweep, sweep_jobs, sweep_names, sweeps_of
+from sparta_bench.errors import InputError
+from sparta_bench.paper.densities import DENSITIES, LORA_DENSITY, density_row
 
 METHODS = ("full_ft", "sparta", "lora", "head")
-# model, and the density that gives LoRA's parameter count
 GLUE_TABLES = {
-    "table4": ("gemma-2b-it", "0.000465"),
-    "table5": ("mistral-7b-it", "0.000488"),
-    "table10": ("gemma-2b", "0.000465"),
-    "table11": ("mistral-7b", "0.000488"),
-    "tiny_table4": ("tiny-gemma-it", "0.0352"),
-    "tiny_table5": ("tiny-mistral-it", "0.0364"),
-    "tiny_table10": ("tiny-gemma", "0.0352"),
-    "tiny_table11": ("tiny-mistral", "0.0364"),
+    "table4": "gemma-2b-it",
+    "table5": "mistral-7b-it",
+    "table10": "gemma-2b",
+    "table11": "mistral-7b",
+    "tiny_table4": "tiny-gemma-it",
+    "tiny_table5": "tiny-mistral-it",
+    "tiny_table10": "tiny-gemma",
+    "tiny_table11": "tiny-mistral",
 }
 TABLES = ("table3", "tiny_table3", *GLUE_TABLES)
 NAMES = [f"{table}_{method}" for table in TABLES for method in METHODS]
@@ -65,35 +71,50 @@ def axes_of(name: str) -> dict[str, tuple[str, ...]]:
     tiny = table.startswith("tiny_")
     axes: dict[str, tuple[str, ...]] = {}
     if table in GLUE_TABLES:
-        low = GLUE_TABLES[table][1]
         axes["task"] = tuple(f"tiny-{task}" for task in TASKS) if tiny else TASKS
     else:
-        low = "0.036" if tiny else "0.0005"
         axes["model"] = TINY_MODELS if tiny else MODELS
     if table in GLUE_TABLES and not tiny:
         axes |= {"train.learning_rate": RATES, "train.batch_size": BATCH_SIZES}
-    if not tiny:
-        axes["seed"] = SEEDS
+    axes["seed"] = ("0",) if tiny else SEEDS
     if method == "sparta":
-        axes["method.density"] = ("0.05", "0.005", low)
+        densities = (*DENSITIES.values(), LORA_DENSITY[table])
+        axes["method.density"] = tuple(map(str, densities))
     return axes
 
 
 # -------------------------------------------------------------------------------- the files
-def test_there_is_a_file_for_each_table_and_method_and_no_other() -> None:
+def test_there_is_a_file_for_each_table_and_no_other() -> None:
+    assert choices("sweep") == sorted(
+        [*TABLES, "merging_table6", "merging_tiny", "merging_tiny_table6"]
+    )
     assert len(NAMES) == 40
-    assert choices("sweep") == sorted([*NAMES, *(f"merging_{name}" for name in MERGING)])
+    assert sweep_names() == sorted([*NAMES, *(f"merging_{name}" for name in MERGING)])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*TABLES, "merging_table6", "merging_tiny", "merging_tiny_table6"])
 def test_a_file_says_what_it_is_and_how_to_run_it(name: str) -> None:
     lines = (config_dir() / "sweep" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    table, _ = parts_of(name)
-    number = table.removeprefix("tiny_").removeprefix("table")
-    what = "The tiny twin of Table" if table.startswith("tiny_") else "Table"
-    assert lines[0] == "# @package _global_"  # Hydra reads it in the first lines only
-    assert lines[1].startswith(f"# {what} {number} (")
-    assert lines[2] == f"#   sparta-bench -m +sweep={name}"
+    number = name.removeprefix("tiny_").removeprefix("table")
+    assert lines[0].startswith(f"# Table {number} ") if name in TABLES else "section 8" in lines[0]
+    assert lines[1].startswith(f"#   sparta-bench -m +sweep={name}")
+
+
+def test_a_table_is_the_sweeps_of_its_methods() -> None:
+    assert [sweep.method for sweep in read_sweep("table4")] == list(METHODS)
+    assert sweep_jobs(["+sweep=table4"]) == [
+        job for method in METHODS for job in sweep_jobs([f"+sweep=table4_{method}"])
+    ]
+    assert sweeps_of("table4-twins") == read_sweep("tiny_table4")
+    assert sweeps_of("table6") == []
+
+
+def test_a_pattern_stands_for_each_method_once() -> None:
+    jobs = sweep_jobs(["+sweep=glob(tiny_*)"])
+    names = [name for name in sweep_names() if name.startswith("tiny_")]
+    assert jobs == [job for name in names for job in sweep_jobs([f"+sweep={name}"])]
+    assert len(jobs) == 192
+    assert len(sweep_jobs(["+sweep=glob(tiny_*_lora)"])) == 32
 
 
 # --------------------------------------------------------------------------------- the jobs
@@ -102,11 +123,10 @@ def test_the_jobs_are_all_combinations_and_each_once(name: str) -> None:
     axes = axes_of(name)
     expected = {tuple(sorted(zip(axes, job, strict=True))) for job in product(*axes.values())}
     jobs = jobs_of(name)
-    assert {job.pop("+sweep") for job in map(dict, jobs)} == {name}
-    found = [
-        tuple(sorted((key, value) for key, value in job.items() if key != "+sweep")) for job in jobs
-    ]
-    assert len(found) == len(expected) and set(found) == expected
+    varying = [tuple(sorted((key, job[key]) for key in axes)) for job in jobs]
+    assert len(varying) == len(expected) and set(varying) == expected
+    for key in set(jobs[0]) - set(axes):
+        assert len({job[key] for job in jobs}) == 1
 
 
 def test_the_sizes_of_the_tables() -> None:
@@ -125,11 +145,11 @@ def test_first_and_last_job_are_what_the_file_says(name: str) -> None:
     for job, config in first_and_last(name):
         assert config.method.name == method
         if table in GLUE_TABLES:
-            assert (config.model.name, config.task.name) == (GLUE_TABLES[table][0], job["task"])
+            assert (config.model.name, config.task.name) == (GLUE_TABLES[table], job["task"])
         else:
-            twin = "tiny-" if table.startswith("tiny_") else ""
-            assert (config.model.name, config.task.name) == (job["model"], f"{twin}imdb")
-        assert config.seed == int(job.get("seed", "0"))
+            tiny = "tiny-" if table.startswith("tiny_") else ""
+            assert (config.model.name, config.task.name) == (job["model"], f"{tiny}imdb")
+        assert config.seed == int(job["seed"])
         assert config.save == "none"
         if isinstance(config.method, SpartaConfig):
             assert config.method.density == float(job["method.density"])
@@ -139,11 +159,87 @@ def test_first_and_last_job_are_what_the_file_says(name: str) -> None:
             assert config.train.checkpoint_every == (1000 if method == "full_ft" else 200)
 
 
+# --------------------------------------------------------------------- beside a command line
 def test_a_value_on_the_command_line_takes_the_place_of_a_grid() -> None:
     jobs = sweep_jobs(["+sweep=table4_sparta", "seed=0", "task=rte,cola"])
     assert len(jobs) == 2 * 3 * 7 * 3
     assert all("seed=0" in job and ("task=rte" in job or "task=cola" in job) for job in jobs)
     assert len(sweep_jobs(["+sweep=tiny_table4_lora", "seed=0,1,2"])) == 7 * 3
+
+
+def test_a_method_on_the_command_line_narrows_a_sweep() -> None:
+    lora = sweep_jobs(["+sweep=tiny_table4_lora"])
+    assert [set(job) for job in sweep_jobs(["+sweep=tiny_table4", "method=lora"])] == [
+        set(job) for job in lora
+    ]
+    both = sweep_jobs(["+sweep=tiny_table4_sparta,tiny_table4_lora", "method=head,lora"])
+    assert [set(job) for job in both] == [set(job) for job in lora]
+    # another choice of the same method has the method's own axes
+    jobs = sweep_jobs(["+sweep=tiny_table4", "method=sparta_vo"])
+    assert len(jobs) == 21 and all("method=sparta_vo" in job for job in jobs)
+    assert {text for job in jobs for text in job if text.startswith("method.density")} == {
+        "method.density=0.05", "method.density=0.005", "method.density=0.0352"
+    }  # fmt: skip
+    for sweep in ("table4_sparta", "merging_table6"):
+        with pytest.raises(InputError) as caught:
+            sweep_jobs([f"+sweep={sweep}", "method=head"])
+        assert caught.value.lines == (
+            "-m: the values given make no job at all; the sweep runs no method=head",
+        )
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`write(text)`: a folder `conf` whose one sweep `mine` says that, beside `other`."""
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    (folder / "other.yaml").write_text("seed: [0, 1]\nsave: none\nmethods: {lora: {}, head: {}}\n")
+    for group in ("model", "method"):
+        (tmp_path / group).symlink_to(config_dir() / group)
+    for module in (conf_folder, sweeps):
+        monkeypatch.setattr(module, "config_dir", lambda: tmp_path)
+    return lambda text: (folder / "mine.yaml").write_text(text) and None
+
+
+def test_a_file_may_be_like_another(write: Callable[[str], None]) -> None:
+    write("like: other\nseed: 5\nmethods: {lora: {method.r: [2, 4]}}\n")
+    assert sweep_jobs(["+sweep=mine"]) == [
+        ["seed=5", "save=none", "method=lora", "method.r=2"],
+        ["seed=5", "save=none", "method=lora", "method.r=4"],
+        ["seed=5", "save=none", "method=head"],
+    ]
+
+
+def test_a_file_without_methods_is_one_sweep(write: Callable[[str], None]) -> None:
+    write("seed: [1, 2]\n")
+    assert sweep_jobs(["+sweep=mine", "method=lora"]) == [
+        ["seed=1", "method=lora"], ["seed=2", "method=lora"]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("like: mine", "like=mine: must be another sweep, and not like this one"),
+        ("like: nope", "like=nope: must be another sweep, and not like this one"),
+        ("methods: 5", "methods=5: must have a key for each method"),
+        ("methods: {}", "methods={}: must have a key for each method"),
+        ("methods: {lora: 5}", "methods.lora=5: must have keys of its own"),
+        ("methods: {loar: {}}", "method=loar: no such method"),
+        ("model: [tiny-gema]", "model=tiny-gema: no such model"),
+        ("sed: 1", "sed=1: no such key (did you mean seed or save?)"),
+        ("seed: []", "seed=[]: must have a value to go through"),
+        ("seed: [0, x]", "seed=x: must be a whole number from 0 to 2^63 - 1"),
+        ("train.epochs: {a: 1}", "train.epochs={a: 1}: must be a number above 0, and at most 1e9"),
+    ],
+)
+def test_a_file_with_something_wrong_in_it(
+    write: Callable[[str], None], text: str, line: str
+) -> None:
+    write(text)
+    with pytest.raises(InputError) as caught:
+        sweep_jobs(["+sweep=mine"])
+    assert [told.partition(": ")[2] for told in caught.value.lines] == [line]
 
 
 # ----------------------------------------------------------------------------- the settings
@@ -181,32 +277,38 @@ def test_the_glue_tables_run_with_the_settings_of_table_13(table: str, method: s
         for key, value in TABLE_13[method].items():
             assert getattr(train, key) == value, (config.task.name, key)
         if isinstance(config.method, LoraConfig):
-            assert (config.method.r, config.method.alpha, config.method.lora_dropout) == (
-                8,
-                16,
-                0.1,
-            )
+            method_settings = (config.method.r, config.method.alpha, config.method.lora_dropout)
+            assert method_settings == (8, 16, 0.1)
 
 
 @pytest.mark.parametrize(
-    ("density", "lora", "head", "sampled"),
+    ("tables", "lora", "head", "sampled"),
     [
-        ("0.000465", 925_696, 4_096, 1_981_884_416),  # gemma-2b
-        ("0.000488", 3_416_064, 8_192, 6_979_588_096),  # mistral-7b
-        ("0.0352", 6_784, 128, 188_992),  # tiny-gemma
-        ("0.0364", 7_296, 128, 197_120),  # tiny-mistral
+        (("table4", "table10"), 925_696, 4_096, 1_981_884_416),  # gemma-2b
+        (("table5", "table11"), 3_416_064, 8_192, 6_979_588_096),  # mistral-7b
+        (("tiny_table4", "tiny_table10"), 6_784, 128, 188_992),  # tiny-gemma
+        (("tiny_table5", "tiny_table11"), 7_296, 128, 197_120),  # tiny-mistral
     ],
 )
 def test_the_lowest_density_gives_the_count_of_lora(
-    density: str, lora: int, head: int, sampled: int
+    tables: tuple[str, ...], lora: int, head: int, sampled: int
 ) -> None:
-    assert float(density) == float(f"{(lora - head) / sampled:.3g}")
-    assert density in {low for _, low in GLUE_TABLES.values()}
+    for table in tables:
+        assert LORA_DENSITY[table] == float(f"{(lora - head) / sampled:.3g}")
 
 
 def test_one_density_serves_both_tiny_families_in_table_3() -> None:
     for lora, head, sampled in ((6_784, 128, 188_992), (7_296, 128, 197_120)):
-        assert 0.036 * sampled + head == pytest.approx(lora, rel=0.023)
+        density = LORA_DENSITY["tiny_table3"]
+        assert density * sampled + head == pytest.approx(lora, rel=0.023)
+
+
+def test_each_density_is_in_the_band_of_its_row() -> None:
+    for table, lora in LORA_DENSITY.items():
+        tiny = table.startswith("tiny_")
+        assert density_row(lora, tiny) == "sparta-lora"
+        for row, density in DENSITIES.items():
+            assert density_row(density, tiny) == row
 
 
 # ------------------------------------------------------------------------------ merging
@@ -239,13 +341,4 @@ def test_what_merging_costs_is_compared_at_equal_parameter_count() -> None:
     assert saved == {"sparta": {"adapter"}, "lora": {"adapter"}, "full_ft": {"full"}}
     (first, *_) = composed(*jobs_of("merging_tiny_sparta"))
     assert isinstance(first.method, SpartaConfig)
-    assert str(first.method.density) == GLUE_TABLES["tiny_table10"][1]
-
-
-@pytest.mark.parametrize("name", MERGING)
-def test_a_merging_file_says_what_it_is_and_how_to_run_it(name: str) -> None:
-    path = config_dir() / "sweep" / f"merging_{name}.yaml"
-    lines = path.read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "# @package _global_"
-    assert "section 8" in lines[1]
-    assert lines[2] == f"#   sparta-bench -m +sweep=merging_{name}"
+    assert first.method.density == LORA_DENSITY["tiny_table10"]

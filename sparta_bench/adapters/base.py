@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from sparta_bench.adapters.manifest import Manifest
-from sparta_bench.config.compose import choices, compose
+from sparta_bench.config.compose import compose
+from sparta_bench.config.conf_folder import choices
 from sparta_bench.config.relations import is_folder
 from sparta_bench.config.rules import is_hub_name
 from sparta_bench.config.schema import ModelConfig

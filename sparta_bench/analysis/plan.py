@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from sparta_bench.analysis.memory.formula import paper_formula_bytes
+from sparta_bench.config.presets import preset_rows
 from sparta_bench.config.schema import Config
 from sparta_bench.data.splits import load_splits
 from sparta_bench.data.tokenize import encode_splits
@@ -39,6 +40,7 @@ def plan(config: Config) -> dict[str, Any]:
         "batch_size": config.train.batch_size,
         "learning_rate": config.train.learning_rate,
         "epochs": config.train.epochs,
+        "presets": preset_rows(config),
         "memory_bytes": paper_formula_bytes(counts, config.method.name),
         "unavailable": unavailable,
     }
@@ -75,6 +77,10 @@ def as_text(planned: dict[str, Any]) -> str:
         "training",
         {key: planned[key] for key in ("batch_size", "learning_rate", "epochs", "steps")},
     )
+    rows = planned["presets"]
+    lines += _section(
+        "presets", {row: [key for key in rows if rows[key] == row] for row in rows.values()}
+    )
     lines += _section(
         "memory in GB, the paper's formula in bfloat16, without activations",
         {name: size / 1e9 for name, size in planned["memory_bytes"].items()},
@@ -90,6 +96,8 @@ def _section(title: str, values: dict[str, Any]) -> list[str]:
 def _text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {part}" for name, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(value)
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else "not known" if value is None else str(value)

@@ -18,29 +18,20 @@ import hydra
 from hydra._internal.utils import get_args_parser
 
 from sparta_bench import __version__
-from sparta_bench.cli import hints, usage
-from sparta_bench.config.compose import HYDRA_ERRORS, compose, compose_all, config_dir, sweep_jobs
+from sparta_bench.cli import usage
+from sparta_bench.config.compose import HYDRA_ERRORS, compose, compose_all
+from sparta_bench.config.conf_folder import config_dir
 from sparta_bench.config.schema import Config
+from sparta_bench.config.sweeps import sweep_jobs
 from sparta_bench.errors import InputError, did_you_mean, log, reason_of, refusal_of
-from sparta_bench.runs.job import INTERRUPTED, assets, attempted, quiet_libraries, run_composed
+from sparta_bench.runs.job import INTERRUPTED, assets, quiet_libraries, run_composed
 from sparta_bench.runs.outcome import Outcome, show
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 NO_SUCH_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # that no file can have: the command line's fault
 ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # options of Hydra's, at a time
-# subcommands: each has a module `NAME_command` beside this one, with a `main`
-COMMANDS = (
-    "plan",
-    "bench",
-    "evaluate",
-    "memory",
-    "merge",
-    "predict",
-    "ranks",
-    "report",
-    "status",
-    "tables",
-)
+NOT_SUPPORTED = ("config_path", "config_name", "config_dir", "experimental_rerun")
+COMMANDS = tuple(usage.COMMANDS)  # each has a module `NAME_command` beside this one
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,11 +58,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _discard_what_is_left_to_print() -> None:
-    """Or Python would try again at its end, and tell the same in words of its own."""
+    """Or Python would try again at its end, and report the same in words of its own."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):  # no file
         pass
+
+
+def _as_interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _command(arguments: list[str]) -> int:
@@ -83,16 +78,10 @@ def _command(arguments: list[str]) -> int:
     return _experiments(arguments)
 
 
-def _as_interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-# ---------------------------------------------------------------------------- subcommands
 def _subcommand(name: str, arguments: list[str]) -> int:
     if name not in COMMANDS:
-        hint = hints.of_word(name, arguments)
-        near = "" if hint else did_you_mean(name, COMMANDS)
-        raise InputError(f"{name}: neither a subcommand{near} nor of the form key=value{hint}")
+        near = did_you_mean(name, COMMANDS)
+        raise InputError(f"{name}: neither a subcommand{near} nor of the form key=value")
     quiet_libraries()
     try:
         # a code, where a part of the work may fail alone
@@ -103,45 +92,45 @@ def _subcommand(name: str, arguments: list[str]) -> int:
 
 # ---------------------------------------------------------------------------- experiments
 def _experiments(arguments: list[str]) -> int:
-    """One run, or with `-m` one after the other, through Hydra; the worst outcome is the code."""
+    """One run, or with `-m` one after the other; the worst outcome is the code."""
     options, overrides = _options(arguments)
     if options.help:
         print(usage.text())
         return DONE
-    only_shows = options.hydra_help or options.info or options.cfg
-    if not (only_shows or options.shell_completion):
-        # Hydra would stop at its first error, and in a sweep only after earlier runs
-        if not options.multirun:
-            compose(overrides)
-        elif jobs := sweep_jobs(overrides):
-            return _grid(compose_all(jobs), jobs)
-    outcomes: list[Outcome] = []
+    if options.hydra_help or options.info or options.cfg or options.shell_completion:
+        return _hydras_own(arguments, overrides)
+    if options.multirun:
+        jobs = sweep_jobs(overrides)
+        return _grid(compose_all(jobs), jobs)
+    return _grid([compose(overrides)], [])
+
+
+def _hydras_own(arguments: list[str], overrides: list[str]) -> int:
+    """What Hydra prints for its own options; no run."""
+    if sweeps := [text for text in overrides if text.lstrip("+").startswith("sweep=")]:
+        raise InputError(*(f"{text}: a sweep is a grid, and needs -m" for text in sweeps))
 
     @hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")
-    def experiment(composed: Any) -> None:
-        outcomes.append(attempted(composed))
+    def no_run(composed: Any) -> None:
+        pass
 
     others = list(arguments)  # Hydra wants all overrides in one place
     for word in overrides:
         others.remove(word)
     before, sys.argv = sys.argv, [sys.argv[0], *overrides, *others]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise faults, so that they are told here, in one line
+    os.environ["HYDRA_FULL_ERROR"] = (
+        "1"  # raise faults, so that they are reported here, in one line
+    )
     try:
-        experiment()
+        no_run()
     except HYDRA_ERRORS as error:
         compose(overrides)  # which says it better, if it is the overrides' fault
         raise InputError(reason_of(error)) from None
-    except OSError as error:  # Hydra's own folders; those of a run are told by `attempt`
-        if error.filename is None:  # a stream
-            raise
-        raise InputError(f"hydra.run.dir or hydra.sweep.dir: {error}") from None
-    except SystemExit as end:  # after --cfg and its kind, or an interrupted run
+    except SystemExit as end:
         return int(end.code or DONE)
     finally:
         sys.argv = before
-    for outcome in outcomes:
-        show(outcome)
-    return _close(outcomes)
+    return DONE
 
 
 def _options(arguments: list[str]) -> tuple[Namespace, list[str]]:
@@ -152,8 +141,12 @@ def _options(arguments: list[str]) -> tuple[Namespace, list[str]]:
         options, unknown = parser.parse_known_args(arguments)
     except ArgumentError as error:
         raise InputError(str(error)) from None
-    lines = [_no_such_option(word, arguments) for word in unknown if word.startswith("-")]
-    for name in ("config_path", "config_name", "config_dir", "experimental_rerun"):
+    lines = [
+        f"{word.partition('=')[0]}: no such option; settings are written key=value (see --help)"
+        for word in unknown
+        if word.startswith("-")
+    ]
+    for name in NOT_SUPPORTED:
         if getattr(options, name) is not None:
             lines.append(f"--{name.replace('_', '-')}: this option of Hydra's is not supported")
     overrides = [*options.overrides, *(word for word in unknown if not word.startswith("-"))]
@@ -169,18 +162,12 @@ def _options(arguments: list[str]) -> tuple[Namespace, list[str]]:
     return options, overrides
 
 
-def _no_such_option(word: str, arguments: list[str]) -> str:
-    following = arguments[arguments.index(word) + 1 :] if word in arguments else []
-    hint = hints.of_option(word, following)
-    return f"{word.partition('=')[0]}: no such option{hint or ' (see --help)'}"
-
-
 def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
-    """All runs of a `-m` command line, here or through a launcher."""
+    """All runs of a `-m` command line, here or through a launcher; a single run has no `jobs`."""
     quiet_libraries()
-    from sparta_bench.runs.launch import launch, uses_launcher
+    from sparta_bench.runs.launch import launch, launcher_of
 
-    elsewhere = uses_launcher(jobs[0])
+    elsewhere = bool(jobs) and launcher_of(jobs[0]) is not None
     if not elsewhere:
         from sparta_bench.devices import device_for
 
@@ -188,6 +175,8 @@ def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
     from sparta_bench.runs.grid import Grid
 
     grid = Grid(configs, assets(), elsewhere)
+    if not jobs:
+        return _close(grid.run_all(show, single=True))
     log(grid.heading())
     try:
         if not elsewhere:
@@ -216,9 +205,9 @@ def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
 def _close(outcomes: list[Outcome]) -> int:
     bad = [outcome for outcome in outcomes if outcome.kind != "done"]
     if bad and len(outcomes) > 1:
-        lines = Counter(outcome.line.splitlines()[0] for outcome in bad)
-        told = [f"{line} ({n:,} runs)" if n > 1 else line for line, n in lines.items()]
-        log(f"{len(bad):,} of {len(outcomes):,} runs did not complete:", *told)
+        counts = Counter(outcome.line.splitlines()[0] for outcome in bad)
+        lines = [f"{line} ({n:,} runs)" if n > 1 else line for line, n in counts.items()]
+        log(f"{len(bad):,} of {len(outcomes):,} runs did not complete:", *lines)
     if all(outcome.kind == "refused" for outcome in bad):
         return WRONG_INPUT if bad else DONE
     return FAILED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from sparta_bench.cli import hints
 from sparta_bench.config.compose import compose
 from sparta_bench.errors import InputError
 
@@ -16,19 +15,15 @@ def main(arguments: list[str]) -> None:
         For an unknown option, or an experiment that cannot be planned.
     """
     overrides = [argument for argument in arguments if argument != "--json"]
-    wrong = [(at, word) for at, word in enumerate(overrides) if word.startswith("-")]
-    if [word for _, word in wrong] in (["--help"], ["-h"]):
+    wrong = [word for word in overrides if word.startswith("-")]
+    if wrong in (["--help"], ["-h"]):
         print("usage: sparta-bench plan [--json] [key=value ...]\n\n"
               "Parameter counts, data counts, lengths, steps and memory of an experiment,\n"
               "without weights. --json prints one JSON object and nothing else.")  # fmt: skip
         return
     if wrong:
         raise InputError(
-            *(
-                f"{word.partition('=')[0]}: plan knows no option but --json"
-                + hints.of_option(word, overrides[at + 1 :])
-                for at, word in wrong
-            )
+            *(f"{word.partition('=')[0]}: plan knows no option but --json" for word in wrong)
         )
     config = compose(overrides)
     from sparta_bench.analysis.plan import as_json, as_text, plan

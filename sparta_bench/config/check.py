@@ -1,15 +1,15 @@
-"""From what Hydra composed to a `Config`: presets filled in, every fault told at once."""
+"""From composed values to a `Config`: presets filled in, every fault told at once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from math import inf
 from pathlib import Path
 from typing import Any
 
+from sparta_bench.config.presets import preset_of
 from sparta_bench.config.relations import relation_faults
-from sparta_bench.config.rules import RULES, are_presets, is_number, is_text, look_up, show
+from sparta_bench.config.rules import RULES, is_text, look_up, rule_fault, show
 from sparta_bench.config.schema import (
     METHOD_CLASSES,
     METHODS,
@@ -23,9 +23,13 @@ from sparta_bench.config.schema import (
     TrainConfig,
     Tsv,
 )
-from sparta_bench.errors import InputError, did_you_mean, shown
+from sparta_bench.errors import InputError, did_you_mean
 
 Faults = dict[str, str]  # a line for each dotted key
+PARTS: dict[str, type] = {
+    "model": ModelConfig, "task": TaskConfig, "train": TrainConfig,
+    "task.dev": Dev, "task.prompt": Prompt, "task.hub": Hub, "task.tsv": Tsv,
+}  # fmt: skip
 
 
 def from_dict(composed: Mapping[str, Any]) -> Config:
@@ -34,7 +38,7 @@ def from_dict(composed: Mapping[str, Any]) -> Config:
     Parameters
     ----------
     composed
-        Plain dictionaries as Hydra composed them from `conf/`.
+        Plain dictionaries as composed from `conf/`.
 
     Raises
     ------
@@ -48,19 +52,28 @@ def from_dict(composed: Mapping[str, Any]) -> Config:
     faults = _shape_faults(raw)
     if not faults.keys() & {"model", "task", "method", "train"}:
         raw["model"] = _where_it_is(raw["model"])
-        raw["model"] |= {"name": _model_name(raw["model"])}
-        raw["train"] = _with_presets(raw)
+        raw["train"] = _with_presets(
+            raw["train"], raw["method"], raw["model"]["name"], raw["task"].get("name")
+        )
     faults |= _rule_faults(raw)
     if _named_by_path(look_up(raw, "model")[1]):
         faults.pop("model.name", None)  # the line about model.path says enough
-    lines = [*faults.values(), *relation_faults(raw, faults)]
-    if lines:
-        raise InputError(*lines)
-    return _freeze(raw)
+    _raise(raw, faults)
+    task = dict(raw["task"])
+    for key, kind in (("hub", Hub), ("tsv", Tsv), ("dev", Dev), ("prompt", Prompt)):
+        task[key] = None if task[key] is None else _made(kind, task[key])
+    parts = {
+        "model": _made(ModelConfig, raw["model"]),
+        "task": _made(TaskConfig, task),
+        "method": _made(METHOD_CLASSES[raw["method"]["name"]], raw["method"]),
+        "train": _made(TrainConfig, raw["train"]),
+    }
+    config: Config = _made(Config, raw | parts)
+    return config
 
 
 def method_of(values: Mapping[str, Any]) -> MethodConfig:
-    """A method's settings from plain values, such as those of a saved adapter.
+    """Return a method's settings from plain values, such as those of a saved adapter.
 
     Raises
     ------
@@ -71,27 +84,44 @@ def method_of(values: Mapping[str, Any]) -> MethodConfig:
     faults = _rule_faults(raw)
     if "method.name" not in faults:
         faults |= _key_faults(values, METHOD_CLASSES[values["name"]], "method.")
+    _raise(raw, faults)
+    method: MethodConfig = _made(METHOD_CLASSES[values["name"]], values)
+    return method
+
+
+def train_of(
+    train: Mapping[str, Any], method: Mapping[str, Any], model: str, task: str
+) -> TrainConfig:
+    """Return the training settings of a run of this method, model and task, presets filled in.
+
+    Raises
+    ------
+    InputError
+        With a line for each fault.
+    """
+    raw = {"train": _with_presets(train, method, model, task)}
+    _raise(raw, _key_faults(raw["train"], TrainConfig, "train.") | _rule_faults(raw))
+    settings: TrainConfig = _made(TrainConfig, raw["train"])
+    return settings
+
+
+def _raise(raw: Mapping[str, Any], faults: Faults) -> None:
     if lines := [*faults.values(), *relation_faults(raw, faults)]:
         raise InputError(*lines)
-    return _method(values)
 
 
 def _shape_faults(raw: Mapping[str, Any]) -> Faults:
     """Keys that are missing and keys that nothing knows."""
     faults = _key_faults(raw, Config, "")
-    parts: list[tuple[str, type]] = [
-        ("model", ModelConfig), ("task", TaskConfig), ("train", TrainConfig)
-    ]  # fmt: skip
     name = look_up(raw, "method.name")[1]
-    parts.append(("method", METHOD_CLASSES[name] if name in METHODS else Mapping))
-    parts += [("task.dev", Dev), ("task.prompt", Prompt), ("task.hub", Hub), ("task.tsv", Tsv)]
-    for key, kind in parts:
-        there, value = look_up(raw, key)
-        if not there or (value is None and key in ("task.hub", "task.tsv")):
+    method = METHOD_CLASSES[name] if name in METHODS else None
+    for key, kind in [("method", method), *PARTS.items()]:
+        is_there, value = look_up(raw, key)
+        if not is_there or (value is None and key in ("task.hub", "task.tsv")):
             continue
         if not isinstance(value, Mapping):
             faults[key] = f"{key}={show(value)}: must have keys of its own"
-        elif kind is not Mapping:
+        elif kind is not None:
             faults |= _key_faults(value, kind, f"{key}.")
     return faults
 
@@ -99,38 +129,36 @@ def _shape_faults(raw: Mapping[str, Any]) -> Faults:
 def _key_faults(part: Mapping[str, Any], kind: type, prefix: str) -> Faults:
     known = {field.name for field in fields(kind)}
     optional = {"positions", "fields"} if kind is Tsv else set()
-    allowed = known | ({"presets"} if prefix == "method." else set())
     missing = [f"{prefix}{key}" for key in known - part.keys() - optional]
     faults = {key: f"{key}: is missing" for key in sorted(missing)}
-    for key in (key for key in part if key not in allowed):
-        near = did_you_mean(str(key), allowed)
+    for key in (key for key in part if key not in known):
+        near = did_you_mean(str(key), known)
         faults[f"{prefix}{key}"] = f"{prefix}{key}={show(part[key])}: no such key{near}"
     return faults
 
 
 def _rule_faults(raw: Mapping[str, Any]) -> Faults:
     faults = {}
-    for key, rule in RULES.items():
-        there, value = look_up(raw, key)
-        if there and not rule.check(value):
-            near = did_you_mean(value, rule.names) if isinstance(value, str) else ""
-            faults[key] = f"{key}={shown(show(value))}: {rule.text}{near}"
+    for key in RULES:
+        is_there, value = look_up(raw, key)
+        if is_there and (line := rule_fault(key, value)):
+            faults[key] = line
     return faults
 
 
 def _where_it_is(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A folder in the place of an embedded model is a model of its own, as with `model=local`: it
-    may be anything, and must not bear the embedded one's name in a record."""
-    if model.get("embedded") is not True or model.get("path") is None:
-        return dict(model)
-    return {**model, "embedded": False, "name": None}
+    """Name a model by its folder where it has no name.
 
-
-def _model_name(model: Mapping[str, Any]) -> Any:
-    name, path = model.get("name"), model.get("path")
-    if name is not None or not is_text(path) or "\0" in str(path):
-        return name
-    return Path(str(path)).resolve().name
+    An embedded model with a folder is a model of its own, as with `model=local`: it may be
+    anything, and must not bear the embedded one's name in a record.
+    """
+    path = model.get("path")
+    if model.get("embedded") is True and path is not None:
+        model = {**model, "embedded": False, "name": None}
+    name = model.get("name")
+    if name is None and is_text(path) and "\0" not in str(path):
+        name = Path(str(path)).resolve().name
+    return {**model, "name": name}
 
 
 def _named_by_path(model: Any) -> bool:
@@ -139,10 +167,24 @@ def _named_by_path(model: Any) -> bool:
     return not (model.get("hub_id") or model.get("embedded"))
 
 
-def _numbers(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    # 5 and 5.0 epochs are the same experiment, and must hash alike.
+def _with_presets(
+    train: Mapping[str, Any], method: Mapping[str, Any], model: Any, task: Any
+) -> dict[str, Any]:
+    """Return `train` with every None that the run's preset knows replaced."""
+    density = method.get("density")
+    if method.get("name") not in METHODS or (
+        "density" in method and not RULES["method.density"].check(density)
+    ):  # which has a line of its own, and what would be filled in is no fault
+        return {key: value for key, value in train.items() if value is not None}
+    preset = preset_of(method["name"], model, task, density)
+    values = {} if preset is None else preset.values
+    return {key: values.get(key) if value is None else value for key, value in train.items()}
+
+
+def _made(kind: type, values: Mapping[str, Any]) -> Any:
+    # 5 and 5.0 epochs are the same experiment, and must hash alike
     kinds = {field.name: str(field.type) for field in fields(kind)}
-    return {key: _as_kind(kinds[key], value) for key, value in values.items()}
+    return kind(**{key: _as_kind(kinds[key], value) for key, value in values.items()})
 
 
 def _as_kind(kind: str, value: Any) -> Any:
@@ -153,60 +195,12 @@ def _as_kind(kind: str, value: Any) -> Any:
     return float(value) if kind == "float" else int(value)
 
 
-def _method(values: Mapping[str, Any]) -> MethodConfig:
-    kind = METHOD_CLASSES[values["name"]]
-    made: MethodConfig = kind(**_numbers(kind, values))
-    return made
-
-
-def _freeze(raw: dict[str, Any]) -> Config:
-    task = dict(raw["task"])
-    for key, kind in (("hub", Hub), ("tsv", Tsv), ("dev", Dev), ("prompt", Prompt)):
-        task[key] = kind(**_numbers(kind, task[key])) if task[key] is not None else None
-    method = {key: value for key, value in raw["method"].items() if key != "presets"}
-    return Config(
-        **_numbers(
-            Config,
-            raw
-            | {
-                "model": ModelConfig(**raw["model"]),
-                "task": TaskConfig(**_numbers(TaskConfig, task)),
-                "method": _method(method),
-                "train": TrainConfig(**_numbers(TrainConfig, raw["train"])),
-            },
-        )
-    )
-
-
-# -------------------------------------------------------------------------------- presets
-def _fits(when: Mapping[str, Any], model: Any, task: Any, density: Any) -> bool:
-    if model not in when.get("model", [model]) or task not in when.get("task", [task]):
-        return False
-    if not is_number(density):  # none belongs to the method, or it is told of by its own rule
-        return True
-    return bool(when.get("density_from", density) <= density < when.get("density_to", inf))
-
-
-def _with_presets(raw: dict[str, Any]) -> dict[str, Any]:
-    """`train` with every null that a preset of the method knows replaced."""
-    method, train = raw["method"], raw["train"]
-    entries = method.get("presets", [])
-    if not are_presets(entries):  # told of by its own rule; the nulls are not faults of theirs
-        return {key: value for key, value in train.items() if value is not None}
-    preset: dict[str, Any] = {"trained_dtype": "float32"}
-    model, task = raw["model"].get("name"), raw["task"].get("name")
-    for entry in entries:
-        if _fits(entry["when"], model, task, method.get("density")):
-            preset |= entry["set"]
-    return {key: preset.get(key) if value is None else value for key, value in train.items()}
-
-
 def _fold_numbers(value: Any) -> Any:
-    # YAML 1.1 reads 1e-5 as text; whoever writes it means the number.
+    # YAML 1.1 reads 1e-5 as text; whoever writes it means the number
     if isinstance(value, dict):
-        return {k: _fold_numbers(v) for k, v in value.items()}
+        return {key: _fold_numbers(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_fold_numbers(v) for v in value]
+        return [_fold_numbers(part) for part in value]
     if isinstance(value, str):
         try:
             return float(value) if "e" in value.lower() and value[0] in "+-.0123456789" else value

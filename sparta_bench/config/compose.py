@@ -1,22 +1,21 @@
-"""From command-line overrides to checked configurations, through Hydra; no torch.
+"""From command-line overrides to checked configurations; no torch.
 
-Hydra stops at its first error and shows it as several lines. Here every override is tried, and
-each fault becomes one line with the nearest right name.
+Hydra composes the files that are chosen, once each. Values are then set here, one override after
+the other as Hydra would, so that all faults are told at once, each with the nearest right name.
 """
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -25,99 +24,118 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparta_bench.config.check import from_dict
+from sparta_bench.config.conf_folder import GROUPS, choices, config_dir, unreadable
 from sparta_bench.config.schema import Config
 from sparta_bench.errors import InputError, did_you_mean, did_you_mean_key, reason_of
 
-GROUPS = ("model", "task", "method", "train", "sweep")
-MOST_FAULTY = 20  # jobs whose faults are told
-MOST_LISTED = 12  # choices that a message lists
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 # `${oc.env:NAME}`, also where the name of the resolver is put together
 ENVIRONMENT = re.compile(r"\$\{\s*(oc\.env\b|[^:{}]*\$\{[^}]*\}[^:{}]*:)")
 KEY = re.compile(r"(\+\+?|~)?\w+([./@-]\w+)*", re.ASCII)
+# by folder of `conf`, top-level key and choice: what Hydra composed of it
+_parts: dict[tuple[Path, str, str | None], Any] = {}
 
 
-def config_dir() -> Path:
-    """The folder with the YAML: inside the installed package, or beside it in a checkout."""
-    package = Path(str(resources.files("sparta_bench")))
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
-
-
-def choices(group: str) -> list[str]:
-    """The names that a group offers, without the `_base` that the others share."""
-    return sorted(
-        path.stem for path in (config_dir() / group).glob("*.yaml") if path.stem[0] != "_"
-    )
-
-
-def write_choice(word: str, name: str = "NAME") -> str:
-    """`; write task=tiny-rte`, where a word is a group, of which `name` is chosen, or a choice."""
-    if word not in GROUPS:
-        group = next((group for group in GROUPS if word in choices(group)), None)
-        if group is None:
-            return ""
-        word, name = group, word
-    return f"; write {'-m +' if word == 'sweep' else ''}{word}={name}"
-
-
-def known_keys() -> list[str]:
-    """The dotted keys of all settings, whatever the method."""
-    keys: dict[str, None] = {}
-    with our_hydra():
-        for method in choices("method"):
-            keys |= dict.fromkeys(_all_keys(to_plain(composed_by_hydra([f"method={method}"]))))
-    return list(keys)
-
-
-def to_plain(composed: Any) -> dict[str, Any]:
-    """Hydra's composed configuration as plain dictionaries, interpolations resolved.
+def compose(overrides: list[str]) -> Config:
+    """Return the experiment of overrides such as `["task=rte", "seed=1"]`.
 
     Raises
     ------
     InputError
-        If a value is taken from the environment: it would go into records, secrets among it.
+        With a line for every override that names nothing, and for every value against a rule.
     """
-    _refuse_environment(OmegaConf.to_container(composed), ())
-    plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key != "hydra"}
+    return compose_all([overrides])[0]
 
 
-def _refuse_environment(value: Any, above: tuple[str, ...]) -> None:
-    if above == ("hydra",):  # not in records
-        return
-    if isinstance(value, str) and ENVIRONMENT.search(value):
-        raise InputError(
-            f"{'.'.join(above)}={value}: the environment is not read, since records would hold "
-            "what it says; write the value itself, or let the shell do that"
-        )
-    for key, inner in value.items() if isinstance(value, dict) else ():
-        _refuse_environment(inner, (*above, str(key)))
-    for inner in value if isinstance(value, list) else ():
-        _refuse_environment(inner, above)
+def compose_all(jobs: list[list[str]]) -> list[Config]:
+    """Return the experiments of several jobs; equal lines of several jobs are told once."""
+    lines: dict[str, None] = {}
+    configs = []
+    for job in jobs:
+        try:
+            configs.append(_compose(job))
+        except InputError as error:
+            lines |= dict.fromkeys(error.lines)
+    if lines:
+        raise InputError(*lines)
+    return configs
 
 
-def composed_by_hydra(overrides: list[str], **how: Any) -> Any:
-    """What Hydra composes.
-
-    Raises
-    ------
-    HydraException, OmegaConfBaseException
-        If the overrides are at fault.
-    InputError
-        If a file of `conf/` is.
-    """
+def _compose(job: list[str]) -> Config:
+    chosen: dict[str, str] = {}
+    lines: list[str] = []
+    values: list[Override] = []
+    of_hydra: list[str] = []
+    misused: list[str] = []  # groups, whose keys cannot be known
+    for override in parse_all(job):
+        key, text = override.key_or_group, str(override.input_line)
+        if fault := _misuse(override):
+            lines.append(f"{text}: {fault}")
+            misused.append(key)
+        elif key in GROUPS:
+            chosen[key] = str(override.value())
+        elif is_of_hydra(key):
+            of_hydra.append(text)
+        else:
+            values.append(override)
+    lines += _faults_of_hydra(tuple(of_hydra))
+    values = [value for value in values if value.key_or_group.partition(".")[0] not in misused]
+    config, faults = _with_values(composed_choices(chosen), values)
+    lines += faults
     try:
-        return hydra_compose("config", overrides, **how)
-    except HYDRA_ERRORS:
-        raise
-    except Exception as error:  # many kinds, for what is no YAML or not as Hydra wants it
-        mark = getattr(error, "problem_mark", None)
-        place = getattr(error, "name", None) or f"a file of {config_dir()}"
-        place = f"{mark.name}, line {mark.line + 1}" if mark else place
-        problem = getattr(error, "problem", None) or reason_of(error)
-        raise InputError(f"{place}: cannot be read: {problem}") from None
+        checked = from_dict(config)
+    except InputError as error:
+        own = tuple(f"{value.key_or_group}{end}" for value in values for end in "=:")
+        lines += [line for line in error.lines if not lines or line.startswith(own)]
+    if lines:
+        raise InputError(*lines)
+    return checked
+
+
+# ---------------------------------------------------------------------------- what Hydra composes
+def composed_choices(chosen: dict[str, str]) -> dict[str, Any]:
+    """Return all settings with these choices of groups, no other override applied.
+
+    A file of a group sets the group's own keys alone, so that what Hydra composed of it is kept,
+    and serves beside any choice of the other groups.
+    """
+    folder = config_dir()
+    if any((folder, group, chosen.get(group)) not in _parts for group in GROUPS):
+        try:
+            composed = to_plain(_composed([f"{key}={value}" for key, value in chosen.items()]))
+        except HYDRA_ERRORS as error:
+            raise InputError(reason_of(error)) from None
+        _parts.update({(folder, key, chosen.get(key)): part for key, part in composed.items()})
+    return {
+        key: deepcopy(part)
+        for (at, key, choice), part in _parts.items()
+        if at == folder and choice == chosen.get(key)
+    }
+
+
+@cache
+def _faults_of_hydra(overrides: tuple[str, ...]) -> list[str]:
+    """Return a line for each override of Hydra's own settings that it cannot compose."""
+    lines: list[str] = []
+    good: list[str] = []
+    for text in sorted(overrides, key=lambda text: "/" not in text.partition("=")[0]):
+        try:
+            _composed([*good, text])
+        except HYDRA_ERRORS as error:
+            lines.append(f"{text}: {reason_of(error)}")
+        else:
+            good.append(text)
+    return lines
+
+
+def _composed(overrides: list[str]) -> Any:
+    with our_hydra():
+        try:
+            return hydra_compose("config", overrides)
+        except HYDRA_ERRORS:
+            raise
+        except Exception as error:  # many kinds, for what is no YAML or not as Hydra wants it
+            raise unreadable(error, config_dir()) from None
 
 
 @contextmanager
@@ -128,239 +146,135 @@ def our_hydra() -> Iterator[None]:
         yield
 
 
-class _OnlyHydraError(Exception):
-    """A job that must be composed by Hydra itself, for its result or for the words of its fault."""
-
-
-def compose(overrides: list[str]) -> Config:
-    """One experiment from overrides such as `["task=rte", "seed=1"]`.
+def to_plain(composed: Any) -> dict[str, Any]:
+    """Return a composed configuration as plain dictionaries, interpolations resolved.
 
     Raises
     ------
     InputError
-        With a line for every override that names nothing, and for every value against a rule.
+        If a value is taken from the environment: it would go into records, secrets among it.
     """
-    sweeps = [text for text in overrides if text.lstrip("+").startswith("sweep=")]
-    if sweeps:
-        raise InputError(*(f"{text}: a sweep is a grid, and needs -m" for text in sweeps))
-    return compose_all([overrides])[0]
+    _refuse_environment(OmegaConf.to_container(composed), "")
+    plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
-def compose_all(jobs: list[list[str]]) -> list[Config]:
-    """The experiments of several jobs; equal lines of several jobs are told once.
+def _refuse_environment(value: Any, key: str) -> None:
+    if isinstance(value, str) and ENVIRONMENT.search(value):
+        raise InputError(
+            f"{key}={value}: the environment is not read, since records would hold what it says; "
+            "write the value itself, or let the shell do that"
+        )
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_environment(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_environment(inner, key)
 
-    Hydra takes some 50 ms for a configuration. Jobs that differ in plain values alone share one.
-    """
-    lines: dict[str, None] = {}
-    configs = []
-    bases: dict[tuple[str, ...], dict[str, Any]] = {}
-    faulty = 0
-    with our_hydra():
-        parsed_once: dict[str, Override] = {}
-        for job in jobs:
-            try:
-                for text in job:
-                    if text not in parsed_once:
-                        parsed_once[text] = _parse([text])[0]
-                configs.append(_compose_like([parsed_once[text] for text in job], bases))
-            except (InputError, _OnlyHydraError):
-                try:
-                    configs.append(_compose_one(job))
-                except InputError as error:
-                    lines |= dict.fromkeys(error.lines)
-                    faulty += 1
-            if faulty == MOST_FAULTY:  # each takes Hydra a while, and the lines are alike
-                break
-    if lines:
+
+# -------------------------------------------------------------------------- what is set here
+def parse_all(overrides: list[str]) -> list[Override]:
+    """Read overrides; raise InputError with a line for each that is none."""
+    parsed = [_parse(text) for text in overrides]
+    if lines := [fault for fault in parsed if isinstance(fault, str)]:
         raise InputError(*lines)
-    return configs
+    return [override for override in parsed if isinstance(override, Override)]
 
 
-def _compose_like(job: list[Override], bases: dict[tuple[str, ...], dict[str, Any]]) -> Config:
-    """A configuration from one of the `bases` that has the same groups and values of a kind that
-    only Hydra can set; a base that is not there yet is composed and put there."""
-    if any(_misuse(override) for override in job):
-        raise _OnlyHydraError
-    plain = {str(override.input_line) for override in job if _is_plain(override)}
-    others = [override for override in job if str(override.input_line) not in plain]
-    for override in job:
-        parts = override.key_or_group.split(".")
-        parents = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
-        if str(override.input_line) in plain and parents & {o.key_or_group for o in others}:
-            raise _OnlyHydraError  # their order counts
-    key = tuple(str(override.input_line) for override in others)
-    if key not in bases:
-        try:
-            composed = composed_by_hydra(list(key))
-            if "${" in OmegaConf.to_yaml(composed):  # a value that may follow one of the job's
-                raise _OnlyHydraError
-            bases[key] = to_plain(composed)
-        except HYDRA_ERRORS:
-            raise _OnlyHydraError from None
-    config = copy.deepcopy(bases[key])
-    for override in job:
-        if str(override.input_line) in plain:
-            _set(config, override.key_or_group.split("."), override.value())
-    return from_dict(config)
-
-
-def _is_plain(override: Override) -> bool:
-    """Whether it sets a key that is there to a number, a truth value, a word or null."""
-    if override.is_add() or override.is_delete() or override.is_force_add():
-        return False
-    key, value = override.key_or_group, override.value()
-    in_group = key in GROUPS or "/" in key or key.startswith("hydra")
-    kind = value is None or type(value) in (bool, int, float, str)
-    return kind and not in_group and override.package is None and not set("$?") & set(str(value))
-
-
-def _set(config: dict[str, Any], path: list[str], value: Any) -> None:
-    *parents, last = path
-    for name in parents:
-        config = config.get(name, {}) if isinstance(config, dict) else {}
-    if not isinstance(config, dict) or last not in config or isinstance(config[last], dict):
-        raise _OnlyHydraError
-    config[last] = value
-
-
-def sweep_jobs(overrides: list[str]) -> list[list[str]]:
-    """The jobs of a `-m` command line: every combination of the comma-separated values, and of
-    those in the files of `conf/sweep` that are asked for with `+sweep=NAME,NAME`.
-
-    A key on the command line takes the place of the same key in a sweep's file.
-    """
-    with our_hydra():
-        parsed = _parse(overrides)
-        sweeps = [override for override in parsed if override.key_or_group == "sweep"]
-        parsed = [override for override in parsed if override.key_or_group != "sweep"]
-        names = [text for override in sweeps for text in _values_of(override)]
-        return [job for name in names or [""] for job in _jobs_of(name, parsed)]
-
-
-def _values_of(override: Override) -> list[str]:
-    if override.is_sweep_override():
-        return [f"+sweep={value}" for value in override.sweep_string_iterator()]
-    return [str(override.input_line)]
-
-
-def _jobs_of(sweep: str, parsed: list[Override]) -> list[list[str]]:
-    named = [sweep] if sweep else []
-    fixed = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
-    alone = [*_parse(named), *(override for override in parsed if not override.is_sweep_override())]
-    if any(_misuse(override) for override in alone):
-        return [[*named, *fixed]]  # composing it will tell what is wrong
-    # a fixed key may be one that only a swept choice has, such as method.r with method=lora,head
-    firsts = [
-        f"{override.key_or_group}={next(iter(override.sweep_string_iterator()), '')}"
-        for override in parsed
-        if override.is_sweep_override() and override.key_or_group in GROUPS
-    ]
+@cache
+def _parse(text: str) -> Override | str:
+    key, equals, _ = text.partition("=")
     try:
-        composed = composed_by_hydra([*named, *firsts, *fixed], return_hydra_config=True)
-    except HYDRA_ERRORS:
-        return [[*named, *fixed]]
-    sweeper = composed.hydra.sweeper
-    if not sweeper._target_.endswith(".BasicSweeper"):
-        return []  # another sweeper decides at run time what its jobs are
-    given = {override.key_or_group for override in parsed}
-    parameters = [
-        f"{key}={values}" for key, values in (sweeper.params or {}).items() if key not in given
-    ]
-    try:
-        batches = BasicSweeper.split_arguments(_parse(parameters) + parsed, max_batch_size=None)
-    except HYDRA_ERRORS as error:
-        raise InputError(reason_of(error)) from None
-    if not batches or not batches[0]:
-        raise InputError("-m: the values given make no job at all")
-    return [[*named, *job] for job in batches[0]]
+        override = OverridesParser.create().parse_overrides([text])[0]
+        if override.key_or_group:
+            return override
+    except HydraException:
+        if equals and KEY.fullmatch(key):
+            return f"{text}: the value has characters that need quotes: '{key}=\"...\"'"
+    return f"{text}: not of the form key=value"
 
 
-def _parse(overrides: list[str]) -> list[Override]:
-    lines, parsed = [], []
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    for text in overrides:
-        key, equals, _ = text.partition("=")
-        try:
-            override = parser.parse_overrides([text])[0]
-        except HydraException:
-            override = None
-        if override is not None and override.key_or_group:
-            parsed.append(override)
-        elif equals and KEY.fullmatch(key):
-            lines.append(f"{text}: the value has characters that need quotes: '{key}=\"...\"'")
-        else:
-            lines.append(f"{text}: not of the form key=value{write_choice(text)}")
-    if lines:
-        raise InputError(*lines)
-    return parsed
-
-
-def _compose_one(overrides: list[str]) -> Config:
-    parsed = _parse(overrides)
-    if not any(_misuse(override) for override in parsed):
-        try:
-            return from_dict(to_plain(composed_by_hydra(overrides)))
-        except HYDRA_ERRORS as error:
-            raise InputError(*(_explain(parsed) or [reason_of(error)])) from None
-    raise InputError(*_explain(parsed))
+def is_of_hydra(key: str) -> bool:
+    """Whether a key is one of Hydra's own settings."""
+    return key == "hydra" or key.startswith(("hydra.", "hydra/"))
 
 
 def _misuse(override: Override) -> str | None:
-    """What is wrong with a choice of a group, or with several values for one run."""
+    """Return what is wrong with a choice of a group, or with several values for one run."""
     group = override.key_or_group
-    if group.startswith("hydra.sweeper.params"):
-        return "write a grid as key=value,value"  # Hydra asserts here
+    if group == "sweep":
+        return "a sweep is a grid, and needs -m"
+    if group.startswith(("hydra.sweeper", "hydra/sweeper")):
+        return "no sweeper of Hydra's is used; write a grid as key=value,value"
     if override.is_sweep_override():
         return "several values are a grid, and need -m"
     if group not in GROUPS:
         return None
     known = choices(group)
-    appended = group == "sweep"  # not in the defaults, so that Hydra wants a plus
-    if override.is_add() != appended or override.is_delete() or override.package is not None:
-        plus = "+" if appended else ""
-        return f"choose one with {plus}{group}=NAME; {_listed(known)}"
+    listed = f"known: {', '.join(known)}"
+    if override.is_add() or override.is_delete() or override.package is not None:
+        return f"choose one with {group}=NAME; {listed}"
     choice = override.value()
     if choice in known:
         return None
     near = did_you_mean(choice, known) if isinstance(choice, str) else ""
-    return f"no such {group}{near}; {_listed(known)}"
+    return f"no such {group}{near}; {listed}"
 
 
-def _listed(known: list[str]) -> str:
-    if len(known) > MOST_LISTED:
-        return f"--help lists all {len(known)}"
-    return f"known: {', '.join(known)}"
-
-
-def _explain(overrides: list[Override]) -> list[str]:
-    """Try the overrides one by one and say of each that fails why."""
+def _with_values(
+    config: dict[str, Any], overrides: list[Override]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the configuration with all values set that can be, and a line for each other."""
     lines: list[str] = []
-    groups: list[Override] = []
-    values: list[Override] = []
+    refers = False
     for override in overrides:
-        misuse = _misuse(override)
-        if misuse is not None:
-            lines.append(f"{override.input_line}: {misuse}")
-        else:
-            (groups if override.key_or_group in GROUPS else values).append(override)
-    good = [str(override.input_line) for override in groups]
-    try:
-        keys = _all_keys(to_plain(composed_by_hydra(good)))
-    except HYDRA_ERRORS as error:
-        return [*lines, reason_of(error)]
-    against_rules: dict[str, None] = {}
-    for override in values:
-        key, text = override.key_or_group, str(override.input_line)
+        text = str(override.input_line)
+        # an interpolation, or what OmegaConf takes as missing
+        is_reference = "$" in text or "???" in text
+        changed = deepcopy(config) if is_reference else config
         try:
-            from_dict(to_plain(composed_by_hydra([*good, text])))
+            _set(changed, override)
+            if is_reference:
+                to_plain(OmegaConf.create(changed))
         except HYDRA_ERRORS as error:
-            known = key in keys or key.startswith("hydra")
-            why = reason_of(error) if known else f"no such key{did_you_mean_key(key, keys)}"
-            lines.append(f"{text}: {why}")
+            lines.append(f"{text}: {reason_of(error)}")
         except InputError as error:
-            mine = [line for line in error.lines if line.startswith((f"{key}=", f"{key}:"))]
-            against_rules |= dict.fromkeys(mine)
-    return [*lines, *against_rules]
+            lines += error.lines
+        else:
+            config, refers = changed, refers or is_reference
+    return to_plain(OmegaConf.create(config)) if refers else config, lines
+
+
+def _set(config: dict[str, Any], override: Override) -> None:
+    """Change a configuration as an override says; raise InputError if that cannot be."""
+    key, text, value = override.key_or_group, override.input_line, override.value()
+    adds = override.is_add() or override.is_force_add()
+    *parents, last = key.split(".")
+    part = config
+    for name in parents:
+        if adds and not isinstance(part.get(name), dict):
+            part[name] = {}
+        inner = part.get(name)
+        part = inner if isinstance(inner, dict) else {}
+    if override.is_delete() and last in part:
+        del part[last]
+    elif override.is_add() and part.get(last) is not None and not isinstance(value, dict | list):
+        raise InputError(f"{text}: is there already; write {key}=VALUE")
+    elif override.is_delete() or override.package or not _put(part, last, value, adds):
+        raise InputError(f"{text}: no such key{did_you_mean_key(key, _all_keys(config))}")
+
+
+def _put(part: dict[str, Any], key: str, value: Any, adds: bool) -> bool:
+    """Set a key that is there, or that is to be added; a mapping changes the keys that it has."""
+    old = part.get(key)
+    if isinstance(value, dict) and isinstance(old, dict):
+        return all(_put(old, str(name), inner, adds) for name, inner in value.items())
+    if key not in part and not adds:
+        return False
+    part[key] = value
+    return True
 
 
 def _all_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any, NamedTuple
 
-from sparta_bench.config.schema import DTYPES, METHODS, TINY_TASKS, TrainConfig
-from sparta_bench.errors import one_of, shown
+from sparta_bench.config.schema import DTYPES, METHODS, TINY_TASKS
+from sparta_bench.errors import did_you_mean, one_of, shown
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 Check = Callable[[Any], bool]
@@ -66,22 +65,6 @@ def _texts_by_name(value: Any) -> bool:
 
 def _numbers_by_name(value: Any) -> bool:
     return isinstance(value, dict) and all(is_whole(number, 0) for number in value.values())
-
-
-def are_presets(value: Any) -> bool:
-    """Whether it is a list of `{when, set}` as in `conf/method`; the values in `set` have rules of
-    their own."""
-    return isinstance(value, list) and all(
-        isinstance(entry, dict)
-        and set(entry) == {"when", "set"}
-        and isinstance(entry["when"], dict)
-        and isinstance(entry["set"], dict)
-        and entry["when"].keys() <= {"model", "task", "density_from", "density_to"}
-        and all(are_words(entry["when"][key]) for key in ("model", "task") if key in entry["when"])
-        and all(is_number(entry["when"][key]) for key in entry["when"] if key.startswith("density"))
-        and entry["set"].keys() <= {field.name for field in fields(TrainConfig)}
-        for entry in value
-    )
 
 
 def or_null(rule: Rule) -> Rule:
@@ -171,11 +154,6 @@ RULES: dict[str, Rule] = {
     "method.r": COUNT,
     "method.alpha": POSITIVE,
     "method.lora_dropout": BELOW_1,
-    "method.presets": Rule(
-        are_presets,
-        "must be a list of {when, set}: when may have model, task, density_from and density_to, "
-        "set has keys of train",
-    ),
     "train.learning_rate": POSITIVE,
     "train.batch_size": COUNT,
     "train.epochs": Rule(
@@ -205,6 +183,15 @@ RULES: dict[str, Rule] = {
     "train.gradient_checkpointing": SWITCH,
     "train.checkpoint_every": COUNT_OR_NULL,
 }
+
+
+def rule_fault(key: str, value: Any) -> str | None:
+    """Return the line about a value that is against the rule of its key."""
+    rule = RULES.get(key)
+    if rule is None or rule.check(value):
+        return None
+    near = did_you_mean(value, rule.names) if isinstance(value, str) else ""
+    return f"{key}={shown(show(value))}: {rule.text}{near}"
 
 
 def faults_by(rules: Mapping[str, Rule], values: Mapping[str, Any]) -> list[str]:

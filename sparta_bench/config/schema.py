@@ -9,7 +9,6 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-METHODS = ("full_ft", "head", "lora", "sparta")
 DTYPES = ("float32", "bfloat16")
 TINY_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "imdb")  # generated twins
 
@@ -134,6 +133,7 @@ METHOD_CLASSES: dict[str, type] = {
     "lora": LoraConfig,
     "sparta": SpartaConfig,
 }
+METHODS = tuple(METHOD_CLASSES)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from sparta_bench.adapters.load_adapter import Loaded
 from sparta_bench.adapters.manifest import Manifest
-from sparta_bench.config.compose import choices
+from sparta_bench.config.conf_folder import choices
 from sparta_bench.config.schema import Config, TaskConfig
 from sparta_bench.data.splits import Splits, load_splits
 from sparta_bench.data.tokenize import Encoded, cache_folder, encode

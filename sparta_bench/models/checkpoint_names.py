@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparta_bench.config.compose import choices
+from sparta_bench.config.conf_folder import choices
 from sparta_bench.errors import InputError, did_you_mean
 
 

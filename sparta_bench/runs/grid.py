@@ -144,8 +144,8 @@ class Grid:
             return f"{text}; time left unknown, since not every kind of run has been made"
         return f"{text}; about {as_duration(seconds)} left for one process, by what such runs took"
 
-    def run_all(self, show: Callable[[Outcome], None]) -> list[Outcome]:
-        """Run what is not done, and give `show` each outcome.
+    def run_all(self, show: Callable[[Outcome], None], single: bool = False) -> list[Outcome]:
+        """Run what is not done, and give `show` each outcome; a `single` run has no number.
 
         A run that another process makes is left to it, and looked at again when nothing else is to
         do. One that has failed in this or another process since the start is not tried again.
@@ -160,9 +160,8 @@ class Grid:
                 label = f"[{number + 1}/{self.runs}] "
                 before = self._before[self._folders[run_id][0]]
                 try:
-                    outcome, _ = attempt(
-                        config, self.assets, wait=False, before=before, label=label
-                    )
+                    how = {} if single else {"wait": False, "before": before, "label": label}
+                    outcome, _ = attempt(config, self.assets, **how)
                 except BusyError:
                     continue
                 number += 1

@@ -1,5 +1,5 @@
-"""One job of the command line or of a launcher's worker: from a composed configuration to what is
-told of it. A module of its own, so that workers can import it; torch comes with the first run."""
+"""A job of a launcher's worker, and what the runs of a process share; torch comes with the first
+run."""
 
 from __future__ import annotations
 
@@ -21,20 +21,10 @@ INTERRUPTED = 130
 
 
 def run_composed(composed: Any) -> Outcome:
-    """Run one experiment and tell what came of it."""
-    outcome = attempted(composed)
-    show(outcome)
-    return outcome
-
-
-def attempted(composed: Any) -> Outcome:
-    """Run one experiment; whatever happens to it does not keep others from running."""
+    """Run what Hydra composed and show what came of it, whatever that is."""
     quiet_libraries()
     try:
         config = from_dict(to_plain(composed))
-        from sparta_bench.devices import device_for
-
-        device_for(config)  # before transformers and the like come, which takes many seconds
         from sparta_bench.runs.grid import attempt
 
         outcome, _ = attempt(config, assets())
@@ -44,6 +34,7 @@ def attempted(composed: Any) -> Outcome:
         # Hydra turns it into an error of its own; the exit code is ours to give
         log("interrupted")
         sys.exit(INTERRUPTED)
+    show(outcome)
     return outcome
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparta_bench.config.check import from_dict
-from sparta_bench.config.compose import compose_all
+from sparta_bench.config.compose import compose, compose_all
 from sparta_bench.config.schema import Config, LoraConfig
 from sparta_bench.config.sweeps import sweeps_of
 from sparta_bench.paper import number_of, rows_of
@@ -99,7 +98,7 @@ def is_the_papers(ours: str, printed: str) -> bool:
 def _table13() -> Table:
     lists = rows_of("table13")
     found = {
-        (sweep.method, number): (from_dict(sweep.composed), sweep.axes)
+        (sweep.method, number): (compose(sweep.jobs()[0]), sweep.axes)
         for number in GLUE_TABLES
         for sweep in sweeps_of(f"table{number}")
     }

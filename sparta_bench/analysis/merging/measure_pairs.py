@@ -12,7 +12,8 @@ from typing import Any
 from sparta_bench.adapters.merging.merge_methods import Rule
 from sparta_bench.analysis.merging.merger import Merger, base_of_both
 from sparta_bench.analysis.merging.pairs import Pair, groups_of
-from sparta_bench.config.compose import choices, compose
+from sparta_bench.config.compose import compose
+from sparta_bench.config.conf_folder import choices
 from sparta_bench.config.rules import is_folder_name
 from sparta_bench.config.schema import Config
 from sparta_bench.errors import InputError, one_line, shown
