@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 
 # characters that XML has not, and those that turn the reading direction of what follows
 _UNFIT = re.compile(
@@ -29,21 +30,45 @@ def shortened(value: object, length: int) -> str:
 
 def spread_text(mean: float, std: float | None, digits: int) -> str:
     """`97.5 ± 0.6`, or the mean alone."""
-    text = f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
-    return text.replace("-", "−")
+    return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
 
 
-def counted(count: int, one: str, many: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{count:,} {one if count == 1 else many}"
+def signed(value: float, digits: int = 1) -> str:
+    """`+0.12`; zero without a sign."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text
 
 
-def as_duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3 h 20 min` or `5 days`."""
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 run`, `2,000 runs`; `many` is needed where it is not `one` with an s."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def as_duration(seconds: float, digits: int = 0) -> str:
+    """`40 s`, `12 min`, `3 h 20 min` or `5 days`; `digits` are those of seconds."""
     minutes = seconds / 60
     if minutes < 2:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.{digits}f} s"
     if minutes < 120:
         return f"{minutes:.0f} min"
     hours, rest = divmod(round(minutes), 60)
     return f"{hours} h {rest} min" if hours < 48 else f"{minutes / 1440:.1f} days"
+
+
+def as_bytes(count: float) -> str:
+    """`8.7 MB`, `868 MB`, `25.1 GB`; powers of ten."""
+    if count >= 1e9:
+        return f"{count / 1e9:,.1f} GB"
+    return f"{count / 1e6:.{1 if count < 1e7 else 0}f} MB"
+
+
+def padded(rows: Sequence[Sequence[str]], left: int = 1, least: int = 0) -> list[list[str]]:
+    """Cells of one width a column, at least `least`: the first `left` flush left, others right."""
+    widths = [max(least, *map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        [
+            f"{cell:{'<' if column < left else '>'}{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]

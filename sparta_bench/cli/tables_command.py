@@ -9,10 +9,10 @@ from sparta_bench.errors import InputError
 from sparta_bench.records.read import folders_of, only_own, read_records
 from sparta_bench.tables.build import build_tables
 from sparta_bench.tables.merge_tables import merging_tables, read_merges
+from sparta_bench.tables.render import FORMATS
 from sparta_bench.tables.select import select
 from sparta_bench.tables.split_counts import count_tables, read_plans
 from sparta_bench.tables.table_files import (
-    FORMATS,
     merge_notes,
     missing,
     overview,

@@ -1,13 +1,16 @@
-"""A table as Markdown, CSV or LaTeX."""
+"""A table as Markdown, CSV or LaTeX, and texts as files."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
+from sparta_bench.files import whole_file
 from sparta_bench.tables.table import Table
+from sparta_bench.text import padded
 
 MARKDOWN = str.maketrans(
     {"\\": "\\\\", "|": "\\|", "*": "\\*", "`": "\\`", "[": "\\[", "~": "\\~"}
@@ -22,37 +25,26 @@ LATEX = str.maketrans(
 )
 # What a spreadsheet would take for a formula; numbers that begin with a sign are none.
 FORMULA = re.compile(r"[=@]|[+-](?![\d.,% ±()≠]*$)")
+NUMBER = re.compile(r"[-+]?\.?\d|–|failed|≈|<|yes|no")
 
 
 def flat_headings(table: Table) -> list[str]:
     """One heading a column: those above each other, joined."""
-    rows = [
-        [heading.text for heading in row for _ in range(heading.span)] for row in table.headings
-    ]
+    rows = [[head.text for head in row for _ in range(head.span)] for row in table.headings]
     return [" ".join(filter(None, column)) for column in zip(*rows, strict=True)]
 
 
-def as_markdown(table: Table) -> str:
-    """A GitHub table under its title, with the notes below."""
-    lines = [f"## {_markdown(table.title)}", "", *_pipes([flat_headings(table), *table.rows])]
-    if table.notes:
-        lines += ["", *(f"- {_markdown(note)}" for note in table.notes)]
-    return "\n".join(lines) + "\n"
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write a file for each name, whole or not at all.
 
-
-def _pipes(rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [[_markdown(cell) for cell in row] for row in rows]
-    widths = [max(3, *(len(row[place]) for row in cells)) for place in range(len(cells[0]))]
-    lines = [
-        f"| {' | '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))} |"
-        for row in cells
-    ]
-    rule = " | ".join("-" * width for width in widths)
-    return [lines[0], f"| {rule} |", *lines[1:]]
-
-
-def _markdown(text: str) -> str:
-    return _one_line(text).translate(MARKDOWN)
+    Raises
+    ------
+    OSError
+        If one cannot be written.
+    """
+    for name, text in texts.items():
+        with whole_file(folder / name) as path:
+            path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _one_line(text: str) -> str:
@@ -60,12 +52,33 @@ def _one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
+# ------------------------------------------------------------------------------------- Markdown
+def as_markdown(table: Table) -> str:
+    """A GitHub table under its title, with the notes below."""
+    lines = [f"## {_markdown(table.title)}", "", *pipes([flat_headings(table), *table.rows])]
+    if table.notes:
+        lines += ["", *(f"- {_markdown(note)}" for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def pipes(rows: Iterable[Iterable[str]]) -> list[str]:
+    """The lines of a Markdown table whose first row has the headings."""
+    texts = [[_markdown(cell) for cell in row] for row in rows]
+    lines = padded(texts, left=len(texts[0]), least=3)
+    lines.insert(1, ["-" * len(cell) for cell in lines[0]])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _markdown(text: str) -> str:
+    return _one_line(text).translate(MARKDOWN)
+
+
+# ------------------------------------------------------------------------------------------ CSV
 def as_csv(table: Table) -> str:
     """One header row, then the rows; what a cell says is the same as in the other forms."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(
-        [[_csv(cell) for cell in row] for row in (flat_headings(table), *table.rows)]
-    )
+    rows = (map(_csv, row) for row in (flat_headings(table), *table.rows))
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
@@ -75,36 +88,38 @@ def _csv(text: str) -> str:
     return f"'{line}" if FORMULA.match(line) else line
 
 
+# ---------------------------------------------------------------------------------------- LaTeX
 def as_latex(table: Table) -> str:
     """A `table` environment for a document that loads booktabs and graphicx."""
-    width = len(flat_headings(table))
+    columns = zip(flat_headings(table), *table.rows, strict=True)
+    letters = [  # names to the left, values to the right
+        "r" if place and values and all(map(NUMBER.match, values)) else "l"
+        for place, (_, *values) in enumerate(columns)
+    ]
     lines = [
         r"\begin{table}[p]",
         r"\centering",
         rf"\caption{{{_latex(table.title)}}}",
         # shrunk where it is wider than the page, never blown up
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{_alignment(table, width)}}}",
+        rf"\begin{{tabular}}{{{''.join(letters)}}}",
         r"\toprule",
     ]
-    for number, row in enumerate(table.headings):
-        cells, rules, place = [], [], 1
+    for number, row in enumerate(table.headings, start=1):
+        cells, rules, end = [], [], 0
         for heading in row:
+            start, end = end + 1, end + heading.span
             text = _latex(heading.text)
-            cells.append(
-                rf"\multicolumn{{{heading.span}}}{{c}}{{{text}}}" if heading.span > 1 else text
-            )
             if heading.span > 1:
-                rules.append(rf"\cmidrule(lr){{{place}-{place + heading.span - 1}}}")
-            place += heading.span
+                text = rf"\multicolumn{{{heading.span}}}{{c}}{{{text}}}"
+                rules.append(rf"\cmidrule(lr){{{start}-{end}}}")
+            cells.append(text)
         lines.append(_latex_row(cells))
-        if rules and number < len(table.headings) - 1:
+        if rules and number < len(table.headings):
             lines.append(" ".join(rules))
-    lines.append(r"\midrule")
-    lines += [_latex_row(map(_latex, row)) for row in table.rows]
+    lines += [r"\midrule", *(_latex_row(map(_latex, row)) for row in table.rows)]
     lines += [r"\bottomrule", r"\end{tabular}}"]
-    for note in table.notes:
-        lines.append(rf"\par\smallskip\raggedright\footnotesize {_latex(note)}")
+    lines += [rf"\par\smallskip\raggedright\footnotesize {_latex(note)}" for note in table.notes]
     return "\n".join([*lines, r"\end{table}", ""])
 
 
@@ -114,27 +129,16 @@ def _latex_row(cells: Iterable[str]) -> str:
     return ("{}" if row.startswith(("[", "*")) else "") + row + r" \\"
 
 
-def _alignment(table: Table, width: int) -> str:
-    """Names to the left, values to the right."""
-    letters = ""
-    for place in range(width):
-        values = [row[place] for row in table.rows]
-        numeric = values and all(re.match(r"[-+]?\.?\d|–|failed|≈|<|yes|no", v) for v in values)
-        letters += "r" if numeric and place else "l"
-    return letters
-
-
 def _latex(text: str) -> str:
-    text = _one_line(text)
-    pieces = []
-    for match in re.finditer(r"(?<![\w-])-(?=\d)|(.)", text):
-        # a minus, not a hyphen
-        pieces.append(r"$-$" if match[1] is None else _latex_char(match[1]))
-    return "".join(pieces)
+    # a minus, not a hyphen
+    parts = re.split(r"(?<![\w-])-(?=\d)", _one_line(text))
+    return "$-$".join("".join(map(_latex_char, part)) for part in parts)
 
 
 def _latex_char(char: str) -> str:
     replaced = char.translate(LATEX)
-    if replaced == char and not char.isascii():  # not in every font
-        return f"[U+{ord(char):04X}]"
-    return replaced
+    # not in every font
+    return f"[U+{ord(char):04X}]" if replaced == char and not char.isascii() else replaced
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {"md": as_markdown, "csv": as_csv, "tex": as_latex}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -22,3 +23,10 @@ class Table:
     headings: tuple[tuple[Heading, ...], ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+
+
+def table_of(
+    key: str, title: str, heads: Iterable[str], rows: Iterable[Sequence[str]], *notes: str
+) -> Table:
+    """A table with one heading a column."""
+    return Table(key, title, (tuple(map(Heading, heads)),), tuple(map(tuple, rows)), notes)
