@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from sparta_bench.paper import number_of
@@ -26,6 +26,7 @@ from sparta_bench.tables.select import Chosen, Selection, Spread
 from sparta_bench.tables.views import like_lora
 from sparta_bench.text import counted, shortened, signed
 
+Names = tuple[tuple[str, str], ...]  # of rows, with their tones
 MAX_ROWS, MAX_COLUMNS = 12, 8  # of a picture; the tables have all
 
 
@@ -47,23 +48,19 @@ class Card:
     key: str
     title: str
     embedded: bool
-    rows: tuple[tuple[str, str], ...]
+    rows: Names
     columns: tuple[str, ...]
     scores: Mapping[At, Spread]
-    verdict: str
+    printed: Mapping[At, float]
     differences: Mapping[At, Difference]
-    missing: str = ""
-    printed: Mapping[At, float] = field(default_factory=dict)
+    verdict: str
+    missing: str
 
 
 def cards_of(selection: Selection) -> list[Card]:
     """The paper's tables that have a record, other models; then the same of embedded models."""
     rest = dict(selection.cells)
-    cards = [
-        (_of_twins if layout.twins else _of_paper)(layout, found)
-        for layout in LAYOUTS
-        if (found := layout.take(rest))
-    ]
+    cards = [_of_layout(layout, found) for layout in LAYOUTS if (found := layout.take(rest))]
     for model in sorted({cell.model for cell in rest}, key=model_order):
         cards.append(_of_model(model, {cell: rest[cell] for cell in rest if cell.model == model}))
     return sorted(cards, key=lambda card: card.embedded)
@@ -83,55 +80,26 @@ def test_score(chosen: Chosen) -> Spread:
     return chosen.over_seeds("test", score_of(chosen.cell.task)).times(100.0)
 
 
-def _of_paper(layout: Layout, found: Mapping[At, Chosen]) -> Card:
+def _of_layout(layout: Layout, found: Mapping[At, Chosen]) -> Card:
     printed = {
         (row, column): layout.paper(line, head, score_of(head.task))
         for row, line in enumerate(layout.rows)
         for column, head in enumerate(layout.columns)
     }
-    done = {at: chosen for at, chosen in found.items() if chosen.runs}
-    differences = {
-        at: Difference(*beside_paper(chosen, score_of(chosen.cell.task), printed[at]))
-        for at, chosen in done.items()
-    }
-    rows, heads = _rows(layout, found), tuple(column.head for column in layout.columns)
-    return Card(
-        layout.key,
-        f"Table {layout.number}: {layout.title}",
-        False,
-        rows,
-        heads,
-        {at: test_score(chosen) for at, chosen in done.items()},
-        _verdict_on_paper(differences, rows, heads),
-        differences,
-        _missing(layout, found),
-        {at: number_of(text) for at, text in printed.items()},
+    rows = tuple(
+        (shortened(layout.name(row, found), 18), tone_of(line.method))
+        for row, line in enumerate(layout.rows)
     )
-
-
-def _of_twins(layout: Layout, found: Mapping[At, Chosen]) -> Card:
+    title = f"{'Like ' * layout.twins}Table {layout.number}: {layout.title}"
     heads = tuple(column.head.removeprefix("tiny-") for column in layout.columns)
-    title = f"Like Table {layout.number}: {layout.title}"
-    return _compared(layout.key, title, _rows(layout, found), heads, found, _missing(layout, found))
-
-
-def _rows(layout: Layout, found: Mapping[At, Chosen]) -> tuple[tuple[str, str], ...]:
-    return tuple(
-        (shortened(layout.name(number, found), 18), tone_of(row.method))
-        for number, row in enumerate(layout.rows)
-    )
+    missing = _missing(layout, found)
+    return _card(layout.key, title, rows, heads, found, missing, {} if layout.twins else printed)
 
 
 def _of_model(model: str, cells: Mapping[Cell, Chosen]) -> Card:
     lines, tasks = lines_and_tasks(cells)
-    more = [
-        counted(number, what)
-        for number, what in (
-            (len(lines) - MAX_ROWS, "more method"),
-            (len(tasks) - MAX_COLUMNS, "more task"),
-        )
-        if number > 0
-    ]
+    more = {"more method": len(lines) - MAX_ROWS, "more task": len(tasks) - MAX_COLUMNS}
+    said = " and ".join(counted(count, what) for what, count in more.items() if count > 0)
     lines, tasks = lines[:MAX_ROWS], tasks[:MAX_COLUMNS]
     found = {
         (row, column): cells[cell]
@@ -142,29 +110,33 @@ def _of_model(model: str, cells: Mapping[Cell, Chosen]) -> Card:
     rows = tuple((shortened(row_name(*line), 18), tone_of(line[0])) for line in lines)
     heads = tuple(shortened(task_name(task), 10) for task in tasks)
     title = shortened(model, 40) + (", other runs" if model in TWIN_MODELS else "")
-    missing = f"Not in the picture: {' and '.join(more)}." if more else ""
-    return _compared(f"model {model}", title, rows, heads, found, missing)
+    missing = f"Not in the picture: {said}." if said else ""
+    return _card(f"model {model}", title, rows, heads, found, missing, {})
 
 
-def _compared(
-    key: str,
-    title: str,
-    rows: tuple[tuple[str, str], ...],
-    heads: tuple[str, ...],
-    found: Mapping[At, Chosen],
-    missing: str,
-) -> Card:
-    """A card without values of the paper: differences are to its first row."""
+def _card(
+    key: str, title: str, rows: Names, heads: tuple[str, ...], found: Mapping[At, Chosen],
+    missing: str, printed: Mapping[At, str],
+) -> Card:  # fmt: skip
+    """Without values of the paper the differences are to the first row."""
     done = {at: chosen for at, chosen in found.items() if chosen.runs}
     scores = {at: test_score(chosen) for at, chosen in done.items()}
-    differences = {
-        (row, column): Difference(score.mean - first.mean, _level(score, first))
-        for (row, column), score in scores.items()
-        if row > 0 and (first := scores.get((0, column))) is not None
-    }
     embedded = any(chosen.cell.model in TWIN_MODELS for chosen in found.values())
-    verdict = _verdict_on_lora(done, rows, heads)
-    return Card(key, title, embedded, rows, heads, scores, verdict, differences, missing)
+    if printed:
+        differences = {
+            at: Difference(*beside_paper(chosen, score_of(chosen.cell.task), printed[at]))
+            for at, chosen in done.items()
+        }
+        verdict = _verdict_on_paper(differences, rows, heads)
+    else:
+        differences = {
+            (row, column): Difference(score.mean - first.mean, _level(score, first))
+            for (row, column), score in scores.items()
+            if row > 0 and (first := scores.get((0, column))) is not None
+        }
+        verdict = _verdict_on_lora(done, rows, heads)
+    paper = {at: number_of(text) for at, text in printed.items()}
+    return Card(key, title, embedded, rows, heads, scores, paper, differences, verdict, missing)
 
 
 def _level(one: Spread, other: Spread) -> bool | None:
@@ -176,9 +148,7 @@ def _level(one: Spread, other: Spread) -> bool | None:
 
 # ---------------------------------------------------------------------------------- verdicts
 def _verdict_on_paper(
-    differences: Mapping[At, Difference],
-    rows: Sequence[tuple[str, str]],
-    heads: Sequence[str],
+    differences: Mapping[At, Difference], rows: Names, heads: Sequence[str]
 ) -> str:
     if not differences:
         return "No run completed."
@@ -194,9 +164,7 @@ def _verdict_on_paper(
     )
 
 
-def _verdict_on_lora(
-    done: Mapping[At, Chosen], rows: Sequence[tuple[str, str]], heads: Sequence[str]
-) -> str:
+def _verdict_on_lora(done: Mapping[At, Chosen], rows: Names, heads: Sequence[str]) -> str:
     """SpaRTA against LoRA, where they train about equally many scalars."""
     counts = {"level": 0, "ahead": 0, "behind": 0}
     one_seed = False

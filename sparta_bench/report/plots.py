@@ -184,16 +184,16 @@ class Frame:
         instead of numbers. What lies beyond given limits is cut off."""
         left, right = 108.0 if names else 44.0, self.width - 10
         upper, lower = 24.0, self.height - 36
-        (start, end), (low, high) = x or _limits(lines, 0, log_x), y or _limits(lines, 1, log_y)
-        to_x, to_y = _scale(start, end, log_x, left, right), _scale(low, high, log_y, lower, upper)
-        numbers = ((value, number_text(value)) for value in _ticks(low, high, log_y))
+        to_x, x_ticks = _axis([one.xs for one in lines], x, log_x, left, right)
+        to_y, y_ticks = _axis([one.ys for one in lines], y, log_y, lower, upper)
+        numbers = ((value, number_text(value)) for value in y_ticks)
         rows: list[tuple[float, str]] = [*enumerate(names)] or [*numbers]
         for value, text in rows:
             self.text(left - 4, to_y(value), text, "ink" if names else "muted", ha="right")
         grid = joined([((left, right), (to_y(value), to_y(value))) for value, _ in rows])
         self.line(*grid, "rule", lw=0.7, zorder=1)
         self.line((left, right), (lower, lower), "muted", lw=0.7, zorder=1)
-        for value in _ticks(start, end, log_x):
+        for value in x_ticks:
             self.text(to_x(value), lower + 4, number_text(value), "muted", ha="center", va="top")
         self.text((left + right) / 2, lower + 24, label, "muted", ha="center")
         for one in lines:
@@ -218,34 +218,33 @@ def joined(lines: Iterable[Iterable[Iterable[float]]]) -> tuple[list[float], lis
     return xs, ys
 
 
-def _limits(lines: Sequence[Lines], axis: int, log: bool) -> tuple[float, float]:
-    """The least and the greatest value with a margin."""
-    values = [value for one in lines for value in one[:2][axis] if not math.isnan(value)]
-    low, high = min(values), max(values)
-    if log:
-        factor = math.pow(10, 0.08 * math.log10(high / low) or 0.2)
-        return low / factor, high * factor
-    margin = 0.08 * (high - low) or 0.5
-    return low - margin, high + margin
-
-
-def _scale(
-    low: float, high: float, log: bool, start: float, end: float
-) -> Callable[[float], float]:
-    """From a value to its place between `start` and `end`."""
-    own = math.log10 if log else float
-    factor = (end - start) / (own(high) - own(low))
-    return lambda value: start + factor * (own(value) - own(low))
-
-
-def _ticks(low: float, high: float, log: bool) -> list[float]:
+def _axis(
+    lines: Iterable[Sequence[float]], limits: tuple[float, float] | None, log: bool, start: float,
+    end: float,
+) -> tuple[Callable[[float], float], list[float]]:  # fmt: skip
+    """What gives a value its place between `start` and `end`, and round values for ticks. Without
+    limits those are the least and the greatest value with a margin."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
+    def own(value: float) -> float:
+        return math.log10(value) if log else value
+
+    if limits is not None:
+        low, high = map(own, limits)
+    else:
+        values = [own(value) for one in lines for value in one if not math.isnan(value)]
+        margin = 0.08 * (max(values) - min(values)) or (0.2 if log else 0.5)
+        low, high = min(values) - margin, max(values) + margin
     locator: Any = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
     if log:
-        narrow = math.log10(high / low) < 1.3
-        locator = LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=7)
-    return [value for value in locator.tick_values(low, high).tolist() if low <= value <= high]
+        locator = LogLocator(subs=(1, 2, 5) if high - low < 1.3 else (1,), numticks=7)
+    ends = sorted((low, high))
+    ticks = locator.tick_values(*(math.pow(10, end) if log else end for end in ends)).tolist()
+    factor = (end - start) / (high - low)
+    return (
+        lambda value: start + factor * (own(value) - low),
+        [value for value in ticks if ends[0] <= own(value) <= ends[1]],
+    )
 
 
 def number_text(value: float) -> str:
