@@ -95,10 +95,7 @@ class _Usage:
         """One model's cells that stand in none of the paper's tables, in the same layout."""
         lines, tasks = lines_and_tasks(found)
         with_n = seeds_differ(found.values())
-        over, under = [Heading("")], [Heading("")]
-        for task in tasks:
-            over.append(Heading(task_name(task) + _cap(task, found), 2))
-            under += [Heading("loss"), Heading(HEADS[score_of(task)])]
+        headings = _headings([(task_name(task) + _cap(task, found), task) for task in tasks])
         rows = []
         for line in lines:
             cells = [row_name(*line)]
@@ -119,7 +116,7 @@ class _Usage:
             if (cell := Cell(model, task, *line)) in found
         ]
         return [
-            Table(f"model-{model}", title, (tuple(over), tuple(under)), tuple(rows), notes),
+            Table(f"model-{model}", title, headings, tuple(rows), notes),
             _settings(f"model-{model}", f"{model}: settings chosen", "Task", ordered),
         ]
 
@@ -158,7 +155,11 @@ def _tables_of(layout: Layout, found: dict[At, Chosen], usage: _Usage) -> list[T
     printed = Table(
         layout.key,
         f"{name}: test loss and accuracy of {layout.title}",
-        _printed_headings(layout),
+        # as the paper has them; Table 3 names density and method apart
+        _headings(
+            [(column.head, column.task) for column in layout.columns],
+            ("Adaptation", "density (%)") if layout.number == 3 else ("",),
+        ),
         tuple(_printed_row(layout, row, found) for row in range(len(layout.rows))),
         (*_density_notes(layout, found), *about),
     )
@@ -168,13 +169,14 @@ def _tables_of(layout: Layout, found: dict[At, Chosen], usage: _Usage) -> list[T
     return [printed, make(layout, name, found), _settings(layout.key, title, layout.groups, lines)]
 
 
-def _printed_headings(layout: Layout) -> tuple[tuple[Heading, ...], ...]:
-    """As the paper has them; Table 3 names density and method apart."""
-    first = ("Adaptation", "density (%)") if layout.number == 3 else ("",)
-    over = [Heading("")] * len(first) + [Heading(column.head, 2) for column in layout.columns]
-    under = [Heading(text) for text in first]
-    for column in layout.columns:
-        under += [Heading("loss"), Heading(HEADS[score_of(column.task)])]
+def _headings(
+    columns: Iterable[tuple[str, str]], first: tuple[str, ...] = ("",)
+) -> tuple[tuple[Heading, ...], ...]:
+    """Of columns with a heading and a task each, after columns for names."""
+    over, under = [Heading("")] * len(first), [Heading(text) for text in first]
+    for head, task in columns:
+        over.append(Heading(head, 2))
+        under += [Heading("loss"), Heading(HEADS[score_of(task)])]
     return tuple(over), tuple(under)
 
 
