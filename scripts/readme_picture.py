@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 
 from sparta_bench.files import whole_file
 from sparta_bench.records.read import read_records
-from sparta_bench.report.groups import groups_of
-from sparta_bench.report.pictures import density_panel, method_keys, task_of
+from sparta_bench.report.facts import groups_of, task_of
+from sparta_bench.report.pictures import density_panel, method_keys
 from sparta_bench.report.plots import Figure, write_figures
 from sparta_bench.tables.select import select
 

@@ -30,20 +30,25 @@ def shortened(value: object, length: int) -> str:
 
 def spread_text(mean: float, std: float | None, digits: int) -> str:
     """`97.5 ± 0.6`, or the mean alone."""
-    text = f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
-    return text.replace("-", "−")
+    return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
 
 
-def counted(count: int, one: str, many: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{count:,} {one if count == 1 else many}"
+def signed(value: float, digits: int = 1) -> str:
+    """`+0.12`; zero without a sign."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text
 
 
-def as_duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3 h 20 min` or `5 days`."""
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 run`, `2,000 runs`; `many` is needed where it is not `one` with an s."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def as_duration(seconds: float, digits: int = 0) -> str:
+    """`40 s`, `12 min`, `3 h 20 min` or `5 days`; `digits` are those of seconds."""
     minutes = seconds / 60
     if minutes < 2:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.{digits}f} s"
     if minutes < 120:
         return f"{minutes:.0f} min"
     hours, rest = divmod(round(minutes), 60)

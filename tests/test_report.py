@@ -25,8 +25,8 @@ from sparta_bench.records.read import read_records, record_of
 from sparta_bench.records.record import Record
 from sparta_bench.report import plots, report
 from sparta_bench.report.cards import cards_of
-from sparta_bench.report.pictures import thinned
-from sparta_bench.report.plots import TONES, Panel, inline_svg, style
+from sparta_bench.report.pictures import _curves, thinned
+from sparta_bench.report.plots import TONES, Lines, Panel, inline_svg, style
 from sparta_bench.tables.paper_tables import score_of
 from sparta_bench.tables.protocol import BACKBONE, GLUE
 from sparta_bench.tables.select import select
@@ -114,6 +114,13 @@ def table4(model: str = "gemma-2b-it", seeds: int = 3) -> list[dict[str, Any]]:
                     run(method, density, seed, model=model, task=task, loss=loss, score=score)
                 )
     return records
+
+
+def record_from(raw: dict[str, Any]) -> Record:
+    """The record as it is read."""
+    found = record_of(Path("result.json"), raw)
+    assert isinstance(found, Record)
+    return found
 
 
 def place(folder: Path, *records: dict[str, Any]) -> Path:
@@ -218,7 +225,7 @@ def test_a_full_table_is_there_with_its_pictures(tmp_path: Path) -> None:
     assert len(numbers) == 42
     assert numbers[0][:4] == ["QNLI", "Full FT", "2,506,176,512", "100"]
     assert numbers[5][:4] == ["QNLI", "Head", "4,096", "0.000163"]
-    assert numbers[0][8:] == ["901 s", "25.0 GB", "3", "1", "0"]
+    assert numbers[0][8:] == ["15 min", "25.0 GB", "3", "1", "0"]
     assert "No run failed." in page and "No record is left out." in page
     ids = outline.values("id")
     assert len(ids) == len(set(ids))
@@ -256,14 +263,14 @@ def test_a_card_says_how_ours_lies_to_the_papers(tmp_path: Path) -> None:
         (4, 1): (4.1, False),
     }
     drawn = [element.text for element in charts(page)[0].iter("text")]
-    assert "+0.2" in drawn and "+4.1" in drawn and "Points less paper’s" in drawn
+    assert "+0.2" in drawn and "+4.1" in drawn and "Points less the paper’s" in drawn
 
 
 def test_of_one_seed_no_card_says_that_it_agrees(tmp_path: Path) -> None:
     write(tmp_path / "records", run("head", model="gemma-2b", task="rte", score=0.5))
     ((verdict, _),) = cards_on(page_of(tmp_path / "records", "--page-only")).values()
     paper = number_of(results_of(10)["head"]["rte.accuracy"])
-    largest = f"{50 - paper:+.1f}".replace("-", "−")
+    largest = f"{50 - paper:+.1f}"
     assert verdict == (
         f"One seed each, so there is no spread; the largest difference is {largest} points "
         "(Head, RTE)."
@@ -413,7 +420,7 @@ def test_every_record_found_is_counted_once(tmp_path: Path) -> None:
 def test_records_that_say_little_are_shown_as_far_as_they_go(tmp_path: Path) -> None:
     empty = run("lora") | {"environment": None, "training": None, "history": []}
     empty["parameters"] = {"total": 10, "trainable": "7"}
-    odd = [{"step": "x"}, 7, {"step": 1, "dev_loss": float("inf")}, {"step": 2, "dev_loss": 1e300}]
+    odd = [{"step": "x"}, 7, {"step": 1, "dev_loss": float("inf")}, {"step": 2, "dev_loss": 1e38}]
     odd += [{"step": True, "dev_loss": 0.5}, {"step": 3, "dev_loss": 0.5}]
     records = [empty, run("head") | {"history": odd}, run("head", seed=1) | {"history": "none"}]
     records += [run("full_ft") | {"training": {"seconds": float("nan"), "best_step": [3]}}]
@@ -473,9 +480,8 @@ def test_settings_are_drawn_by_learning_rate_and_the_chosen_one_is_named(tmp_pat
 
 def test_colours_are_the_pages_variables_and_ids_the_drawings_own() -> None:
     def draw(frame: plots.Frame) -> None:
-        axes = frame.axes()
-        for tone in TONES.values():
-            axes.plot([0, 1], [0, 1], color=tone.light, marker="o")
+        lines = [Lines([0, 1], [0, 1], tone, {"marker": "o"}) for tone in TONES]
+        frame.chart(lines, "label")
 
     with style():
         text = inline_svg(Panel("A <b>", "", 'say "x"', draw), "p7")
@@ -489,10 +495,14 @@ def test_colours_are_the_pages_variables_and_ids_the_drawings_own() -> None:
 
 
 def test_long_histories_are_thinned_but_keep_ends_and_best_state(tmp_path: Path) -> None:
-    assert thinned(5, 60) == [0, 1, 2, 3, 4]
-    shown = thinned(10_000, 60, keep=(777,))
-    assert len(shown) == 61 and shown[0] == 0 and shown[-1] == 9_999 and 777 in shown
-    write(tmp_path / "records", run(points=20_000))
+    assert thinned(range(5), 60) == [0, 1, 2, 3, 4]
+    shown = thinned(range(10_000), 60)
+    assert len(shown) == 60 and shown[0] == 0 and shown[-1] == 9_999
+    long = run(points=20_000)
+    (curve,) = _curves([record_from(long)], "LoRA")
+    assert len(curve.steps) == 61 and curve.kept[0][0] == 50 * 19_997
+    assert curve.kept[0][0] in curve.steps and curve.steps[-1] == 50 * 19_999
+    write(tmp_path / "records", long)
     assert len(page_of(tmp_path / "records", "--page-only")) < 60_000
 
 
@@ -556,7 +566,7 @@ def test_times_of_two_devices_are_not_in_one_panel(tmp_path: Path) -> None:
     page = page_of(tmp_path / "records", "--page-only")
     assert [alt for alt in alts(page) if alt.startswith("Training")] == [
         "Training time on EPYC (cpu, 2 threads): LoRA 1.0 s",
-        "Training time on NVIDIA H100 (cuda): Head 900 s",
+        "Training time on NVIDIA H100 (cuda): Head 15 min",
     ]
 
 

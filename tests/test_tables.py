@@ -19,21 +19,22 @@ import pytest
 from forged_records import forge, many, scores, write
 
 from sparta_bench.cli.tables_command import main
+from sparta_bench.config.sweeps import sweeps_of
 from sparta_bench.errors import InputError
 from sparta_bench.paper import number_of, results_of
 from sparta_bench.records.read import record_of
 from sparta_bench.records.record import Record
 from sparta_bench.tables.build import TWIN_NOTE, build_tables
-from sparta_bench.tables.format import rate_text, signed
-from sparta_bench.tables.paper_tables import LAYOUTS, score_of
+from sparta_bench.tables.format import rate_text
+from sparta_bench.tables.paper_tables import LAYOUTS, Layout, score_of
 from sparta_bench.tables.render import as_csv, as_latex, as_markdown, flat_headings
 from sparta_bench.tables.select import Spread, select
 from sparta_bench.tables.settings_tables import is_the_papers, settings_tables
 from sparta_bench.tables.split_counts import count_tables, read_plans
-from sparta_bench.tables.student import holm, paired_test
 from sparta_bench.tables.table import Heading, Table
 from sparta_bench.tables.table_files import LIST
-from sparta_bench.tables.views import ranks_of
+from sparta_bench.tables.views import holm, paired_test, ranks_of
+from sparta_bench.text import as_bytes, as_duration, counted, padded, signed, spread_text
 
 SEEDS = range(3)
 
@@ -249,16 +250,34 @@ def test_table_3_of_the_twins_has_their_densities() -> None:
     assert row_of(table, "SpaRTA", "3.6%")[4:6] == ("0.250", "90.0%")
 
 
-def test_densities_are_those_of_the_sweeps() -> None:
-    folder = Path(__file__).parent.parent / "conf" / "sweep"
-    for layout in LAYOUTS:
-        name = layout.key.removesuffix("-twins")
-        text = (folder / f"{'tiny_' * layout.twins}{name}_sparta.yaml").read_text()
-        found = re.search(r"method\.density: (\S+)", text)
-        assert found is not None
-        densities = [row.density for row in layout.rows if row.method == "sparta"]
-        assert [float(density) for density in found[1].split(",")] == densities
-        assert layout.columns[0].model in text or layout.number == 3
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.key)
+def test_densities_are_those_of_the_sweeps(layout: Layout) -> None:
+    (sparta,) = [sweep for sweep in sweeps_of(layout.key) if sweep.method == "sparta"]
+    densities = [row.density for row in layout.rows if row.method == "sparta"]
+    assert sparta.axes["method.density"] == densities
+    assert {column.model for column in layout.columns} == set(sparta.axes["model"])
+
+
+def test_a_density_of_a_rows_band_stands_in_the_row_and_the_nearest_one_first() -> None:
+    """The paper prints 0.05 %; 0.0465 % gives LoRA's count."""
+    printed = forge("gemma-2b", "rte", "sparta", 0.0005, test=scores(0.5, 0.7))
+    tables = tables_of(printed)
+    assert row_of(tables["table10"], "SpaRTA (0.037%)")[2:4] == ("0.50", "70.0")
+    assert "ran with a density of 0.05%" in tables["table10"].notes[0]
+    assert row_of(tables["table10-beside"], "RTE", "SpaRTA (0.05%)")[0] == "0.500 (1)"
+    assert "model-gemma-2b" not in tables
+    nearer = forge("gemma-2b", "rte", "sparta", 0.000465, test=scores(0.4, 0.8))
+    tables = tables_of(printed, nearer)
+    assert row_of(tables["table10"], "SpaRTA (0.037%)")[2:4] == ("0.40", "80.0")
+    assert [row[0] for row in tables["model-gemma-2b"].rows] == ["SpaRTA (0.05%)"]
+    assert [row[0] for row in tables["ranks-gemma-2b"].rows] == [
+        "SpaRTA (0.05%)", "SpaRTA (LoRA's count)"
+    ]  # fmt: skip
+    rows = {row.id: row for row in LAYOUTS[0].rows}
+    assert [rows["sparta-5"].has(density) for density in (0.046, 0.054, 0.044, 0.01, None)] == [
+        True, True, False, False, False
+    ]  # fmt: skip
+    assert rows["lora"].has(None) and not rows["lora"].has(0.05)
 
 
 # ----------------------------------------------------------------------------------- other models
@@ -540,6 +559,20 @@ def test_numbers_as_the_paper_writes_them() -> None:
     assert [signed(value, 2) for value in (0.1, -0.1, -0.001, 0.001)] == [
         "+0.10", "-0.10", "0.00", "0.00"
     ]  # fmt: skip
+
+
+def test_texts_of_counts_times_and_bytes() -> None:
+    assert [counted(1, "run"), counted(2000, "run"), counted(0, "match", "matches")] == [
+        "1 run", "2,000 runs", "0 matches"
+    ]  # fmt: skip
+    assert [as_bytes(count) for count in (1e5, 9.94e6, 867_831_808, 2.51e10)] == [
+        "0.1 MB", "9.9 MB", "868 MB", "25.1 GB"
+    ]  # fmt: skip
+    assert [as_duration(seconds, 1) for seconds in (7.58, 119.0, 120.0)] == [
+        "7.6 s", "119.0 s", "2 min"
+    ]  # fmt: skip
+    assert [spread_text(1.234, None, 1), spread_text(-1.234, 0.05, 2)] == ["1.2", "-1.23 ± 0.05"]
+    assert padded([("a", "b"), ("long", "12")]) == [["a   ", " b"], ["long", "12"]]
 
 
 # ------------------------------------------------------------------------------------ the command

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 from sparta_bench.cli.options import Parser, add_folders
 from sparta_bench.errors import InputError
-from sparta_bench.files import whole_file
 from sparta_bench.records.read import folders_of, read_records
 from sparta_bench.report.plots import check_matplotlib, write_figures
 from sparta_bench.report.report import report
+from sparta_bench.tables.render import write_texts
 from sparta_bench.text import counted
 
 
@@ -46,15 +47,14 @@ def main(arguments: list[str]) -> None:
     out: Path = options.out or folders[0] / "report"
     if out.exists() and not out.is_dir():
         raise InputError(f"report: --out {out}: is no folder")
+    gc.freeze()  # the records stay to the end: looking through them again takes a second
     text, figures = report(places, records, unread)
     try:
-        with whole_file(out / "report.html") as path:
-            path.write_text(text, encoding="utf-8", newline="\n")
+        write_texts(out, {"report.html": text})
         print(out / "report.html")
         if not options.page_only:
             count = write_figures(figures, out / "figures")
             more = f"; {len(figures) - count} more on the page only" if count < len(figures) else ""
-            named = counted(count, "figure", "figures")
-            print(f"{out / 'figures'}: {named}, each as PNG and SVG{more}")
+            print(f"{out / 'figures'}: {counted(count, 'figure')}, each as PNG and SVG{more}")
     except OSError as error:
         raise InputError(f"report: --out {out}: {error.strerror or error}") from None

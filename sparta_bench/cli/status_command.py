@@ -8,17 +8,11 @@ from dataclasses import asdict
 from sparta_bench.cli.options import Parser, add_folders
 from sparta_bench.records.read import folders_of, only_own
 from sparta_bench.runs.status import Progress, progress
-from sparta_bench.text import as_duration
+from sparta_bench.text import as_duration, padded
 
 
 def main(arguments: list[str]) -> None:
-    """Print the progress of every table.
-
-    Raises
-    ------
-    InputError
-        If a folder is not there.
-    """
+    """Print the progress of every table."""
     parser = Parser(
         prog="sparta-bench status",
         description="How far the sweeps of each table are: runs done, running, failed, missing,\n"
@@ -38,38 +32,19 @@ def main(arguments: list[str]) -> None:
 
 
 def _as_text(tables: list[Progress]) -> str:
-    heads = ("table", "cells", "runs", "done", "running", "failed", "missing", "time left")
-    rows = [
-        (
-            table.table,
-            f"{table.cells_done}/{table.cells}",
-            f"{table.runs:,}",
-            f"{table.done:,}",
-            f"{table.running:,}",
-            f"{table.failed:,}",
-            f"{table.missing:,}",
-            "–" if table.done == table.runs else _time(table.seconds_left),
-        )
-        for table in tables
-    ]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (heads, *rows)
-    ]
+    rows = [("table", "cells", "runs", "done", "running", "failed", "missing", "time left")]
+    for one in tables:
+        left = "unknown" if one.seconds_left is None else as_duration(one.seconds_left)
+        counts = (one.runs, one.done, one.running, one.failed, one.missing)
+        runs, done, running, failed, missing = (f"{count:,}" for count in counts)
+        rows.append((one.table, f"{one.cells_done}/{one.cells}", runs, done, running, failed,
+                     missing, "–" if one.done == one.runs else left))  # fmt: skip
+    lines = ["  ".join(row) for row in padded(rows)]
     lines += ["", "A cell is done when all runs of its grid are; time is for one process."]
-    outdated = [f"{table.table} {table.outdated:,}" for table in tables if table.outdated]
+    outdated = ", ".join(f"{one.table} {one.outdated:,}" for one in tables if one.outdated)
     if outdated:
         lines.append(
             "Not done are also runs of an earlier protocol, whose numbers this version does not "
-            f"give ({', '.join(outdated)}): their records stay in the tables, and a sweep makes "
-            "them again."
+            f"give ({outdated}): their records stay in the tables, and a sweep makes them again."
         )
     return "\n".join(lines)
-
-
-def _time(seconds: float | None) -> str:
-    return "unknown" if seconds is None else as_duration(seconds)

@@ -9,10 +9,10 @@ from sparta_bench.errors import InputError
 from sparta_bench.records.read import folders_of, only_own, read_records
 from sparta_bench.tables.build import build_tables
 from sparta_bench.tables.merge_tables import merging_tables, read_merges
+from sparta_bench.tables.render import FORMATS
 from sparta_bench.tables.select import select
 from sparta_bench.tables.split_counts import count_tables, read_plans
 from sparta_bench.tables.table_files import (
-    FORMATS,
     merge_notes,
     missing,
     overview,
@@ -54,13 +54,7 @@ def _parser() -> Parser:
 
 
 def main(arguments: list[str]) -> None:
-    """Write the tables, and print them.
-
-    Raises
-    ------
-    InputError
-        If a folder is not there, or the tables cannot be written.
-    """
+    """Write the tables, and print them."""
     options = _parser().parse_intermixed_args(arguments)
     folders, places = folders_of("tables", options.folders)
     records, unread = read_records(places)
@@ -83,6 +77,5 @@ def main(arguments: list[str]) -> None:
     except OSError as error:
         raise InputError(f"tables: --out {out}: {error.strerror}") from None
     if options.json:
-        print(tables_as_json(tables, len(records), unread, selection, faults))
-    else:
-        print(text, end="")
+        text = tables_as_json(tables, len(records), unread, selection, faults) + "\n"
+    print(text, end="")

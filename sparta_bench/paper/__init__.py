@@ -12,6 +12,9 @@ import csv
 from functools import cache
 from pathlib import Path
 
+from sparta_bench.paper.densities import DENSITIES, LORA_DENSITY
+
+PAPER_DENSITIES = (*DENSITIES.values(), LORA_DENSITY["table3"])  # as Table 3 prints them
 TABLES = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13")
 
 

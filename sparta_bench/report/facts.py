@@ -1,68 +1,208 @@
-"""What a report is made of: counts, and tables of what failed, is left out, and of environments."""
+"""What records say, as far as they do: values, cells by model, and tables of all of them."""
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sparta_bench.records.record import Excluded, Record
-from sparta_bench.report.groups import cell_order, device_of
-from sparta_bench.tables import paper_tables
-from sparta_bench.tables.select import Selection
-from sparta_bench.tables.table import Heading, Table
-from sparta_bench.text import counted, shortened
+from sparta_bench.records.record import Cell, Excluded, Record
+from sparta_bench.tables.format import MISSING, SCALE
+from sparta_bench.tables.paper_tables import cell_order, model_order, row_name, task_name
+from sparta_bench.tables.protocol import TWIN_MODELS
+from sparta_bench.tables.select import Chosen, Selection
+from sparta_bench.tables.table import Table, table_of
+from sparta_bench.text import as_bytes, as_duration, counted, plain, shortened, spread_text
 
+METHODS = ("full_ft", "sparta", "sparta_vo", "lora", "head")  # those with a colour of their own
 EXAMPLES = 3  # paths that are named for each reason
 MOST_ROWS = 200  # of failed runs; more are counted
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """Counts of records; every file found is in one of the first four."""
+# ------------------------------------------------------------------------------- of a record
+def number(value: Any) -> float | None:
+    """A finite number as a float, or None: records may hold anything."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        return None
+    return float(value)
 
-    used: int
-    compared: int
-    failed: int
-    excluded: int
-    folders: tuple[str, ...]
-    days: str
-    failures: Table
-    reasons: Table
-    environment: Table
+
+def training_value(record: Record, key: str) -> float | None:
+    """A number of the record's `training`, or None where it is missing or of another type."""
+    return number(_mapping(record.raw["training"]).get(key))
+
+
+def training_seconds(record: Record) -> float | None:
+    """Seconds of training without evaluations, but with Head's one pass for its features."""
+    seconds = training_value(record, "seconds")
+    return seconds and seconds + (training_value(record, "features_seconds") or 0.0)
+
+
+def peak_bytes(record: Record) -> float | None:
+    """Memory at its peak, in bytes."""
+    return training_value(record, "peak_memory_bytes")
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """The median of the values that are there."""
+    found = [value for value in values if value is not None]
+    return statistics.median(found) if found else None
+
+
+def device_of(record: Record) -> str:
+    """Name, kind, threads and processes: what times must have in common to be compared."""
+    environment = _mapping(record.raw["environment"])
+    device = _mapping(environment.get("device"))
+    parts = [plain(device.get("type") or "?")]
+    if device.get("type") == "cpu" and device.get("threads") is not None:
+        threads = shortened(device["threads"], 8)
+        parts.append("1 thread" if threads == "1" else f"{threads} threads")
+    if environment.get("processes") not in (None, 1):
+        parts.append(f"{shortened(environment['processes'], 8)} processes")
+    return f"{shortened(device.get('name') or 'unknown device', 60)} ({', '.join(parts)})"
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _said(value: Any) -> str:
+    return "not recorded" if value is None else shortened(value, 60)
+
+
+# --------------------------------------------------------------------------------- of a cell
+def tone_of(method: str) -> str:
+    """The name of a method's colour: `lora` for a cell's `lora r=16`."""
+    first = method.partition(" ")[0]
+    return first if first in METHODS else "other"
+
+
+def task_of(task: str) -> str:
+    """A task's name, as a title has it."""
+    return shortened(task_name(task), 40)
+
+
+def name_of(chosen: Chosen) -> str:
+    """Method and density."""
+    return shortened(row_name(chosen.cell.method, chosen.cell.density), 40)
+
+
+def share_of(chosen: Chosen) -> float:
+    """Scalars trained over all scalars of the model, 0 to 1."""
+    total = statistics.fmean(run.raw["parameters"]["total"] for run in chosen.runs)
+    return chosen.trained / total if total else 0.0
+
+
+class Group(NamedTuple):
+    """The cells of one model in their order, and the failed runs of each cell."""
+
+    model: str
+    cells: list[Chosen]
+    failed: dict[Cell, list[Record]]
 
     @property
-    def found(self) -> int:
-        """All of them."""
-        return self.used + self.compared + self.failed + self.excluded
+    def embedded(self) -> bool:
+        """Whether the model is one of those in the package, which say nothing about the paper's."""
+        return self.model in TWIN_MODELS
+
+    @property
+    def name(self) -> str:
+        """The model's name, as a heading has it."""
+        return shortened(self.model, 60) + (" (embedded tiny model)" if self.embedded else "")
+
+    def tasks(self) -> dict[str, list[Chosen]]:
+        """The cells of each task, in their order."""
+        found: dict[str, list[Chosen]] = defaultdict(list)
+        for chosen in self.cells:
+            found[chosen.cell.task].append(chosen)
+        return found
 
 
-def facts_of(
-    folders: Sequence[Path], told: Sequence[Record], excluded: list[Excluded], selection: Selection
-) -> Facts:
-    """Count what was found below the folders: the records that are told of, and the others."""
-    days = sorted({day for record in told for day in _days(record)})
-    failed = [record for record in told if record.status == "failed"]
-    return Facts(
-        sum(len(chosen.runs) for chosen in selection.cells.values()),
-        len(selection.not_selected),
-        len(failed),
-        len(excluded),
-        tuple(map(_last_parts, folders)),
-        " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
-        _failures(failed, folders),
-        _reasons(excluded, folders),
-        _environment(told),
+def groups_of(selection: Selection, records: Iterable[Record]) -> list[Group]:
+    """Real models first, then the embedded ones; both in the paper's order, then by name."""
+    failed: dict[Cell, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.status == "failed":
+            failed[record.cell].append(record)
+    groups: dict[str, Group] = {}
+    for cell in sorted(selection.cells, key=cell_order):
+        group = groups.setdefault(cell.model, Group(cell.model, [], failed))
+        group.cells.append(selection.cells[cell])
+    return sorted(groups.values(), key=lambda one: (one.embedded, model_order(one.model)))
+
+
+# ------------------------------------------------------------------------------------ tables
+def numbers_table(group: Group) -> Table:
+    """The numbers behind a model's figures, one row a cell."""
+    heads = ("Task", "Method", "scalars", "share, %", "dev loss", "test loss", "acc., %",
+             "mcc × 100", "time", "memory", "seeds", "settings", "failed")  # fmt: skip
+    note = (
+        "Scalars: how many were trained. Scores and losses: mean ± standard deviation over "
+        "seeds. Time: of training without evaluations, the median, and so the highest use of "
+        "memory. Settings: how many were compared by dev loss. Failed: runs of any setting."
     )
+    rows = [
+        (task_of(one.cell.task), name_of(one), *(_values(one) if one.runs else [MISSING] * 8),
+         *map(str, (len(one.runs), one.settings_compared, one.failed)))
+        for one in group.cells
+    ]  # fmt: skip
+    return table_of("numbers", f"The numbers of {group.name}", heads, rows, note)
 
 
-def _table(key: str, title: str, heads: Iterable[str], rows: Iterable[Any], *notes: str) -> Table:
-    return Table(key, title, (tuple(map(Heading, heads)),), tuple(rows), notes)
+def _values(chosen: Chosen) -> list[str]:
+    def spread(split: str, metric: str, digits: int) -> str:
+        found = chosen.over_seeds(split, metric).times(SCALE[metric])
+        return spread_text(found.mean, found.std, digits)
+
+    def cost(of: Callable[[Record], float | None], show: Callable[[float], str]) -> str:
+        value = median(map(of, chosen.runs))
+        return MISSING if value is None else show(value)
+
+    return [
+        f"{chosen.trained:,.0f}",
+        f"{100 * share_of(chosen):.3g}",
+        spread("dev", "loss", 3),
+        spread("test", "loss", 3),
+        spread("test", "accuracy", 1),
+        spread("test", "mcc", 1),
+        cost(training_seconds, lambda seconds: as_duration(seconds, 1)),
+        cost(peak_bytes, as_bytes),
+    ]
 
 
-def _last_parts(folder: Path) -> str:
+def failures(failed: Iterable[Record], folders: Sequence[Path]) -> Table:
+    """Which runs failed and what they said, in the order of the tables."""
+    ordered = sorted(failed, key=lambda run: (*cell_order(run.cell), run.seed, run.run_id))
+    rows = []
+    for run in ordered[:MOST_ROWS]:
+        error = _mapping(run.raw.get("error"))
+        message = shortened(error.get("message") or "no message", 300)
+        model, task, method, density = run.cell
+        rows.append((model, task_name(task), row_name(method, density), str(run.seed),
+                     _said(error.get("type")), message, _shown(run.path, folders)))  # fmt: skip
+    rest = len(ordered) - len(rows)
+    note = f"{counted(rest, 'other failed run is', 'other failed runs are')} not listed."
+    heads = ("Model", "Task", "Method", "Seed", "Error", "Message", "Record")
+    return table_of("failures", "Failed runs", heads, rows, *([note] if rest else []))
+
+
+def reasons(excluded: Iterable[Excluded], folders: Sequence[Path]) -> Table:
+    """Why records are left out, with some of their folders."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for item in excluded:
+        found[item.reason].append(item.path)
+    rows = []
+    for reason, paths in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
+        where = ", ".join(_shown(path, folders) for path in paths[:EXAMPLES])
+        more = f" and {len(paths) - EXAMPLES:,} more" if len(paths) > EXAMPLES else ""
+        rows.append((reason, f"{len(paths):,}", where + more))
+    return table_of("left-out", "Left out, and why", ("Reason", "Records", "Where"), rows)
+
+
+def last_parts(folder: Path) -> str:
     """The folder as it was given, but of an absolute one its name: pages travel."""
     return (folder.name or "/") if folder.is_absolute() else str(folder)
 
@@ -71,73 +211,36 @@ def _shown(path: Path, folders: Iterable[Path]) -> str:
     """A record's folder, from the report's folder on."""
     for folder in folders:
         if path.is_relative_to(folder):
-            return str(Path(_last_parts(folder)) / path.relative_to(folder).parent)
+            return str(Path(last_parts(folder)) / path.relative_to(folder).parent)
     return str(path.parent)
 
 
-def _days(record: Record) -> Iterable[str]:
-    """Days in UTC, as far as the record says."""
-    for key in ("started", "finished"):
-        value = record.raw.get(key)
-        if isinstance(value, str) and len(value) >= 10:
-            yield shortened(value[:10], 10)
+def days_of(records: Iterable[Record]) -> str:
+    """The first and the last day (UTC) on which a record was made, as far as they say."""
+    moments = (record.raw.get(key) for record in records for key in ("started", "finished"))
+    days = sorted({at[:10] for at in moments if isinstance(at, str) and len(at) >= 10})
+    return " to ".join(dict.fromkeys([days[0], days[-1]])) if days else ""
 
 
-def _failures(failed: list[Record], folders: Sequence[Path]) -> Table:
-    """Which runs failed and what they said, in the order of the tables."""
-    failed.sort(key=lambda run: (*cell_order(run.cell), run.seed, run.run_id))
-    rows = []
-    for run in failed[:MOST_ROWS]:
-        error = _mapping(run.raw.get("error"))
-        rows.append(
-            (
-                run.cell.model,
-                paper_tables.task_name(run.cell.task),
-                paper_tables.row_name(run.cell.method, run.cell.density),
-                str(run.seed),
-                _said(error.get("type")),
-                shortened(error.get("message") or "no message", 300),
-                _shown(run.path, folders),
-            )
-        )
-    rest = len(failed) - len(rows)
-    note = f"{counted(rest, 'other failed run is', 'other failed runs are')} not listed."
-    heads = ("Model", "Task", "Method", "Seed", "Error", "Message", "Record")
-    return _table("failures", "Failed runs", heads, rows, *([note] if rest else []))
-
-
-def _reasons(excluded: list[Excluded], folders: Sequence[Path]) -> Table:
-    found: dict[str, list[Path]] = defaultdict(list)
-    for item in excluded:
-        found[item.reason].append(item.path)
-    rows = []
-    for reason, paths in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
-        where = ", ".join(_shown(path, folders) for path in paths[:EXAMPLES])
-        more = len(paths) - EXAMPLES
-        rows.append(
-            (reason, f"{len(paths):,}", where + (f" and {more:,} more" if more > 0 else ""))
-        )
-    return _table("left-out", "Left out, and why", ("Reason", "Records", "Where"), rows)
-
-
-def _environment(records: Iterable[Record]) -> Table:
-    """What the records say about where they were made: name, then values with their counts."""
+def environments(records: Iterable[Record]) -> Table:
+    """Where the records were made: name, then values with their counts."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
-        for name, value in _facts_of(record):
+        for name, value in _environment(record):
             found[name][value] += 1
     rows = []
     for name, counts in found.items():
-        values = [
-            value if len(counts) == 1 else f"{value} ({counted(count, 'record', 'records')})"
+        one = len(counts) == 1
+        values = (
+            value if one else f"{value} ({counted(count, 'record')})"
             for value, count in sorted(counts.items())
-        ]
+        )
         rows.append((name, "; ".join(values)))
     heads = ("What", "Values in the records")
-    return _table("environment", "Where the records were made", heads, rows)
+    return table_of("environment", "Where the records were made", heads, rows)
 
 
-def _facts_of(record: Record) -> Iterator[tuple[str, str]]:
+def _environment(record: Record) -> Iterator[tuple[str, str]]:
     environment = _mapping(record.raw["environment"])
     dtypes = _mapping(environment.get("dtypes"))
     model, trained = _said(dtypes.get("model")), _said(dtypes.get("trained"))
@@ -149,11 +252,3 @@ def _facts_of(record: Record) -> Iterator[tuple[str, str]]:
     yield "protocol", _said(record.raw.get("protocol"))
     for package, version in _mapping(environment.get("versions")).items():
         yield shortened(package, 30), _said(version)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _said(value: Any) -> str:
-    return "not recorded" if value is None else shortened(value, 60)

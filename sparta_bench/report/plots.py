@@ -6,7 +6,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,9 @@ from sparta_bench.text import escaped, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure as Drawing
     from matplotlib.lines import Line2D
+    from matplotlib.transforms import Transform, TransformedBbox
 
 
 class Tone(NamedTuple):
@@ -58,27 +58,26 @@ SETTINGS: dict[Any, Any] = {
     "font.sans-serif": ["DejaVu Sans"],
     "text.color": TONES["ink"].light,
     "text.parse_math": False,  # a name may have a dollar sign
-    "axes.labelcolor": TONES["muted"].light,
-    "axes.edgecolor": TONES["muted"].light,
+    **{f"axes.spines.{side}": False for side in ("top", "right", "left")},
     "axes.facecolor": "none",
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.axisbelow": True,
-    "axes.labelpad": 3.0,
-    "grid.linewidth": 0.7,
-    "grid.color": TONES["rule"].light,
-    "xtick.color": TONES["muted"].light,
-    "ytick.color": TONES["muted"].light,
-    "xtick.major.size": 0.0,
     "ytick.major.size": 0.0,
     "lines.linewidth": 1.3,
     "lines.markersize": 5.0,
+    "lines.markeredgewidth": 0.0,
+    "lines.solid_capstyle": "butt",
     "legend.frameon": False,
     "svg.fonttype": "none",  # texts stay texts
     "svg.hashsalt": "sparta-bench",  # the same ids each time
 }
+
+
+class Lines(NamedTuple):
+    """Points of a chart, with lines between them that have gaps at NaN; `look` is matplotlib's."""
+
+    xs: Sequence[float]
+    ys: Sequence[float]
+    tone: str
+    look: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +115,7 @@ class Figure:
 
 
 def check_matplotlib(option: str) -> None:
-    """Fail early, in one line, where the optional dependency is not there.
-
-    `option` is what needs figures, as the message has it.
-    """
+    """Fail early, in one line that names the option, where the optional dependency is missing."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -142,68 +138,141 @@ def style() -> Iterator[None]:
 # ---------------------------------------------------------------------------------- drawing
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A rectangle of a drawing; sizes are in units. matplotlib's own layout costs seconds."""
+    """A rectangle of a drawing, in units from its upper left corner, `top` from the drawing's
+    lower edge. matplotlib's own axes, ticks and layout take most of the time of a drawing.
+    """
 
     drawing: Drawing
     left: float
-    bottom: float
+    top: float
     width: float
     height: float
 
-    def axes(
-        self, left: float = 44.0, right: float = 8.0, top: float = 24.0, bottom: float = 36.0
-    ) -> Axes:
-        """Axes with these margins."""
+    def _units(self) -> Transform:
+        from matplotlib.transforms import Affine2D
+
+        return Affine2D().scale(1 / UNITS_PER_INCH) + self.drawing.dpi_scale_trans
+
+    def text(self, x: float, y: float, text: str, tone: str = "ink", **look: Any) -> None:
+        """A text, vertically centred unless `look` says otherwise."""
+        look = {"va": "center", "color": TONES[tone].light, "transform": self._units(), **look}
+        self.drawing.text(self.left + x, self.top - y, text, **look)
+
+    def line(self, xs: Iterable[float], ys: Iterable[float], tone: str, **look: Any) -> Line2D:
+        """A line with or without marks, or marks alone."""
+        from matplotlib.lines import Line2D
+
+        points = [self.left + x for x in xs], [self.top - y for y in ys]
+        look = {"color": TONES[tone].light, "transform": self._units(), **look}
+        line = Line2D(*points, **look)
+        self.drawing.add_artist(line)
+        return line
+
+    def axes(self, left: float, right: float, top: float, bottom: float) -> Axes:
+        """Axes of matplotlib with these margins."""
         width, height = self.drawing.get_size_inches() * UNITS_PER_INCH
-        return self.drawing.add_axes(
-            (
-                (self.left + left) / width,
-                (self.bottom + bottom) / height,
-                (self.width - left - right) / width,
-                (self.height - top - bottom) / height,
-            )
-        )
+        x, y = (self.left + left) / width, (self.top - self.height + bottom) / height
+        across, up = self.width - left - right, self.height - top - bottom
+        return self.drawing.add_axes((x, y, across / width, up / height))
 
-    def head(self, title: str, note: str) -> None:
-        """The title and a note beside it, at the top."""
-        width, height = self.drawing.get_size_inches() * UNITS_PER_INCH
-        y = (self.bottom + self.height - 9) / height
-        title = shortened(title, 40)
-        self.drawing.text(self.left / width, y, title, fontweight="bold", va="center")
-        if note:
-            shift = min(0.65 * self.width, 8 + 6.6 * len(title))
-            at = (self.left + shift) / width
-            self.drawing.text(at, y, note, color=TONES["muted"].light, va="center")
+    def chart(
+        self, lines: Sequence[Lines], label: str, *, log_x: bool = False, log_y: bool = False,
+        x: tuple[float, float] | None = None, y: tuple[float, float] | None = None,
+        names: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """Lines on a grid with round numbers; `x` and `y` are limits, `names` those of rows 0, 1, …
+        instead of numbers. What lies beyond given limits is cut off."""
+        left, right = 108.0 if names else 44.0, self.width - 10
+        upper, lower = 24.0, self.height - 36
+        to_x, x_ticks = _axis([one.xs for one in lines], x, log_x, left, right)
+        to_y, y_ticks = _axis([one.ys for one in lines], y, log_y, lower, upper)
+        numbers = ((value, number_text(value)) for value in y_ticks)
+        rows: list[tuple[float, str]] = [*enumerate(names)] or [*numbers]
+        for value, text in rows:
+            self.text(left - 4, to_y(value), text, "ink" if names else "muted", ha="right")
+        grid = joined([((left, right), (to_y(value), to_y(value))) for value, _ in rows])
+        self.line(*grid, "rule", lw=0.7, zorder=1)
+        self.line((left, right), (lower, lower), "muted", lw=0.7, zorder=1)
+        for value in x_ticks:
+            self.text(to_x(value), lower + 4, number_text(value), "muted", ha="center", va="top")
+        self.text((left + right) / 2, lower + 24, label, "muted", ha="center")
+        for one in lines:
+            line = self.line(map(to_x, one.xs), map(to_y, one.ys), one.tone, **one.look)
+            if y is not None:
+                line.set_clip_box(self._box(left, upper, right, lower))
+
+    def _box(self, left: float, upper: float, right: float, lower: float) -> TransformedBbox:
+        from matplotlib.transforms import Bbox, TransformedBbox
+
+        corners = (self.left + left, self.top - lower), (self.left + right, self.top - upper)
+        return TransformedBbox(Bbox(corners), self._units())
 
 
-def plain_ticks(axis: Axis, log: bool = False) -> None:
-    """Ticks at round numbers, written in full."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+def joined(lines: Iterable[Iterable[Iterable[float]]]) -> tuple[list[float], list[float]]:
+    """Several lines as one with gaps, which is drawn much faster."""
+    xs: list[float] = []
+    ys: list[float] = []
+    for x, y in lines:
+        xs += [*x, math.nan]
+        ys += [*y, math.nan]
+    return xs, ys
 
-    low, high = axis.get_view_interval()
-    if log:
-        narrow = math.log10(high / low) < 1.3
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=7))
-        axis.set_minor_locator(NullLocator())
+
+def _axis(
+    lines: Iterable[Sequence[float]], limits: tuple[float, float] | None, log: bool, start: float,
+    end: float,
+) -> tuple[Callable[[float], float], list[float]]:  # fmt: skip
+    """What gives a value its place between `start` and `end`, and round values for ticks. Without
+    limits those are the least and the greatest value with a margin."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    def own(value: float) -> float:
+        return math.log10(value) if log else value
+
+    if limits is not None:
+        low, high = map(own, limits)
     else:
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+        values = [own(value) for one in lines for value in one if not math.isnan(value)]
+        margin = 0.08 * (max(values) - min(values)) or (0.2 if log else 0.5)
+        low, high = min(values) - margin, max(values) + margin
+    locator: Any = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+    if log:
+        locator = LogLocator(subs=(1, 2, 5) if high - low < 1.3 else (1,), numticks=7)
+    ends = sorted((low, high))
+    ticks = locator.tick_values(*(math.pow(10, end) if log else end for end in ends)).tolist()
+    factor = (end - start) / (high - low)
+    return (
+        lambda value: start + factor * (own(value) - low),
+        [value for value in ticks if ends[0] <= own(value) <= ends[1]],
+    )
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
     """`0.25`, `1,000`, `2e-5`."""
     if 1000 <= abs(value) < 1e6:
         return f"{value:,.0f}"
-    text = re.sub(r"e([+-])0*(\d+)", lambda m: f"e{m[1].strip('+')}{m[2]}", f"{value:.4g}")
-    return text.replace("-", "−")
+    return re.sub(r"e([+-])0*", lambda sign: f"e{sign[1].strip('+')}", f"{value:.4g}")
 
 
 # ------------------------------------------------------------------------------ for the page
-_NUMBERS = re.compile(r' (?:d|x|y|x1|y1|width|height|transform)="[^"]*"')
 _STRIPPED = re.compile(
     r"<defs>\s*<style.*?</style>\s*</defs>|<metadata>.*?</metadata>|<!--.*?-->"
     r"|; font-family: [^;\"]*| transform=\"rotate\(-?0 [^\"]*\"",
     re.DOTALL,
+)
+_COLORS = {tone.light: f"var(--{name})" for name, tone in TONES.items()}
+# what is put in the stead of what, in this order
+_SHORTER: tuple[tuple[str, Any], ...] = (
+    (r'<g id="[^"]*">', "<g>"),
+    ("xlink:href", "href"),
+    (
+        r' (?:d|x|y|x1|y1|width|height|transform)="[^"]*"',
+        lambda found: re.sub(r"(\.\d)\d+", r"\1", found[0]),
+    ),
+    ("|".join(_COLORS), lambda found: _COLORS[found[0]]),
+    (r">-(?=[\d.])", ">−"),  # a text that begins with a minus
+    (r"\s*\n\s*", " "),
+    ("> <", "><"),
 )
 
 
@@ -216,25 +285,24 @@ def inline_svg(panel: Panel, name: str) -> str:
 
     drawing = Drawing((panel.width / UNITS_PER_INCH, panel.height / UNITS_PER_INCH))
     drawing.patch.set_visible(False)
-    _draw(panel, drawing, 0.0, 0.0)
+    _draw(panel, drawing, 0.0, panel.height)
     out = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    drawing.savefig(out, format="svg", metadata=nothing)
-    text = _STRIPPED.sub("", out.getvalue()[out.getvalue().index("<svg") :])
-    text = re.sub(r'<g id="[^"]*">', "<g>", text).replace("xlink:href", "href")
-    for number, found in enumerate(dict.fromkeys(re.findall(r' id="([^"]*)"', text))):
-        text = re.sub(
-            rf'(id="|"#|url\(#){re.escape(found)}(?="|\))', rf"\g<1>{name}-{number}", text
-        )
-    text = _NUMBERS.sub(lambda match: re.sub(r"(\.\d)\d+", r"\1", match[0]), text)
-    for tone, (light, _) in TONES.items():
-        text = text.replace(light, f"var(--{tone})")
-    text = re.sub(r"\s*\n\s*", " ", text).replace("> <", "><").strip()
-    start = (
-        f'<svg class="chart" viewBox="0 0 {panel.width:g} {panel.height:g}" role="img" '
-        f'aria-label="{escaped(panel.alt)}">'
+    drawing.savefig(
+        out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
     )
-    return start + text[text.index(">") + 1 :]
+    text = _STRIPPED.sub("", out.getvalue().partition("<svg")[2].partition(">")[2])
+    for pattern, by in _SHORTER:
+        text = re.sub(pattern, by, text)
+    ids: dict[str, int] = {}
+    text = re.sub(
+        r'(id="|href="#|url\(#)([^")]+)',
+        lambda found: f"{found[1]}{name}-{ids.setdefault(found[2], len(ids))}",
+        text,
+    )
+    return (
+        f'<svg class="chart" viewBox="0 0 {panel.width:g} {panel.height:g}" role="img" '
+        f'aria-label="{escaped(panel.alt)}">{text.strip()}'
+    )
 
 
 # -------------------------------------------------------------------------------- for papers
@@ -258,44 +326,33 @@ def write_figures(figures: Iterable[Figure], folder: Path) -> int:
 def _drawing(figure: Figure) -> Drawing:
     """Panels in columns, the legend below."""
     from matplotlib.figure import Figure as Drawing
+    from matplotlib.lines import Line2D
 
     columns = min(COLUMNS, len(figure.panels))
     rows = [figure.panels[at : at + columns] for at in range(0, len(figure.panels), columns)]
     heights = [max(panel.height for panel in row) for row in rows]
     per_row = 3 if columns == 1 else LEGEND_COLUMNS
-    legend = 8.0 + 14 * math.ceil(len(figure.legend) / per_row)
     gap = 16.0
     width = columns * (max(panel.width for panel in figure.panels) + gap) + gap
-    total = sum(heights) + legend + gap
+    total = sum(heights) + 8.0 + 14 * math.ceil(len(figure.legend) / per_row) + gap
     drawing = Drawing((width / UNITS_PER_INCH, total / UNITS_PER_INCH), facecolor="white")
     top = total - gap / 2
     for row, height in zip(rows, heights, strict=True):
         for column, panel in enumerate(row):
-            left = gap + column * (width - gap) / columns
-            _draw(panel, drawing, left, top - panel.height)
+            _draw(panel, drawing, gap + column * (width - gap) / columns, top)
         top -= height
-    if figure.legend:
-        drawing.legend(handles=_handles(figure.legend), loc="lower left", ncols=per_row)
+    handles = []
+    for key in figure.legend:
+        look: Any = {"color": TONES[key.tone].light, "marker": key.marker, "label": key.label}
+        handles.append(Line2D([], [], linestyle="" if key.marker else key.style, **look))
+    if handles:
+        drawing.legend(handles=handles, loc="lower left", ncols=per_row)
     return drawing
 
 
-def _draw(panel: Panel, drawing: Drawing, left: float, bottom: float) -> None:
-    frame = Frame(drawing, left, bottom, panel.width, panel.height)
-    frame.head(panel.title, panel.note)
+def _draw(panel: Panel, drawing: Drawing, left: float, top: float) -> None:
+    frame = Frame(drawing, left, top, panel.width, panel.height)
+    title = shortened(panel.title, 40)
+    frame.text(0, 9, title, fontweight="bold")
+    frame.text(min(0.65 * panel.width, 8 + 6.6 * len(title)), 9, panel.note, "muted")
     panel.draw(frame)
-
-
-def _handles(legend: Iterable[Key]) -> list[Line2D]:
-    from matplotlib.lines import Line2D
-
-    return [
-        Line2D(
-            [],
-            [],
-            color=TONES[key.tone].light,
-            linestyle="" if key.marker else key.style,
-            marker=key.marker,
-            label=key.label,
-        )
-        for key in legend
-    ]

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from markupsafe import Markup
 
+from sparta_bench import __version__
 from sparta_bench.records.record import Cell, Excluded, Record
+from sparta_bench.report import facts
 from sparta_bench.report.cards import Card, cards_of, tables_without_runs
-from sparta_bench.report.facts import facts_of
-from sparta_bench.report.groups import Group, groups_of
-from sparta_bench.report.numbers import numbers_table
-from sparta_bench.report.page import page
+from sparta_bench.report.facts import Group, groups_of, numbers_table
 from sparta_bench.report.pictures import (
     card_panel,
     cost_panels,
@@ -26,16 +26,19 @@ from sparta_bench.report.pictures import (
     method_keys,
     settings_panel,
 )
-from sparta_bench.report.plots import Figure, Key, Panel, inline_svg, style
+from sparta_bench.report.plots import TONES, Figure, Key, Panel, inline_svg, style
 from sparta_bench.tables.build import TWIN_NOTE, build_tables
 from sparta_bench.tables.select import Selection, select
 from sparta_bench.tables.table import Table
-from sparta_bench.text import plain, shortened
+from sparta_bench.text import counted, plain, shortened
 
 MAX_PANELS = 400  # of models on the page: what is looked at at all, and less than 2 MB
 PAPER = Key("the paper", "muted", "|")
+LONG = 48  # characters: a longer text breaks into lines
+SIGNS = {"o": "●", "s": "■", "D": "◆", "^": "▲", "v": "▼", "|": "|"}  # markers in texts
 # a table of the paper, or a title's words up to its first comma or colon outside of parentheses
 _NAME = re.compile(r"[^:,(]*?\bTable \d+|(?:[^:,(]|\([^)]*\))+")
+_NUMBER = re.compile(r"[-+≈<]?\.?\d")
 
 
 def report(
@@ -44,43 +47,83 @@ def report(
     """The page, and its figures for papers. Needs matplotlib."""
     selection = select(records)
     gone = {item.path for item in selection.excluded}
-    told = [record for record in records if record.path not in gone]
+    shown = [record for record in records if record.path not in gone]
+    failed = [record for record in shown if record.status == "failed"]
+    excluded = [*unread, *selection.excluded]
     cards = [(card, card_panel(card)) for card in cards_of(selection)]
-    groups = groups_of(selection, told)
     compared: dict[Cell, list[Record]] = defaultdict(list)
     for record in selection.not_selected:
         compared[record.cell].append(record)
-    panels = [(group, _panels(group, compared)) for group in groups]
+    panels = [(group, _panels(group, compared)) for group in groups_of(selection, shown)]
+    methods = [chosen.cell.method for group, _ in panels for chosen in group.cells]
     with style():
-        text = page(
-            facts=facts_of(folders, told, [*unread, *selection.excluded], selection),
+        text = _page(
+            counts={
+                "shown": selection.used,
+                "compared, not chosen": len(selection.not_selected),
+                "failed": len(failed),
+                "left out": len(excluded),
+            },
+            folders=[facts.last_parts(folder) for folder in folders],
+            days=facts.days_of(shown),
             cards=[
                 (card, Markup(inline_svg(panel, f"c{number}")))
                 for number, (card, panel) in enumerate(cards)
             ],
+            keys=_keys(methods, [card for card, _ in cards]),
             without_runs=tables_without_runs(selection),
-            keys=_keys(
-                [method for group in groups for method in group.methods],
-                [card for card, _ in cards],
-            ),
-            models=list(_models(panels)),
+            models=_models(panels),
             tables=_tables(selection),
-            tiny_note=TWIN_NOTE,
+            failures=facts.failures(failed, folders),
+            reasons=facts.reasons(excluded, folders),
+            environment=facts.environments(shown),
         )
     figures = [
-        Figure(card.key, card.title, (panel,), _keys(card.tones, [card])) for card, panel in cards
+        Figure(card.key, card.title, (panel,), _keys((tone for _, tone in card.rows), [card]))
+        for card, panel in cards
     ]
     for group, kinds in panels:
-        keys = method_keys(group.methods)
+        legend = method_keys(chosen.cell.method for chosen in group.cells)
         figures += [
-            Figure(f"{kind} {group.name}", kind, tuple(filter(None, found)), keys)
+            Figure(f"{kind} {group.name}", kind, tuple(drawn), legend)
             for kind, found in kinds.items()
-            if any(found)
+            if (drawn := [*filter(None, found)])
         ]
     return text, _named(figures)
 
 
-def _keys(methods: Sequence[str], cards: Sequence[Card]) -> tuple[Key, ...]:
+def _page(**values: Any) -> str:
+    """The document, which loads nothing and runs nothing; all but `Markup` is escaped."""
+    folder = Path(__file__).parent
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else plain(value),
+    )
+    environment.globals.update(
+        kinds=_kinds, counted=counted, signs=SIGNS, tones=TONES, version=__version__,
+        tiny_note=TWIN_NOTE,
+    )  # fmt: skip
+    style = Markup((folder / "style.css").read_text(encoding="utf-8"))
+    template = (folder / "page.html").read_text(encoding="utf-8")
+    return environment.from_string(template).render(style=style, **values)
+
+
+def _kinds(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Of each column: `n` for numbers, set flush right; `wide` for texts that break into lines."""
+    found = [""]  # the first column names its row
+    for column in list(zip(*rows, strict=True))[1:]:
+        cells = [cell for cell in column if cell.strip(" –-")]
+        numbers = sum(bool(_NUMBER.match(cell)) and len(cell) < LONG / 2 for cell in cells)
+        wide = max(map(len, cells), default=0) > LONG
+        # one "failed" among numbers turns nothing
+        found.append("wide" if wide else "n" if 2 * numbers > len(cells) else "")
+    return found
+
+
+def _keys(methods: Iterable[str], cards: Sequence[Card]) -> tuple[Key, ...]:
     """The legend of cards."""
     return (*method_keys(methods), *([PAPER] if any(card.printed for card in cards) else []))
 
@@ -98,53 +141,45 @@ def _panels(group: Group, compared: Mapping[Cell, list[Record]]) -> dict[str, li
 
 def _models(
     panels: Sequence[tuple[Group, dict[str, list[Panel | None]]]],
-) -> Iterator[dict[str, Any]]:
+) -> list[dict[str, Any]]:
     """The models as the template needs them, with a row of drawings a task, up to a limit."""
     numbers = count()
+    models = []
     for group, kinds in panels:
         *by_task, costs = kinds.values()
         rows, left = [], 0
         for row in (*zip(*by_task, strict=True), costs):
-            found = [panel for panel in row if panel is not None]
-            drawn = [
-                Markup(inline_svg(panel, f"m{number}"))
-                for panel, number in zip(found, numbers, strict=False)
-                if number < MAX_PANELS
-            ]
-            rows.append(drawn)
-            left += len(found) - len(drawn)
-        yield {
+            named = [(f"m{next(numbers)}", panel) for panel in row if panel is not None]
+            drawn = [pair for pair in named if int(pair[0][1:]) < MAX_PANELS]
+            rows.append([Markup(inline_svg(panel, name)) for name, panel in drawn])
+            left += len(named) - len(drawn)
+        models.append({
             "group": group,
             "runs": sum(len(chosen.runs) for chosen in group.cells),
-            "keys": method_keys(group.methods),
-            "rows": list(filter(None, rows)),
+            "keys": method_keys(chosen.cell.method for chosen in group.cells),
+            "rows": [*filter(None, rows)],
             "left": left,
             "numbers": numbers_table(group),
-        }
+        })  # fmt: skip
+    return models
 
 
 def _tables(selection: Selection) -> list[tuple[str, bool, list[Table]]]:
     """By what titles begin with, a table of the paper or a model; the tiny models' come last."""
     found: dict[tuple[bool, str], list[Table]] = defaultdict(list)
     for one in build_tables(selection):
-        tiny = TWIN_NOTE in one.notes
         match = _NAME.match(one.title)
         name = shortened(match[0] if match else one.title, 80)
         kept = tuple(note for note in one.notes if note != TWIN_NOTE)  # said once for all
-        found[tiny, name].append(replace(one, notes=kept))
+        found[TWIN_NOTE in one.notes, name].append(replace(one, notes=kept))
     return [(name, tiny, found[tiny, name]) for tiny, name in sorted(found, key=lambda key: key[0])]
 
 
 def _named(figures: list[Figure]) -> list[Figure]:
     """Each with a name of its own, of letters, digits and hyphens."""
-    taken: set[str] = set()
-    named = []
+    taken: dict[str, None] = {}
     for one in figures:
         base = re.sub(r"[^a-z0-9]+", "-", plain(one.name).lower()).strip("-")[:60] or "figure"
-        name, number = base, 1
-        while name in taken:
-            number += 1
-            name = f"{base}-{number}"
-        taken.add(name)
-        named.append(replace(one, name=name))
-    return named
+        names = (base if number == 1 else f"{base}-{number}" for number in count(1))
+        taken[next(name for name in names if name not in taken)] = None
+    return [replace(one, name=name) for one, name in zip(figures, taken, strict=True)]

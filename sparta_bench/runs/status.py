@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Hashable, Iterable
+=======
+from collections.abc import Hashable, Iterable, Mapping
+>>>>>>> s16-pages
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sparta_bench.config.sweeps import Sweep, sweeps_of
 from sparta_bench.records.read import files_below, read_record, read_records, seconds_of
@@ -16,16 +20,16 @@ from sparta_bench.runs.time_estimates import Times
 from sparta_bench.tables.paper_tables import LAYOUTS
 from sparta_bench.tables.protocol import reason_against
 
-NOT_FIXED = {"learning_rate", "batch_size", "checkpoint_every"}
+VARIED = ("train.learning_rate", "train.batch_size")  # what a sweep may go through
+NOT_COMPARED = "checkpoint_every"
 
 
 class Run(NamedTuple):
-    """A run of a sweep: its cell, what the grid varies, its seed."""
+    """A run of a sweep: its cell, its seed, and the values of `VARIED`, None of what is fixed."""
 
     cell: Cell
-    learning_rate: float
-    batch_size: int
     seed: int
+    values: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,18 @@ def progress(folders: list[Path]) -> list[Progress]:
 
 
 def _of_table(key: str, records: list[Record], running: list[Record]) -> Progress:
+<<<<<<< HEAD
     wanted = dict(pair for sweep in sweeps_of(key) for pair in _runs(sweep))
 
     def runs_of(records: Iterable[Record]) -> set[Run]:
         return {run for record in records if (run := _run_of(record, wanted)) is not None}
+=======
+    sweeps = {sweep.method: sweep for sweep in sweeps_of(key)}
+    wanted = {run for sweep in sweeps.values() for run in _runs(sweep)}
+
+    def runs_of(records: Iterable[Record]) -> set[Run]:
+        return {run for record in records if (run := _run_of(record, sweeps)) in wanted}
+>>>>>>> s16-pages
 
     current = [record for record in records if record.raw.get("protocol") == PROTOCOL]
     completed = [record for record in records if record.status == "completed"]
@@ -67,7 +79,11 @@ def _of_table(key: str, records: list[Record], running: list[Record]) -> Progres
     at_work = runs_of(running) - done
     failed = runs_of(record for record in current if record.status == "failed") - done - at_work
     outdated = runs_of(record for record in completed if record.raw.get("protocol") != PROTOCOL)
+<<<<<<< HEAD
     left = wanted.keys() - done
+=======
+    left = wanted - done
+>>>>>>> s16-pages
     cells = {run.cell for run in wanted}
     times = Times()
     for record in completed:
@@ -91,29 +107,42 @@ def _kinds(cell: Cell) -> tuple[Hashable, ...]:
     return cell, cell[:3]
 
 
+<<<<<<< HEAD
 def _runs(sweep: Sweep) -> Iterable[tuple[Run, dict[str, Any]]]:
     """Its runs, with the training settings of each that are one for all of its cell."""
+=======
+def _runs(sweep: Sweep) -> Iterable[Run]:
+>>>>>>> s16-pages
     axes = sweep.axes
     densities = axes.get("method.density", [None])
+    varied = [axes.get(key, [None]) for key in VARIED]
     for model, task, density in product(axes["model"], axes["task"], densities):
-        train = sweep.train(model, task, density)
-        cell = Cell(model, task, sweep.method, density)
-        rates = axes.get("train.learning_rate", [train["learning_rate"]])
-        batches = axes.get("train.batch_size", [train["batch_size"]])
-        for rate, batch, seed in product(rates, batches, axes["seed"]):
-            yield Run(cell, rate, batch, seed), train
+        for seed, *values in product(axes["seed"], *varied):
+            yield Run(Cell(model, task, sweep.method, density), seed, tuple(values))
 
 
-def _run_of(record: Record, wanted: dict[Run, dict[str, Any]]) -> Run | None:
-    """The run of the table that the record is of, if any."""
-    train = record.train
-    run = Run(record.cell, train["learning_rate"], train["batch_size"], record.seed)
+def _run_of(record: Record, sweeps: Mapping[str, Sweep]) -> Run | None:
+    """The run that the record is of, if its settings are those of a sweep."""
+    sweep, train = sweeps.get(record.cell.method), record.train
     # the embedded tasks use all of their data; the paper's have been looked at already
     whole = (
         not record.cell.task.startswith("tiny-")
         or record.raw["config"]["task"].get("max_train_examples") is None
     )
-    if run not in wanted or not whole:
+    if sweep is None or not whole or record.cell.task not in sweep.axes["task"]:
         return None
+<<<<<<< HEAD
     fixed = wanted[run].keys() - NOT_FIXED
     return run if all(train.get(key) == wanted[run][key] for key in fixed) else None
+=======
+    varied = [key.removeprefix("train.") for key in VARIED if key in sweep.axes]
+    fixed = sweep.train(record.cell.model, record.cell.task, record.cell.density)
+    if any(
+        train.get(key) != value
+        for key, value in fixed.items()
+        if key not in (*varied, NOT_COMPARED)
+    ):
+        return None
+    values = (train[key.removeprefix("train.")] if key in sweep.axes else None for key in VARIED)
+    return Run(record.cell, record.seed, tuple(values))
+>>>>>>> s16-pages

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 
 from sparta_bench.tables.select import Chosen
+from sparta_bench.text import spread_text
 
 MISSING, FAILED = "–", "failed"
 SCALE = {"loss": 1.0, "accuracy": 100.0, "mcc": 100.0}  # as the paper prints them
@@ -12,10 +14,8 @@ SCALE = {"loss": 1.0, "accuracy": 100.0, "mcc": 100.0}  # as the paper prints th
 
 def mean_of(chosen: Chosen | None, metric: str, digits: int, unit: str = "") -> str:
     """The mean over seeds of a test metric; a dash without a record, `failed` if all runs did."""
-    if chosen is None:
-        return MISSING
-    if not chosen.runs:
-        return FAILED if chosen.failed else MISSING
+    if chosen is None or not chosen.runs:
+        return FAILED if chosen is not None and chosen.failed else MISSING
     return f"{SCALE[metric] * chosen.over_seeds('test', metric).mean:.{digits}f}{unit}"
 
 
@@ -25,21 +25,19 @@ def spread_of(
     """`mean ± standard deviation (seeds)`, or without deviation where there is one seed."""
     if chosen is None or not chosen.runs:
         return mean_of(chosen, metric, digits)
-    spread, scale = chosen.over_seeds(split, metric), SCALE[metric]
-    std = "" if spread.std is None else f" ± {scale * spread.std:.{digits}f}"
-    seeds = f" ({spread.n})" if with_n else ""
-    return f"{scale * spread.mean:.{digits}f}{std}{seeds}"
+    spread = chosen.over_seeds(split, metric).times(SCALE[metric])
+    return spread_text(spread.mean, spread.std, digits) + (f" ({spread.n})" if with_n else "")
+
+
+def spread_over(values: Sequence[float], digits: int) -> str:
+    """`mean ± standard deviation` of some values."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return spread_text(statistics.fmean(values), std, digits)
 
 
 def seeds_differ(cells: Iterable[Chosen]) -> bool:
     """Whether numbers of seeds must stand in the cells, for one note to say them all."""
     return len({len(chosen.runs) for chosen in cells if chosen.runs}) > 1
-
-
-def signed(value: float, digits: int) -> str:
-    """`+0.12`; zero without a sign."""
-    text = f"{value:+.{digits}f}"
-    return text[1:] if float(text) == 0 else text
 
 
 def rate_text(rate: float) -> str:
@@ -48,8 +46,3 @@ def rate_text(rate: float) -> str:
         return f"{rate:g}"
     mantissa, _, exponent = f"{rate:.6e}".partition("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
-def count(number: int, noun: str) -> str:
-    """`1 record`, `2,000 records`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from sparta_bench.paper import rows_of
 from sparta_bench.records.read import files_below, read_merge
 from sparta_bench.records.record import MERGE, OVERLAP, Excluded, Record
-from sparta_bench.tables.format import MISSING, count, signed
-from sparta_bench.tables.paper_tables import row_name, task_name
+from sparta_bench.tables.format import MISSING, SCALE, spread_over
+from sparta_bench.tables.paper_tables import method_order, row_name, task_name
 from sparta_bench.tables.protocol import TWIN_MODELS
 from sparta_bench.tables.select import Selection
-from sparta_bench.tables.table import Heading, Table
-from sparta_bench.tables.views import line_order
+from sparta_bench.tables.table import Heading, Table, table_of
+from sparta_bench.text import counted, signed
 
 TABLE6 = ("sparta", 0.01)  # method and density: "99% sparsity"
 TABLE6_TASKS = ("sst2", "cola")
@@ -66,6 +66,15 @@ class Merge:
         """Over both tasks."""
         return (self.score(state, 0, metric) + self.score(state, 1, metric)) / 2
 
+    def points(self, state: str) -> float:
+        """Test accuracy × 100 over both tasks."""
+        return 100 * self.mean(state, "accuracy")
+
+    @property
+    def lost(self) -> float:
+        """Points that merging costs."""
+        return self.points("alone") - self.points("merged")
+
 
 def read_merges(
     folders: Iterable[Path], selection: Selection
@@ -106,20 +115,19 @@ def _twin(model: str) -> str:
 # ---------------------------------------------------------------------------------- Table 6
 def _table6(model: str, merges: Sequence[Merge]) -> list[Table]:
     tasks = tuple(f"tiny-{task}" for task in TABLE6_TASKS) if model in TWIN_MODELS else TABLE6_TASKS
-    method, density = TABLE6
-    way = Way(method, density, "sum", False)
+    way = Way(*TABLE6, "sum", False)
     found = [merge for merge in merges if merge.way == way and set(merge.tasks) == set(tasks)]
     if not found:
         return []
-    rows = [_row6(task_name(task), found, tasks, "alone", only=task) for task in tasks]
-    rows.append(_row6("Merged", found, tasks, "merged"))
+    rows = [_row6(task_name(task), found, tasks, "alone", (task,)) for task in tasks]
+    rows.append(_row6("Merged", found, tasks, "merged", tasks))
     if model == "gemma-2b":
         rows += [_paper6(row) for row in rows_of("table6")]
     over = [Heading(""), *(Heading(task_name(task), 3) for task in tasks)]
     under = [Heading(""), *(Heading(name) for name in ("loss", "acc.", "mcc") * 2)]
     notes = (
         "Each single model on its own task, the merged one on both. Mean ± standard deviation over "
-        f"{count(len(found), 'pair')} of different seeds; accuracy and mcc × 100.",
+        f"{counted(len(found), 'pair')} of different seeds; accuracy and mcc × 100.",
     )
     name = "Our Table 6" if model == "gemma-2b" else f"Table 6 with {model}"
     title = f"{name}: test loss and accuracy at 99% sparsity, alone and merged{_twin(model)}"
@@ -128,44 +136,34 @@ def _table6(model: str, merges: Sequence[Merge]) -> list[Table]:
 
 
 def _row6(
-    name: str, merges: Sequence[Merge], tasks: Sequence[str], state: str, only: str | None = None
+    name: str, merges: Sequence[Merge], tasks: Sequence[str], state: str, shown: Sequence[str]
 ) -> tuple[str, ...]:
     cells = [name]
     for task in tasks:
-        if only not in (None, task):
-            cells += [MISSING] * 3
-            continue
-        for metric, scale, digits in (("loss", 1, 3), ("accuracy", 100, 1), ("mcc", 100, 1)):
+        for metric, digits in (("loss", 3), ("accuracy", 1), ("mcc", 1)):
             values = [
-                scale * merge.score(state, merge.tasks.index(task), metric) for merge in merges
+                SCALE[metric] * merge.score(state, merge.tasks.index(task), metric)
+                for merge in merges
             ]
-            cells.append(_spread(values, digits))
+            cells.append(spread_over(values, digits) if task in shown else MISSING)
     return tuple(cells)
 
 
 def _paper6(row: Mapping[str, str]) -> tuple[str, ...]:
-    def text(key: str) -> str:
-        return MISSING if row[key] == "-" else row[key].removesuffix("%")
-
     cells = [f"{row['model']}, paper"]
     for task in TABLE6_TASKS:
-        cells += [text(f"{task}.loss"), text(f"{task}.accuracy"), MISSING]
+        printed = (row[f"{task}.{metric}"].removesuffix("%") for metric in ("loss", "accuracy"))
+        cells += [*(MISSING if text == "-" else text for text in printed), MISSING]
     return tuple(cells)
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 # ---------------------------------------------------------------------------- what it costs
 def _costs(model: str, merges: Sequence[Merge]) -> Table:
-    by_way = _ways(merges)
     heads = (
         "Adaptation", "rule", "scalars trained", "pairs", "acc. alone", "thinned", "merged",
         "points lost", "loss added", "entries shared", "by chance", "in conflict",
     )  # fmt: skip
-    rows = [_cost_row(way, found) for way, found in by_way.items()]
+    rows = [_cost_row(way, found) for way, found in _ways(merges).items()]
     notes = (
         "Test accuracy × 100 as the mean over both tasks of a pair, mean ± standard deviation over "
         "pairs of tasks and seeds. Points lost: alone less merged. Thinned: alone after DARE.",
@@ -174,7 +172,7 @@ def _costs(model: str, merges: Sequence[Merge]) -> Table:
         "in conflict: with opposite signs, as a share of those shared; all three before DARE.",
     )
     title = f"{model}: what merging two models costs{_twin(model)}"
-    return Table(f"merging-{model}", title, (tuple(map(Heading, heads)),), tuple(rows), notes)
+    return table_of(f"merging-{model}", title, heads, rows, *notes)
 
 
 def _ways(merges: Sequence[Merge]) -> dict[Way, list[Merge]]:
@@ -183,38 +181,28 @@ def _ways(merges: Sequence[Merge]) -> dict[Way, list[Merge]]:
     for merge in merges:
         by_way[merge.way].append(merge)
 
-    def key(way: Way) -> tuple[Any, ...]:
-        return *line_order((way.method, way.density)), way.same_seed, way.rule
+    def order(way: Way) -> tuple[Any, ...]:
+        return *method_order(way.method, way.density), way.same_seed, way.rule
 
-    return {way: by_way[way] for way in sorted(by_way, key=key)}
+    return {way: by_way[way] for way in sorted(by_way, key=order)}
 
 
 def _cost_row(way: Way, merges: Sequence[Merge]) -> tuple[str, ...]:
-    def points(state: str) -> list[float]:
-        return [100 * merge.mean(state, "accuracy") for merge in merges]
-
-    alone, merged = points("alone"), points("merged")
-    lost = [one - both for one, both in zip(alone, merged, strict=True)]
-    added = [merge.mean("merged", "loss") - merge.mean("alone", "loss") for merge in merges]
     thinned = all(merge.raw["thinned"] is not None for merge in merges)
-    rule = f"{way.rule}, one seed" if way.same_seed else way.rule
+    added = [merge.mean("merged", "loss") - merge.mean("alone", "loss") for merge in merges]
+    counts = [run.raw["parameters"] for merge in merges for run in merge.runs]
     return (
         row_name(way.method, way.density),
-        rule,
-        f"{statistics.fmean(_trained(merge) for merge in merges):,.0f}",
+        f"{way.rule}, one seed" if way.same_seed else way.rule,
+        f"{statistics.fmean(count['trainable'] - count['head'] for count in counts):,.0f}",
         f"{len(merges):,}",
-        _spread(alone, 1),
-        _spread(points("thinned"), 1) if thinned else MISSING,
-        _spread(merged, 1),
-        _spread(lost, 1),
+        spread_over([merge.points("alone") for merge in merges], 1),
+        spread_over([merge.points("thinned") for merge in merges], 1) if thinned else MISSING,
+        spread_over([merge.points("merged") for merge in merges], 1),
+        spread_over([merge.lost for merge in merges], 1),
         signed(statistics.fmean(added), 3),
         *_shares(merges),
     )
-
-
-def _trained(merge: Merge) -> float:
-    counts = [run.raw["parameters"] for run in merge.runs]
-    return statistics.fmean(count["trainable"] - count["head"] for count in counts)
 
 
 def _shares(merges: Sequence[Merge]) -> tuple[str, str, str]:
@@ -224,28 +212,20 @@ def _shares(merges: Sequence[Merge]) -> tuple[str, str, str]:
     if not least:
         return MISSING, MISSING, MISSING
     conflicts = f"{100 * sums['conflicts'] / sums['shared']:.0f}%" if sums["shared"] else MISSING
-    return (
-        f"{100 * sums['shared'] / least:.1f}%",
-        f"{100 * sums['shared_by_chance'] / least:.1f}%",
-        conflicts,
-    )
+    shared, by_chance = (100 * sums[key] / least for key in ("shared", "shared_by_chance"))
+    return f"{shared:.1f}%", f"{by_chance:.1f}%", conflicts
 
 
 def _by_tasks(model: str, merges: Sequence[Merge]) -> Table:
     by_way = _ways(merges)
-    pairs = dict.fromkeys(merge.tasks for merge in merges)
     rows = []
-    for tasks in pairs:
+    for tasks in dict.fromkeys(merge.tasks for merge in merges):
         cells = [f"{task_name(tasks[0])} and {task_name(tasks[1])}"]
         for found in by_way.values():
-            lost = [
-                100 * (merge.mean("alone", "accuracy") - merge.mean("merged", "accuracy"))
-                for merge in found
-                if merge.tasks == tasks
-            ]
-            cells.append(_spread(lost, 1) if lost else MISSING)
-        rows.append(tuple(cells))
-    headings = (Heading("Tasks"), *(Heading(way.name) for way in by_way))
+            lost = [merge.lost for merge in found if merge.tasks == tasks]
+            cells.append(spread_over(lost, 1) if lost else MISSING)
+        rows.append(cells)
     title = f"{model}: points of test accuracy that merging costs, by tasks{_twin(model)}"
-    notes = ("Mean over both tasks, mean ± standard deviation over pairs of seeds.",)
-    return Table(f"merging-tasks-{model}", title, (headings,), tuple(rows), notes)
+    note = "Mean over both tasks, mean ± standard deviation over pairs of seeds."
+    heads = ("Tasks", *(way.name for way in by_way))
+    return table_of(f"merging-tasks-{model}", title, heads, rows, note)

@@ -2,32 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from sparta_bench.paper import results_of
+from sparta_bench.paper.densities import DENSITIES, LORA_DENSITY
 from sparta_bench.records.record import Cell
-from sparta_bench.tables.protocol import GLUE, MODELS, TWIN_MODELS
+from sparta_bench.tables.protocol import GLUE, MODELS, TASKS, TWIN_MODELS
+from sparta_bench.tables.select import Chosen
 
 METHOD_NAMES = {"full_ft": "Full FT", "sparta": "SpaRTA", "lora": "LoRA", "head": "Head"}
+BAND = 0.1  # a density is a row's where it differs by no more than this share of the row's own
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+# ------------------------------------------------------------------------------ names and order
+def score_of(task: str) -> str:
+    """The metric beside the loss: Matthews' correlation for CoLA, else accuracy (Table 4)."""
+    return "mcc" if task.removeprefix("tiny-") == "cola" else "accuracy"
+
+
+def task_name(task: str) -> str:
+    """How the paper writes a task: SST2. Twins keep their `tiny-`."""
+    known = task.removeprefix("tiny-")
+    return task.replace(known, known.upper()) if known in TASKS else task
+
+
+def percent(density: float) -> str:
+    """0.000465 as 0.0465%."""
+    return f"{100 * density:.6g}%"
+
+
+def row_name(method: str, density: float | None = None) -> str:
+    """`SpaRTA (0.5%)`, `LoRA`, with what `Cell.method` adds to the method."""
+    first, _, rest = method.partition(" ")
+    name = f"{METHOD_NAMES.get(first, first)} {rest}".strip()
+    return name if density is None else f"{name} ({percent(density)})"
+
+
+def model_order(model: str) -> tuple[Any, ...]:
+    """What sorts models as the paper has them, the twins after them, others last."""
+    return _place((*MODELS, *TWIN_MODELS), model)
+
+
+def task_order(task: str) -> tuple[Any, ...]:
+    """What sorts tasks as the columns of the paper, the generated ones after them, others last."""
+    return _place((*TASKS, *(f"tiny-{known}" for known in TASKS)), task)
+
+
+def method_order(method: str, density: float | None) -> tuple[Any, ...]:
+    """What sorts methods and densities as the rows of the paper, densities downwards."""
+    return (*_place(tuple(METHOD_NAMES), method), -(density or 0.0))
+
+
+def cell_order(cell: Cell) -> tuple[Any, ...]:
+    """What sorts cells by model, task and method."""
+    model, task, method, density = cell
+    return (*model_order(model), *task_order(task), *method_order(method, density))
+
+
+def lines_and_tasks(cells: Iterable[Cell]) -> tuple[list[tuple[str, float | None]], list[str]]:
+    """Methods with densities in the order of the paper's rows, and tasks in that of its columns."""
+    found = list(cells)
+    lines = {(cell.method, cell.density) for cell in found}
+    tasks = {cell.task for cell in found}
+    return sorted(lines, key=lambda line: method_order(*line)), sorted(tasks, key=task_order)
+
+
+def _place(order: tuple[str, ...], name: str) -> tuple[int, str]:
+    return (order.index(name) if name in order else len(order)), name
+
+
+# -------------------------------------------------------------------------------------- layouts
+class Row(NamedTuple):
     """`id` is that of the paper's values; `density` is exact, where the paper rounds."""
 
     id: str
     method: str
     density: float | None
 
+    def has(self, density: float | None) -> bool:
+        """Whether a density lies in the row's band."""
+        if self.density is None or density is None:
+            return self.density is density
+        return abs(density - self.density) <= BAND * self.density
 
-@dataclass(frozen=True, slots=True)
-class Column:
+
+class Column(NamedTuple):
     """A model on a task, with its loss and its score. `paper` begins the names of its values."""
 
     head: str
     model: str
     task: str
     paper: str
+
+
+At = tuple[int, int]  # row and column
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,87 +113,85 @@ class Layout:
     loss_digits: int
     twins: bool
 
-    def cell(self, row: Row, column: Column) -> Cell:
-        """What our records must be of to stand there."""
-        return Cell(column.model, column.task, row.method, row.density)
+    def take(self, cells: dict[Cell, Chosen]) -> dict[At, Chosen]:
+        """Take out of `cells` what stands in the table, by row and column: of each method the cell
+        whose density lies in the row's band, nearest to the row's own."""
+        taken = {}
+        by_place: dict[tuple[str, ...], list[Cell]] = {}
+        for cell in cells:
+            by_place.setdefault(cell[:3], []).append(cell)
+        for number, row in enumerate(self.rows):
+            for place, column in enumerate(self.columns):
+                near = [
+                    cell
+                    for cell in by_place.get((column.model, column.task, row.method), ())
+                    if row.has(cell.density)
+                ]
+                if near:
+                    own = row.density or 0.0
+                    best = min(near, key=lambda cell: abs((cell.density or 0.0) - own))
+                    taken[number, place] = cells.pop(best)
+        return taken
 
     def label(self, row: Row) -> str:
         """The row's name as the paper prints it."""
         return results_of(self.number)[row.id]["label"]
+
+    def densities(self, row: int, found: Mapping[At, Chosen]) -> str:
+        """The densities that ran in a row, or its own where none did; empty without densities."""
+        ran = {one.cell.density for (number, _), one in found.items() if number == row}
+        return " or ".join(map(percent, sorted(filter(None, ran or {self.rows[row].density}))))
+
+    def name(self, row: int, found: Mapping[At, Chosen]) -> str:
+        """The row's name with the densities that ran."""
+        densities = self.densities(row, found)
+        return row_name(self.rows[row].method) + (f" ({densities})" if densities else "")
 
     def paper(self, row: Row, column: Column, metric: str) -> str:
         """The paper's value as it is printed; `metric` is loss, accuracy or mcc."""
         return results_of(self.number)[row.id][f"{column.paper}.{metric}"]
 
 
-def score_of(task: str) -> str:
-    """The metric beside the loss: Matthews' correlation for CoLA, else accuracy (Table 4)."""
-    return "mcc" if task.removeprefix("tiny-") == "cola" else "accuracy"
-
-
-def task_name(task: str) -> str:
-    """How the paper writes a task: SST2. Twins keep their `tiny-`."""
-    known = task.removeprefix("tiny-")
-    return task.replace(known, known.upper()) if known in (*GLUE, "imdb") else task
-
-
-def method_name(method: str) -> str:
-    """How the paper writes a method, with what `Cell.method` adds to it."""
-    first, _, rest = method.partition(" ")
-    return f"{METHOD_NAMES.get(first, first)} {rest}".strip()
-
-
-def percent(density: float) -> str:
-    """0.000465 as 0.0465%."""
-    return f"{100 * density:.6g}%"
-
-
-def row_name(method: str, density: float | None) -> str:
-    """`SpaRTA (0.5%)`, `LoRA`."""
-    return method_name(method) + ("" if density is None else f" ({percent(density)})")
-
-
-def _rows(lora_density: float) -> tuple[Row, ...]:
-    return (
+def _layout(number: int, columns: tuple[Column, ...], title: str) -> Layout:
+    twins = columns[0].model in TWIN_MODELS
+    groups, loss_digits = ("Model", 3) if number == 3 else ("Task", 2)
+    key, lora = f"table{number}", LORA_DENSITY[f"{'tiny_' * twins}table{number}"]
+    rows = (
         Row("full_ft", "full_ft", None),
-        Row("sparta-5", "sparta", 0.05),
-        Row("sparta-0.5", "sparta", 0.005),
-        Row("sparta-lora", "sparta", lora_density),
+        *(Row(id, "sparta", density) for id, density in DENSITIES.items()),
+        Row("sparta-lora", "sparta", lora),
         Row("lora", "lora", None),
         Row("head", "head", None),
     )
+    key += "-twins" * twins
+    return Layout(key, number, title, groups, rows, columns, loss_digits, twins)
 
 
-def _imdb(key: str, models: tuple[str, ...], task: str, density: float) -> Layout:
-    columns = tuple(
-        Column(model, model, task, paper) for model, paper in zip(models, MODELS, strict=True)
-    )
-    twins = task != "imdb"
-    title = "the embedded models on tiny-imdb" if twins else "four models on IMDB"
-    return Layout(key, 3, title, "Model", _rows(density), columns, 3, twins)
+def _imdb(models: tuple[str, ...], task: str, title: str) -> Layout:
+    named = zip(models, MODELS, strict=True)
+    return _layout(3, tuple(Column(model, model, task, paper) for model, paper in named), title)
 
 
-def _glue(number: int, model: str, density: float) -> Layout:
-    twins = model in TWIN_MODELS
-    columns = tuple(
-        Column(task.upper(), model, f"tiny-{task}" if twins else task, task) for task in GLUE
-    )
-    key = f"table{number}" + ("-twins" if twins else "")
-    title = f"{model} on the tiny GLUE tasks" if twins else f"{model} on GLUE"
-    return Layout(key, number, title, "Task", _rows(density), columns, 2, twins)
+def _glue(number: int, model: str) -> Layout:
+    tiny = "tiny-" if model in TWIN_MODELS else ""
+    columns = tuple(Column(task.upper(), model, tiny + task, task) for task in GLUE)
+    return _layout(number, columns, f"{model} on {'the tiny GLUE tasks' if tiny else 'GLUE'}")
 
 
-# The third density gives LoRA's parameter count: the paper prints it as 0.05, 0.037 and 0.048 %
-# (docs/fidelity.md); conf/sweep has the arithmetic.
+NUMBERS = (4, 5, 10, 11)  # of the tables on GLUE, each of one model
 LAYOUTS = (
-    _imdb("table3", MODELS, "imdb", 0.0005),
-    _glue(4, "gemma-2b-it", 0.000465),
-    _glue(5, "mistral-7b-it", 0.000488),
-    _glue(10, "gemma-2b", 0.000465),
-    _glue(11, "mistral-7b", 0.000488),
-    _imdb("table3-twins", TWIN_MODELS, "tiny-imdb", 0.036),
-    _glue(4, "tiny-gemma-it", 0.0352),
-    _glue(5, "tiny-mistral-it", 0.0364),
-    _glue(10, "tiny-gemma", 0.0352),
-    _glue(11, "tiny-mistral", 0.0364),
+    _imdb(MODELS, "imdb", "four models on IMDB"),
+    *map(_glue, NUMBERS, ("gemma-2b-it", "mistral-7b-it", "gemma-2b", "mistral-7b")),
+    _imdb(TWIN_MODELS, "tiny-imdb", "the embedded models on tiny-imdb"),
+    *map(_glue, NUMBERS, ("tiny-gemma-it", "tiny-mistral-it", "tiny-gemma", "tiny-mistral")),
 )
+
+
+def cells_at_loras_count(cells: Mapping[Cell, Chosen]) -> set[Cell]:
+    """Those that a table of the paper, or its twin, has in its row with LoRA's count."""
+    return {
+        chosen.cell
+        for layout in LAYOUTS
+        for (row, _), chosen in layout.take(dict(cells)).items()
+        if layout.rows[row].id == "sparta-lora"
+    }

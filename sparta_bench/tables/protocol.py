@@ -70,20 +70,18 @@ def _against_the_paper(record: Record, task: dict[str, Any]) -> str | None:
         return f"trained on the first {cap:,} examples only"
     if record.train["max_steps"] is not None:
         return f"training was limited to {record.train['max_steps']:,} steps"
-    reason = _against_the_epochs(record)
-    if reason is not None:
+    if reason := _against_the_epochs(record):
         return reason
-    data, parameters = record.raw["data"], record.raw["parameters"]  # null if it failed early
-    if data is not None:
-        found, printed = (data["dev"], data["test"]), _dev_and_test(name)
-        if found != printed:
-            counts = " and ".join(f"{count:,}" for count in found)
-            return f"dev and test are {counts}, in the paper {printed[0]:,} and {printed[1]:,}"
+    if data := record.raw["data"]:  # None if it failed early
+        ours, printed = (data["dev"], data["test"]), _dev_and_test(name)
+        if ours != printed:
+            counts = [f"{dev:,} and {test:,}" for dev, test in (ours, printed)]
+            return f"dev and test are {counts[0]}, in the paper {counts[1]}"
         if data["train"] > MOST_TRAINED_ON:
             return (
                 f"trained on {data['train']:,} examples, in the paper at most {MOST_TRAINED_ON:,}"
             )
-    if parameters is not None:
+    if parameters := record.raw["parameters"]:
         backbone = parameters["total"] - parameters["head"]
         if backbone != BACKBONE[record.cell.model]:
             return f"another model under the name of one of the paper's ({backbone:,} parameters)"
@@ -91,31 +89,28 @@ def _against_the_paper(record: Record, task: dict[str, Any]) -> str | None:
 
 
 def _against_the_epochs(record: Record) -> str | None:
-    """What its epochs and stopping have against Tables 12 and 13."""
+    """What its epochs and stopping have against Tables 12 and 13; "*" stands for early stopping."""
     cell, epochs, patience = record.cell, record.train["epochs"], record.train["patience"]
     printed = GLUE_EPOCHS if cell.task in GLUE else _imdb_epochs(record.raw["method"], cell.model)
-    if printed == "*":
-        if not patience:
-            return "no early stopping (train.patience is 0), in the paper there is"
-        if epochs < LEAST_EPOCHS_TO_STOP_IN:
-            least = LEAST_EPOCHS_TO_STOP_IN
-            return (
-                f"limited to {epochs:g} epochs, with early stopping at least {least} "
-                "(docs/fidelity.md)"
-            )
-        return None
-    if epochs != number_of(printed):
+    if printed != "*" and epochs != number_of(printed):
         return f"{epochs:g} epochs of training, in the paper {printed}"
-    if patience:
+    if printed != "*" and patience:
         return (
             f"early stopping (train.patience is {patience}), in the paper {printed} epochs in full"
+        )
+    if printed == "*" and not patience:
+        return "no early stopping (train.patience is 0), in the paper there is"
+    if printed == "*" and epochs < LEAST_EPOCHS_TO_STOP_IN:
+        return (
+            f"limited to {epochs:g} epochs, with early stopping at least {LEAST_EPOCHS_TO_STOP_IN} "
+            "(docs/fidelity.md)"
         )
     return None
 
 
 @cache
 def _imdb_epochs(method: str, model: str) -> str:
-    """Epochs in Table 12, as printed; "*" stands for early stopping."""
+    """Epochs in Table 12, as printed."""
     rows = rows_of("table12")
     return next(
         row[model] for row in rows if (row["row"], row["parameter"]) == (method, "num epochs")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from sparta_bench.records.record import Cell, Excluded, Record
 from sparta_bench.tables.protocol import reason_against
 
+OTHERWISE = "other data, base model or settings of the method than most of its cell"
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
@@ -18,6 +20,15 @@ class Spread:
     mean: float
     std: float | None
     n: int
+
+    def times(self, scale: float) -> Spread:
+        """In other units."""
+        return Spread(scale * self.mean, None if self.std is None else scale * self.std, self.n)
+
+    def is_level_with(self, other: Spread, rounding: float) -> bool:
+        """Whether the means differ by no more than the larger of the standard deviations."""
+        room = max(self.std or 0.0, other.std or 0.0) + rounding
+        return abs(self.mean - other.mean) <= room
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +46,25 @@ class Chosen:
         std = statistics.stdev(values) if len(values) > 1 else None
         return Spread(statistics.fmean(values), std, len(values))
 
+    @property
+    def trained(self) -> float:
+        """Scalars trained, the mean over seeds: each draws another number."""
+        return statistics.fmean(run.raw["parameters"]["trainable"] for run in self.runs)
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """All cells that have records, the completed ones that are not of a best setting, and the rest.
-
-    `not_selected` are completed runs of settings with a higher dev loss: compared, but not shown.
-    """
+    """All cells that have records, the completed runs that were compared but not shown since
+    another setting has a lower dev loss, and the records that no table uses."""
 
     cells: dict[Cell, Chosen]
     not_selected: list[Record]
     excluded: list[Excluded]
+
+    @property
+    def used(self) -> int:
+        """How many runs are shown."""
+        return sum(len(chosen.runs) for chosen in self.cells.values())
 
 
 def select(records: Iterable[Record]) -> Selection:
@@ -56,73 +75,52 @@ def select(records: Iterable[Record]) -> Selection:
     method settings are no runs of one experiment: those of which there are most are taken, the
     others are left out.
     """
-    excluded: list[Excluded] = []
     by_cell: dict[Cell, list[Record]] = defaultdict(list)
+    selection = Selection({}, [], [])
     for record in records:
         reason = "interrupted" if record.status == "interrupted" else reason_against(record)
-        if reason is not None:
-            excluded.append(Excluded(record.path, reason, record.cell))
-        else:
+        if reason is None:
             by_cell[record.cell].append(record)
-    cells: dict[Cell, Chosen] = {}
-    not_selected: list[Record] = []
+        else:
+            selection.excluded.append(Excluded(record.path, reason, record.cell))
     for cell, found in by_cell.items():
-        alike = _alike(found, excluded)
-        completed = _one_a_seed(
-            [record for record in alike if record.status == "completed"], excluded
-        )
-        failed = sum(record.status == "failed" for record in alike)
-        cells[cell], others = _best(cell, completed, failed, excluded)
-        not_selected += others
-    return Selection(cells, not_selected, excluded)
+        selection.cells[cell] = _best(cell, found, selection)
+    return selection
 
 
-def _alike(records: list[Record], excluded: list[Excluded]) -> list[Record]:
-    completed = [record for record in records if record.status == "completed"]
-    if not completed:
-        return records
+def _best(cell: Cell, records: list[Record], selection: Selection) -> Chosen:
+    """What stands in one cell; what does not is added to the selection's lists."""
+
+    def exclude(record: Record, reason: str) -> None:
+        selection.excluded.append(Excluded(record.path, reason, cell))
+
+    protocols = Counter(record.protocol for record in records if record.status == "completed")
     # the first of equal counts: the order of paths, so that the choice does not change
-    most = Counter(record.protocol for record in completed).most_common(1)[0][0]
-    alike = []
+    most = protocols.most_common(1)[0][0] if protocols else None
+    failed = 0
+    by_setting: dict[str, dict[int, Record]] = defaultdict(dict)
     for record in records:
-        # a failed run may not have come as far as its data, and has no numbers to mix
-        if record.protocol == most or record.status == "failed":
-            alike.append(record)
+        if record.status == "failed":  # may not have come as far as its data
+            failed += 1
+        elif record.protocol != most:
+            exclude(
+                record, "other data, base model or settings of the method than most of its cell"
+            )
+        elif record.seed in by_setting[record.setting]:  # of another device or version
+            exclude(record, "the same setting and seed as another record")
         else:
-            reason = "other data, base model or settings of the method than most of its cell"
-            excluded.append(Excluded(record.path, reason, record.cell))
-    return alike
-
-
-def _one_a_seed(records: list[Record], excluded: list[Excluded]) -> list[Record]:
-    kept: dict[tuple[str, int], Record] = {}
-    for record in records:
-        key = (record.setting, record.seed)
-        if key in kept:  # by another device or version, else the run would be the same
-            reason = "the same setting and seed as another record"
-            excluded.append(Excluded(record.path, reason, record.cell))
+            by_setting[record.setting][record.seed] = record
+    seeds = max(map(len, by_setting.values()), default=0)
+    means: dict[str, float] = {}
+    for setting, runs in by_setting.items():
+        if len(runs) == seeds:
+            means[setting] = statistics.fmean(run.score("dev", "loss") for run in runs.values())
         else:
-            kept[key] = record
-    return list(kept.values())
-
-
-def _best(
-    cell: Cell, completed: list[Record], failed: int, excluded: list[Excluded]
-) -> tuple[Chosen, list[Record]]:
-    by_setting: dict[str, list[Record]] = defaultdict(list)
-    for record in completed:
-        by_setting[record.setting].append(record)
-    if not by_setting:
-        return Chosen(cell, (), 0, failed), []
-    seeds = max(map(len, by_setting.values()))
-    compared = {key: runs for key, runs in by_setting.items() if len(runs) == seeds}
-    for key in by_setting.keys() - compared.keys():
-        reason = "a setting with fewer seeds than another of its cell"
-        excluded += [Excluded(record.path, reason, record.cell) for record in by_setting[key]]
-    best = min(
-        compared,
-        key=lambda key: (statistics.fmean(run.score("dev", "loss") for run in compared[key]), key),
-    )
-    others = [run for key, runs in compared.items() if key != best for run in runs]
-    runs = tuple(sorted(compared[best], key=lambda run: run.seed))
-    return Chosen(cell, runs, len(compared), failed), others
+            for record in runs.values():
+                exclude(record, "a setting with fewer seeds than another of its cell")
+    best = min(means, key=lambda setting: (means[setting], setting), default="")
+    for setting in means:
+        if setting != best:
+            selection.not_selected.extend(by_setting[setting].values())
+    shown = tuple(sorted(by_setting[best].values(), key=lambda run: run.seed)) if means else ()
+    return Chosen(cell, shown, len(means), failed)

@@ -7,12 +7,12 @@ from typing import Any
 from sparta_bench.config.compose import compose, compose_all
 from sparta_bench.config.schema import Config, LoraConfig
 from sparta_bench.config.sweeps import sweeps_of
-from sparta_bench.paper import number_of, rows_of
+from sparta_bench.paper import PAPER_DENSITIES, number_of, rows_of
 from sparta_bench.tables.format import rate_text
 from sparta_bench.tables.protocol import MODELS
-from sparta_bench.tables.table import Heading, Table
+from sparta_bench.tables.table import Heading, Table, table_of
 
-DENSITIES = {"sparta-5": 0.05, "sparta-0.5": 0.005, "sparta-lora": 0.0005}
+DENSITIES = dict(zip(("sparta-5", "sparta-0.5", "sparta-lora"), PAPER_DENSITIES, strict=True))
 GLUE_TABLES = (4, 5, 10, 11)
 DIFFERS = "≠"
 
@@ -29,9 +29,8 @@ def _table12() -> Table:
     for printed in rows_of("table12"):
         cells = [printed["method"], printed["parameter"]]
         for model in MODELS:
-            values = {
-                _value(config, printed["parameter"]) for config in configs[printed["row"], model]
-            }
+            found = configs[printed["row"], model]
+            values = {_value(config, printed["parameter"]) for config in found}
             ours = " / ".join(sorted(values))
             same = len(values) == 1 and is_the_papers(ours, printed[model])
             cells += [ours if same else f"{ours} {DIFFERS}", printed[model]]
@@ -51,17 +50,15 @@ def _table12() -> Table:
 
 def _imdb_configs() -> dict[tuple[str, str], list[Config]]:
     """By row of Table 12 and model; rows of SpaRTA without a density stand for all three."""
-    places, jobs = [], []
+    jobs = {}
     for model in MODELS:
         for row in ("full_ft", "lora", "head", *DENSITIES):
             method = "sparta" if row in DENSITIES else row
-            job = ["task=imdb", f"model={model}", f"method={method}"]
+            jobs[row, model] = ["task=imdb", f"model={model}", f"method={method}"]
             if row in DENSITIES:
-                job.append(f"method.density={DENSITIES[row]}")
-            places.append((row, model))
-            jobs.append(job)
+                jobs[row, model].append(f"method.density={DENSITIES[row]}")
     configs: dict[tuple[str, str], list[Config]] = {}
-    for (row, model), config in zip(places, compose_all(jobs), strict=True):
+    for (row, model), config in zip(jobs, compose_all(list(jobs.values())), strict=True):
         configs[row, model] = [config]
         if row in DENSITIES:
             configs.setdefault(("sparta", model), []).append(config)
@@ -71,20 +68,14 @@ def _imdb_configs() -> dict[tuple[str, str], list[Config]]:
 def _value(config: Config, parameter: str) -> str:
     """A setting as Tables 12 and 13 write it."""
     train, method = config.train, config.method
-    if parameter == "num epochs" and train.patience:
-        return "*"
+    if parameter == "num epochs":
+        return "*" if train.patience else f"{train.epochs:g}"
     if parameter == "learning rate":
         return rate_text(train.learning_rate)
-    values: dict[str, float] = {
-        "batch size": train.batch_size,
-        "num epochs": train.epochs,
-        "max grad norm": train.max_grad_norm,
-        "dropout": train.dropout,
-        "weight decay": train.weight_decay,
-    }
-    if isinstance(method, LoraConfig):
-        values |= {"dropout": method.lora_dropout, "r": method.r, "α": method.alpha}
-    return f"{values[parameter]:g}"
+    if isinstance(method, LoraConfig) and parameter in ("dropout", "r", "α"):
+        values = {"dropout": method.lora_dropout, "r": method.r, "α": method.alpha}
+        return f"{values[parameter]:g}"
+    return f"{getattr(train, parameter.replace(' ', '_')):g}"
 
 
 def is_the_papers(ours: str, printed: str) -> bool:
@@ -96,36 +87,35 @@ def is_the_papers(ours: str, printed: str) -> bool:
 
 # ------------------------------------------------------------------------------------ Table 13
 def _table13() -> Table:
+<<<<<<< HEAD
     lists = rows_of("table13")
     found = {
         (sweep.method, number): (compose(sweep.jobs()[0]), sweep.axes)
+=======
+    sweeps = {
+        (sweep.method, number): (from_dict(sweep.composed), sweep.axes)
+>>>>>>> s16-pages
         for number in GLUE_TABLES
         for sweep in sweeps_of(f"table{number}")
     }
     rows = []
-    for printed in lists:
-        paper = [number_of(text) for text in printed["values"].strip("[]").split(",")]
+    for printed in rows_of("table13"):
+        paper = {number_of(text) for text in printed["values"].strip("[]").split(",")}
         cells = [printed["method"], printed["parameter"], printed["values"]]
         for number in GLUE_TABLES:
-            ours = _values(*found[printed["row"], number], printed["parameter"])
-            same = {number_of(text) for text in ours} == set(paper)
+            ours = _values(*sweeps[printed["row"], number], printed["parameter"])
+            same = {number_of(text) for text in ours} == paper
             cells.append(f"[{', '.join(ours)}]{'' if same else f' {DIFFERS}'}")
-        rows.append(tuple(cells))
-    headings = ("", "Parameter", "paper", *(f"Table {number}" for number in GLUE_TABLES))
-    epochs = sorted({config.train.epochs for config, _ in found.values()})
-    stops = any(config.train.patience for config, _ in found.values())
+        rows.append(cells)
+    heads = ("", "Parameter", "paper", *(f"Table {number}" for number in GLUE_TABLES))
+    epochs = sorted({config.train.epochs for config, _ in sweeps.values()})
+    stops = any(config.train.patience for config, _ in sweeps.values())
     notes = (
         f"From conf/sweep, table by table. {DIFFERS}: not the paper's range.",
         f"Epochs: {' or '.join(f'{value:g}' for value in epochs)}, "
         f"{'or fewer by early stopping' if stops else 'in full'}; in the paper 2.",
     )
-    return Table(
-        "table13",
-        "Table 13: settings searched on GLUE",
-        (tuple(map(Heading, headings)),),
-        tuple(rows),
-        notes,
-    )
+    return table_of("table13", "Table 13: settings searched on GLUE", heads, rows, *notes)
 
 
 def _values(config: Config, grid: dict[str, list[Any]], parameter: str) -> list[str]:

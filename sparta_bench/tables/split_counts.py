@@ -42,7 +42,7 @@ def read_plans(folders: Iterable[Path]) -> tuple[Sizes, list[str]]:
 
 def _sizes_of(plan: Any) -> dict[str, int]:
     data = plan["data"]
-    dropped = data["train_dropped"]  # null where there was no tokenizer to count with
+    dropped = data["train_dropped"]  # None where there was no tokenizer to count with
     sizes = {split: int(data[split]) for split in ("dev", "test")}
     if dropped is not None:
         # Table 2 counts IMDB before, GLUE after the long ones are dropped
@@ -53,23 +53,19 @@ def _sizes_of(plan: Any) -> dict[str, int]:
 
 def count_tables(sizes: Sizes) -> list[Table]:
     """Tables 2 and 9 beside the paper's; none for which there is no plan."""
-    return [
-        _count_table(number, model, sizes)
-        for number, model in MODELS.items()
-        if any(planned == model for planned, _ in sizes)
-    ]
+    planned = {model for model, _ in sizes}
+    return [_table(number, model, sizes) for number, model in MODELS.items() if model in planned]
 
 
-def _count_table(number: int, model: str, sizes: Sizes) -> Table:
+def _table(number: int, model: str, sizes: Sizes) -> Table:
     rows = []
     for printed in rows_of(f"table{number}"):
         found = sizes.get((model, printed["task"]), {})
         cells = [printed["dataset"], printed["classes"]]
         for split in SPLITS:
             ours = found.get(split)
-            same = ours is None or ours == number_of(printed[split])
-            cells += [MISSING if ours is None else f"{ours:,}{'' if same else ' ≠'}"]
-            cells += [printed[split]]
+            mark = "" if ours == number_of(printed[split]) else " ≠"
+            cells += [MISSING if ours is None else f"{ours:,}{mark}", printed[split]]
         rows.append(tuple(cells))
     notes = ["≠: another number than the paper's. IMDB's training set is counted before long "
              "reviews are dropped, as in the paper."]  # fmt: skip
@@ -78,7 +74,7 @@ def _count_table(number: int, model: str, sizes: Sizes) -> Table:
         paper = next(row["train"] for row in rows_of("imdb_train") if row["model"] == model)
         notes.append(f"After that {kept:,} are left; in the paper (appendix E.1) {paper}.")
     headings = (
-        (Heading(""), Heading(""), *(Heading(split, 2) for split in ("Train", "Dev", "Test"))),
+        (Heading(""), Heading(""), *(Heading(split.capitalize(), 2) for split in SPLITS)),
         (Heading("Dataset"), Heading("Classes"), *map(Heading, ("ours", "paper") * 3)),
     )
     title = f"Table {number}: examples of each split, long ones dropped ({model})"

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sparta_bench.records.record import Cell
-from sparta_bench.tables.format import MISSING, SCALE, signed, spread_of
-from sparta_bench.tables.paper_tables import LAYOUTS, percent, row_name, score_of, task_name
-from sparta_bench.tables.protocol import TASKS, TWIN_TASKS
+from sparta_bench.tables.format import MISSING, SCALE, spread_of
+from sparta_bench.tables.paper_tables import (
+    cells_at_loras_count,
+    lines_and_tasks,
+    percent,
+    row_name,
+    score_of,
+    task_name,
+)
 from sparta_bench.tables.select import Chosen, Spread
-from sparta_bench.tables.student import Paired, holm, paired_test
-from sparta_bench.tables.table import Heading, Table
+from sparta_bench.tables.table import Table, table_of
+from sparta_bench.text import signed
 
-Line = tuple[str, float | None]  # method and density
-METHOD_ORDER = ("full_ft", "sparta", "lora", "head")
 SAME_COUNT = 0.1  # two methods have "equal parameter counts" within this share of LoRA's
 
 
-def lines_and_tasks(cells: Iterable[Cell]) -> tuple[list[Line], list[str]]:
-    """Methods and densities in the paper's order of rows, and tasks in that of its columns."""
-    found = list(cells)
-    lines = sorted({(cell.method, cell.density) for cell in found}, key=line_order)
-    order = (*TASKS, *TWIN_TASKS)
-    tasks = sorted(
-        {cell.task for cell in found},
-        key=lambda task: (order.index(task) if task in order else len(order), task),
-    )
-    return lines, tasks
-
-
-def line_order(line: Line) -> tuple[int, str, float]:
-    """What sorts methods and densities as the paper has its rows."""
-    method, density = line
-    place = METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
-    return place, method, -(density or 0.0)
-
-
-def views_of(model: str, cells: dict[Cell, Chosen]) -> list[Table]:
+def views_of(model: str, cells: Mapping[Cell, Chosen]) -> list[Table]:
     """The comparisons within one model for which there are records enough."""
     done = {cell: chosen for cell, chosen in cells.items() if chosen.runs}
     tables = [_ranks(model, done), _against_lora(model, done), _over_density(model, done)]
@@ -46,33 +33,30 @@ def views_of(model: str, cells: dict[Cell, Chosen]) -> list[Table]:
 
 
 # --------------------------------------------------------------------------------------- ranks
-def _ranks(model: str, done: dict[Cell, Chosen]) -> Table | None:
-    order = sorted(done, key=lambda cell: line_order((cell.method, cell.density)))
-    names = list(dict.fromkeys(map(_rank_name, order)))
-    tasks = lines_and_tasks(done)[1]
+def _ranks(model: str, done: Mapping[Cell, Chosen]) -> Table | None:
+    lines, tasks = lines_and_tasks(done)
+    at_loras_count = cells_at_loras_count(done)
+    by_task: dict[str, dict[str, Spread]] = {task: {} for task in tasks}
+    names: dict[str, None] = {}
+    for line in lines:
+        for task in tasks:
+            cell = Cell(model, task, *line)
+            if cell in done:
+                # IMDB's density at LoRA's count is not quite that of GLUE's, and yet the same row
+                name = "SpaRTA (LoRA's count)" if cell in at_loras_count else row_name(*line)
+                names[name] = None
+                by_task[task][name] = done[cell].over_seeds("test", score_of(task))
     if len(names) < 2:
         return None
-    by_task: list[dict[str, int]] = []
-    for task in tasks:
-        of_task = {cell: chosen for cell, chosen in done.items() if cell.task == task}
-        by_task.append(
-            ranks_of(
-                {
-                    _rank_name(cell): chosen.over_seeds("test", score_of(task))
-                    for cell, chosen in of_task.items()
-                }
-            )
-        )
-    with_mean = len(tasks) > 1
     rows = []
     for name in names:
-        ranks = [found.get(name) for found in by_task]
+        ranks = [ranks_of(scores).get(name) for scores in by_task.values()]
+        full = [rank for rank in ranks if rank is not None]
         row = [name, *(MISSING if rank is None else str(rank) for rank in ranks)]
-        if with_mean:
-            full = [rank for rank in ranks if rank is not None]
+        if len(tasks) > 1:
             row.append(f"{statistics.fmean(full):.1f}" if len(full) == len(ranks) else MISSING)
-        rows.append(tuple(row))
-    heads = ("", *map(task_name, tasks), *(("mean",) if with_mean else ()))
+        rows.append(row)
+    heads = ("", *map(task_name, tasks), *(("mean",) if len(tasks) > 1 else ()))
     notes = [
         "By the mean test score (accuracy; mcc for COLA), 1 is the best. A method shares the rank "
         "of the best one of a group if its mean is no further below than the larger of their two "
@@ -80,67 +64,87 @@ def _ranks(model: str, done: dict[Cell, Chosen]) -> Table | None:
     ]
     if any(len(chosen.runs) == 1 for chosen in done.values()):
         notes.append("Where there is one seed no tie can be told, and its rank may be chance.")
-    title = f"{model}: ranks of the methods"
-    return Table(f"ranks-{model}", title, (tuple(map(Heading, heads)),), tuple(rows), tuple(notes))
+    return table_of(f"ranks-{model}", f"{model}: ranks of the methods", heads, rows, *notes)
 
 
-# IMDB's density at LoRA's count is not quite that of GLUE's tables, and yet the same row.
-_AT_LORAS_COUNT = {
-    layout.cell(row, column)
-    for layout in LAYOUTS
-    for row in layout.rows
-    if row.id == "sparta-lora"
-    for column in layout.columns
-}
-
-
-def _rank_name(cell: Cell) -> str:
-    if cell in _AT_LORAS_COUNT:
-        return "SpaRTA (LoRA's count)"
-    return row_name(cell.method, cell.density)
-
-
-def ranks_of(scores: dict[str, Spread]) -> dict[str, int]:
-    """1 for the highest mean; ties as the note of the table says, then as many places are left."""
+def ranks_of(scores: Mapping[str, Spread]) -> dict[str, int]:
+    """1 for the highest mean; ties as the note of the table says, then as many ranks are left."""
     ranks: dict[str, int] = {}
     leader = ""
-    for place, name in enumerate(sorted(scores, key=lambda name: -scores[name].mean), start=1):
-        if leader and _tied(scores[leader], scores[name]):
+    for rank, name in enumerate(sorted(scores, key=lambda name: -scores[name].mean), start=1):
+        if leader and scores[leader].is_level_with(scores[name], 1e-12):
             ranks[name] = ranks[leader]
         else:
-            ranks[name], leader = place, name
+            ranks[name], leader = rank, name
     return ranks
-
-
-def _tied(best: Spread, other: Spread) -> bool:
-    return best.mean - other.mean <= max(best.std or 0.0, other.std or 0.0) + 1e-12
 
 
 # ------------------------------------------------------------------------------- SpaRTA and LoRA
 @dataclass(frozen=True, slots=True)
-class _Comparison:
+class Paired:
+    """Of n differences: mean, half length of its 95 % interval, t and two-sided p.
+
+    All but the mean are None where they cannot be told: of one difference, or of equal ones.
+    """
+
+    n: int
+    mean: float
+    half_interval: float | None
+    t: float | None
+    p: float | None
+
+
+def paired_test(differences: Sequence[float]) -> Paired:
+    """The t test that the mean of the differences is 0, with n - 1 degrees of freedom."""
+    n, mean = len(differences), statistics.fmean(differences)
+    std = statistics.stdev(differences) if n > 1 else 0.0
+    if std <= 1e-12 * max(map(abs, differences), default=0.0) or std == 0:
+        return Paired(n, mean, None, None, None)
+    from scipy.special import stdtr, stdtrit  # half a second, which most tables do not need
+
+    error = std / math.sqrt(n)
+    t = mean / error
+    half_interval = float(stdtrit(n - 1, 0.975)) * error
+    return Paired(n, mean, half_interval, t, float(2 * stdtr(n - 1, -abs(t))))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values: below 0.05, a difference stands up beside all the others."""
+    order = sorted(range(len(ps)), key=lambda index: ps[index])
+    adjusted, least = [0.0] * len(ps), 0.0
+    for rank, index in enumerate(order):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[index]))
+        adjusted[index] = least
+    return adjusted
+
+
+class _Comparison(NamedTuple):
     task: str
     metric: str
     density: float
     test: Paired
 
 
-def _against_lora(model: str, done: dict[Cell, Chosen]) -> Table | None:
+def _against_lora(model: str, done: Mapping[Cell, Chosen]) -> Table | None:
     found: list[_Comparison] = []
     for task in lines_and_tasks(done)[1]:
         lora = done.get(Cell(model, task, "lora", None))
-        sparta = None if lora is None else _like_lora(lora, done)
+        sparta = lora and like_lora(lora, done)
         if lora is None or sparta is None:
             continue
         for metric in ("loss", score_of(task)):
             differences = _differences(sparta, lora, metric)
-            density = sparta.cell.density
-            if differences and density is not None:
-                found.append(_Comparison(task, metric, density, paired_test(differences)))
+            if differences and sparta.cell.density is not None:
+                test = paired_test(differences)
+                found.append(_Comparison(task, metric, sparta.cell.density, test))
     if not found:
         return None
-    adjusted = _adjusted(found)
-    rows = tuple(_comparison_row(one, p) for one, p in zip(found, adjusted, strict=True))
+    adjusted: dict[_Comparison, float] = {}
+    for is_loss in (True, False):
+        family = [one for one in found if (one.metric == "loss") == is_loss]
+        ps = {one: one.test.p for one in family if one.test.p is not None}
+        adjusted |= dict(zip(ps, holm(list(ps.values())), strict=True))
+    rows = [_comparison_row(one, adjusted.get(one)) for one in found]
     heads = ("Task", "metric", "SpaRTA", "seeds", "SpaRTA less LoRA", "95 % interval", "t", "p",
              "p, Holm")  # fmt: skip
     notes = (
@@ -154,23 +158,19 @@ def _against_lora(model: str, done: dict[Cell, Chosen]) -> Table | None:
         "test set is the same in all runs, and its own sampling error is not in it.",
     )
     title = f"{model}: SpaRTA against LoRA at equal parameter count"
-    return Table(f"lora-{model}", title, (tuple(map(Heading, heads)),), rows, notes)
+    return table_of(f"lora-{model}", title, heads, rows, *notes)
 
 
-def _like_lora(lora: Chosen, done: dict[Cell, Chosen]) -> Chosen | None:
+def like_lora(lora: Chosen, done: Mapping[Cell, Chosen]) -> Chosen | None:
     """The SpaRTA of that model and task whose number of trained scalars is nearest to LoRA's."""
-    wanted = _trained(lora)
     near = [
         chosen
         for cell, chosen in done.items()
-        if (cell.model, cell.task, cell.method) == (lora.cell.model, lora.cell.task, "sparta")
-        and abs(_trained(chosen) - wanted) <= SAME_COUNT * wanted
+        if cell[:3] == (lora.cell.model, lora.cell.task, "sparta")
+        and chosen.runs
+        and abs(chosen.trained - lora.trained) <= SAME_COUNT * lora.trained
     ]
-    return min(near, key=lambda chosen: abs(_trained(chosen) - wanted), default=None)
-
-
-def _trained(chosen: Chosen) -> float:
-    return statistics.fmean(run.raw["parameters"]["trainable"] for run in chosen.runs)
+    return min(near, key=lambda chosen: abs(chosen.trained - lora.trained), default=None)
 
 
 def _differences(first: Chosen, second: Chosen, metric: str) -> list[float]:
@@ -181,19 +181,6 @@ def _differences(first: Chosen, second: Chosen, metric: str) -> list[float]:
         for run in first.runs
         if run.seed in by_seed
     ]
-
-
-def _adjusted(found: list[_Comparison]) -> list[float | None]:
-    adjusted: list[float | None] = [None] * len(found)
-    for is_loss in (True, False):
-        family = [
-            (place, one.test.p)
-            for place, one in enumerate(found)
-            if (one.metric == "loss") == is_loss and one.test.p is not None
-        ]
-        for (place, _), p in zip(family, holm([p for _, p in family]), strict=True):
-            adjusted[place] = p
-    return adjusted
 
 
 def _comparison_row(one: _Comparison, adjusted: float | None) -> tuple[str, ...]:
@@ -222,23 +209,15 @@ def _p_text(p: float | None) -> str:
 
 
 # ---------------------------------------------------------------------------- score over density
-def _over_density(model: str, done: dict[Cell, Chosen]) -> Table | None:
-    lines, tasks = lines_and_tasks(
-        cell for cell in done if cell.method == "sparta" and cell.density is not None
-    )
+def _over_density(model: str, done: Mapping[Cell, Chosen]) -> Table | None:
+    lines, tasks = lines_and_tasks(cell for cell in done if cell.method == "sparta")
     if len(lines) < 2:
         return None
-    rows = tuple(
-        (
-            percent(density or 0.0),
-            *(
-                spread_of(done.get(Cell(model, task, method, density)), score_of(task), 1)
-                for task in tasks
-            ),
-        )
-        for method, density in lines
-    )
-    heads = ("density", *map(task_name, tasks))
+    rows = []
+    for method, density in lines:
+        cells = [done.get(Cell(model, task, method, density)) for task in tasks]
+        scores = (spread_of(one, score_of(task), 1) for task, one in zip(tasks, cells, strict=True))
+        rows.append((percent(density or 0.0), *scores))
     title = f"{model}: SpaRTA's test score over density"
-    notes = ("Accuracy, for COLA mcc, × 100: mean ± standard deviation (seeds).",)
-    return Table(f"density-{model}", title, (tuple(map(Heading, heads)),), rows, notes)
+    note = "Accuracy, for COLA mcc, × 100: mean ± standard deviation (seeds)."
+    return table_of(f"density-{model}", title, ("density", *map(task_name, tasks)), rows, note)

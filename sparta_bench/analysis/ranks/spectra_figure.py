@@ -8,7 +8,7 @@ import numpy as np
 
 from sparta_bench.analysis.ranks.rank_tables import kind_order, place_of
 from sparta_bench.analysis.ranks.spectrum import MatrixChange, ModelChanges
-from sparta_bench.report.plots import MARKS, TONES, Figure, Frame, Key, Panel, plain_ticks
+from sparta_bench.report.plots import MARKS, TONES, Figure, Frame, Key, Lines, Panel
 from sparta_bench.text import counted
 
 POINTS, MARKED = 120, 4  # of a curve, and how many of them carry its marker
@@ -59,23 +59,17 @@ def _panel(kind: str, shown: Sequence[ModelChanges], tones: Sequence[str]) -> Pa
     floor = tolerance / 100  # below that is nothing but noise
     longest = max(len(values) for _, values in curves)
 
-    def draw(frame: Frame) -> None:
-        axes = frame.axes()
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        for tone, values in curves:
-            xs, ys, marked = curve_of(values, floor)
-            color, marker = TONES[tone].light, MARKS.get(tone, "o")
-            axes.plot(xs, ys, color=color, marker=marker, markevery=marked, markersize=4)
-        axes.plot([1, longest], [tolerance] * 2, "--", color=TONES["muted"].light, lw=1)
-        axes.set_xlim(0.8, 1.2 * longest)
-        axes.set_ylim(floor / 1.5, 1.5)
-        plain_ticks(axes.xaxis, log=True)
-        plain_ticks(axes.yaxis, log=True)
-        axes.set_xlabel("singular value, by size")
-        axes.grid(axis="y")
+    lines = [Lines([1, longest], [tolerance] * 2, "muted", {"ls": "--", "lw": 1})]
+    for tone, values in curves:
+        xs, ys, marked = curve_of(values, floor)
+        look = {"marker": MARKS.get(tone, "o"), "markevery": marked, "markersize": 4}
+        lines.append(Lines(xs, ys, tone, look))
 
-    note = f"over the largest, median of {counted(layers, 'layer', 'layers')}"
+    def draw(frame: Frame) -> None:
+        x, y = (0.8, 1.2 * longest), (floor / 1.5, 1.5)
+        frame.chart(lines, "singular value, by size", log_x=True, log_y=True, x=x, y=y)
+
+    note = f"over the largest, median of {counted(layers, 'layer')}"
     alt = f"Singular values of the change of {kind} over the largest"
     return Panel(kind, note, alt, draw)
 
