@@ -33,7 +33,7 @@ def shares_of(
     gradient = gather = 0.0
     tokens = setting.rows * setting.tokens
     for shape, count in _layer_shapes(setting).items():
-        times = gradient_seconds(setting, *shape, density, repeats)
+        times = gradient_seconds(setting, shape[0], shape[1], density, repeats)
         chosen = round(density * shape.numel())
         sampled = is_sampled("auto", shape, chosen, tokens, setting.device)
         seconds = times["sampled" if sampled else "dense"]
