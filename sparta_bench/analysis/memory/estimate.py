@@ -105,13 +105,8 @@ def setting_of(name: str, like: Setting) -> Setting:
 
 
 def estimate(name: str, like: Setting) -> Estimate:
-    """Return the estimate for a method on the device of `like`, which need not be there.
-
-    Raises
-    ------
-    InputError
-        If the model's shape cannot be had, or the method does not fit it.
-    """
+    """Return the estimate for a method on the device of `like`, which need not be there. Raises
+    InputError if the model's shape cannot be had, or the method does not fit it."""
     setting = setting_of(name, like)
     architecture = load_architecture(setting.config.model)
     backbone = empty_backbone(architecture)
