@@ -80,22 +80,18 @@ def main(arguments: list[str]) -> None:
 
 
 def _found(options: argparse.Namespace) -> dict[str, Any]:
-    from sparta_bench.analysis.memory.findings import (
-        estimated,
-        estimates_of,
-        measured,
-        paper_values,
-    )
+    from sparta_bench.analysis.memory import findings
 
     settings = settings_of(options.overrides, options.rows, options.tokens)
     measurable = _measurable(settings, options) if options.measure else []
-    known = [estimates_of(setting) for setting in settings]
-    others = [estimates_of(setting) for setting in measurable if setting not in settings]
+    known = [findings.estimates_of(setting) for setting in settings]
+    extra = [setting for setting in measurable if setting not in settings]
+    others = map(findings.estimates_of, extra)
     tried = [one for one in (*known, *others) if one.setting in measurable]
     return {
-        **paper_values(),
-        "settings": [estimated(one, options.gpu_gib) for one in known],
-        "measured": [measured(one, log) for one in tried] if options.measure else None,
+        **findings.paper_values(),
+        "settings": [findings.estimated(one, options.gpu_gib) for one in known],
+        "measured": [findings.measured(one, log) for one in tried] if options.measure else None,
     }
 
 

@@ -109,10 +109,9 @@ def add_outputs(
     """Add `--json`, `--out` and `--figure`: those that have a help text."""
     if json:
         parser.add_argument("--json", action="store_true", help=json)
-    if out:
-        parser.add_argument("--out", metavar=metavar, type=Path, help=out)
-    if figure:
-        parser.add_argument("--figure", metavar="PATH", type=Path, help=figure)
+    for name, text, form in (("--out", out, metavar), ("--figure", figure, "PATH")):
+        if text:
+            parser.add_argument(name, metavar=form, type=Path, help=text)
 
 
 def figure_path(path: Path | None, name: str) -> Path | None:
@@ -147,13 +146,8 @@ def write_outputs(
     draw: Callable[[str], Figure] | None = None,
 ) -> None:
     """Write what `--out` and `--figure` ask for: `COMMAND.json` with the value, the texts under
-    their endings, and what `draw` gives for the figure's name.
-
-    Raises
-    ------
-    InputError
-        If a file cannot be written.
-    """
+    their endings, and what `draw` gives for the figure's name. Raises InputError if a file cannot
+    be written."""
     try:
         if options.out is not None:
             write_json(options.out / f"{command}.json", value)

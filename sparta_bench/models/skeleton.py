@@ -38,7 +38,8 @@ def skeleton(architecture: Any) -> nn.Module | None:
         # not drawn: drawing normal numbers on the meta device imports torch's compiler
         embeddings = torch.empty(architecture.vocab_size, hidden)
         backbone: Any = nn.Module()
-        backbone.embed_tokens = nn.Embedding.from_pretrained(embeddings, freeze=False)
+        lookup: Any = nn.Embedding  # whose constructors are not typed
+        backbone.embed_tokens = lookup.from_pretrained(embeddings, freeze=False)
         backbone.layers = nn.ModuleList(layer() for _ in range(architecture.num_hidden_layers))
         backbone.norm = nn.RMSNorm(hidden)
     backbone.config = architecture

@@ -124,15 +124,11 @@ def _indices(setting: Setting, density: float) -> dict[str, Tensor]:
 
 def _peft_sparta(setting: Setting, density: float) -> Ready:
     """The authors' package, with our choice of scalars in place of its own."""
-    from peft_sparta.sparta import (  # type: ignore[import-untyped, import-not-found]
-        BufferDict,
-        ParameterDict,
-        SpaRTA,
-    )
+    from peft_sparta import sparta as package  # type: ignore[import-untyped, import-not-found]
 
     indices = _indices(setting, density)
     classifier = setting.classifier()
-    theirs = SpaRTA(classifier, 1 - density, sorted(embedding_names(classifier.backbone)))
+    theirs = package.SpaRTA(classifier, 1 - density, sorted(embedding_names(classifier.backbone)))
     rows: dict[str, Tensor] = {}
     for name, tensor in classifier.named_parameters():
         flat = indices.get(name.removeprefix("backbone."), torch.empty(0, dtype=torch.int32))
@@ -140,11 +136,11 @@ def _peft_sparta(setting: Setting, density: float) -> Ready:
             flat = torch.arange(tensor.numel(), dtype=torch.int32)
         unraveled = torch.unravel_index(flat.to(tensor.device), tensor.shape)
         rows[name] = torch.stack(unraveled, dim=1).int()
-    theirs.indices = BufferDict(rows)
-    theirs.deltas = ParameterDict(
+    theirs.indices = package.BufferDict(rows)
+    theirs.deltas = package.ParameterDict(
         {name: torch.zeros(len(chosen), device=setting.device) for name, chosen in rows.items()}
     )
-    theirs.original_chosen_params = BufferDict(theirs.clone_chosen_params())
+    theirs.original_chosen_params = package.BufferDict(theirs.clone_chosen_params())
     return Ready(theirs, list(theirs.parameters()), lambda: None, sum(map(len, indices.values())))
 
 

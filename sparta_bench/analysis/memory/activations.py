@@ -40,12 +40,7 @@ class Activations(NamedTuple):
 
 def activations_of(setting: Setting, checkpointing: bool) -> Activations:
     """Estimate them for rows of `setting.tokens` tokens, with or without gradient checkpointing.
-
-    Raises
-    ------
-    InputError
-        If the model does something that depends on values, or cannot be cut to so few layers.
-    """
+    Raises InputError if the model looks at values, or cannot be cut to so few layers."""
     # not one and two: of two layers on, the first one's input is there beside a later one's
     try:
         two, three = (

@@ -11,13 +11,7 @@ from sparta_bench.analysis.bench.contenders import DENSITIES
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory.activations import Activations, activations_of
 from sparta_bench.analysis.memory.formula import paper_formula_bytes
-from sparta_bench.analysis.memory.parts import (
-    Footprint,
-    Parts,
-    Transient,
-    parts_of,
-    transient_of,
-)
+from sparta_bench.analysis.memory.parts import Footprint, Parts, Transient, parts_of, transient_of
 from sparta_bench.models.counts import ParameterCounts, count_parameters, empty_backbone
 from sparta_bench.models.source import load_architecture
 
@@ -111,13 +105,8 @@ def setting_of(name: str, like: Setting) -> Setting:
 
 
 def estimate(name: str, like: Setting) -> Estimate:
-    """Return the estimate for a method on the device of `like`, which need not be there.
-
-    Raises
-    ------
-    InputError
-        If the model's shape cannot be had, or the method does not fit it.
-    """
+    """Return the estimate for a method on the device of `like`, which need not be there. Raises
+    InputError if the model's shape cannot be had, or the method does not fit it."""
     setting = setting_of(name, like)
     architecture = load_architecture(setting.config.model)
     backbone = empty_backbone(architecture)

@@ -17,16 +17,9 @@ from sparta_bench.devices import live_bytes, peak_of
 
 
 def measure(setting: Setting) -> Footprint:
-    """Build the setting's method on random weights and make steps with it; what other tensors
-    there are is not counted.
-
-    Raises
-    ------
-    InputError
-        If the method does not fit the model.
-    torch.OutOfMemoryError
-        If the device's memory does not suffice.
-    """
+    """Build the setting's method on random weights and make steps with it; other tensors of the
+    process are not counted. Raises InputError if the method does not fit the model, and
+    OutOfMemoryError where the device's memory does not suffice."""
     with _nothing_else():
         if setting.device.type == "cuda":
             torch.cuda.empty_cache()
