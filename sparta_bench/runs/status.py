@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Hashable, Iterable
-=======
 from collections.abc import Hashable, Iterable, Mapping
->>>>>>> s16-pages
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -60,18 +56,11 @@ def progress(folders: list[Path]) -> list[Progress]:
 
 
 def _of_table(key: str, records: list[Record], running: list[Record]) -> Progress:
-<<<<<<< HEAD
-    wanted = dict(pair for sweep in sweeps_of(key) for pair in _runs(sweep))
-
-    def runs_of(records: Iterable[Record]) -> set[Run]:
-        return {run for record in records if (run := _run_of(record, wanted)) is not None}
-=======
     sweeps = {sweep.method: sweep for sweep in sweeps_of(key)}
     wanted = {run for sweep in sweeps.values() for run in _runs(sweep)}
 
     def runs_of(records: Iterable[Record]) -> set[Run]:
         return {run for record in records if (run := _run_of(record, sweeps)) in wanted}
->>>>>>> s16-pages
 
     current = [record for record in records if record.raw.get("protocol") == PROTOCOL]
     completed = [record for record in records if record.status == "completed"]
@@ -79,11 +68,7 @@ def _of_table(key: str, records: list[Record], running: list[Record]) -> Progres
     at_work = runs_of(running) - done
     failed = runs_of(record for record in current if record.status == "failed") - done - at_work
     outdated = runs_of(record for record in completed if record.raw.get("protocol") != PROTOCOL)
-<<<<<<< HEAD
-    left = wanted.keys() - done
-=======
     left = wanted - done
->>>>>>> s16-pages
     cells = {run.cell for run in wanted}
     times = Times()
     for record in completed:
@@ -107,12 +92,7 @@ def _kinds(cell: Cell) -> tuple[Hashable, ...]:
     return cell, cell[:3]
 
 
-<<<<<<< HEAD
-def _runs(sweep: Sweep) -> Iterable[tuple[Run, dict[str, Any]]]:
-    """Its runs, with the training settings of each that are one for all of its cell."""
-=======
 def _runs(sweep: Sweep) -> Iterable[Run]:
->>>>>>> s16-pages
     axes = sweep.axes
     densities = axes.get("method.density", [None])
     varied = [axes.get(key, [None]) for key in VARIED]
@@ -131,10 +111,6 @@ def _run_of(record: Record, sweeps: Mapping[str, Sweep]) -> Run | None:
     )
     if sweep is None or not whole or record.cell.task not in sweep.axes["task"]:
         return None
-<<<<<<< HEAD
-    fixed = wanted[run].keys() - NOT_FIXED
-    return run if all(train.get(key) == wanted[run][key] for key in fixed) else None
-=======
     varied = [key.removeprefix("train.") for key in VARIED if key in sweep.axes]
     fixed = sweep.train(record.cell.model, record.cell.task, record.cell.density)
     if any(
@@ -145,4 +121,3 @@ def _run_of(record: Record, sweeps: Mapping[str, Sweep]) -> Run | None:
         return None
     values = (train[key.removeprefix("train.")] if key in sweep.axes else None for key in VARIED)
     return Run(record.cell, record.seed, tuple(values))
->>>>>>> s16-pages

@@ -87,14 +87,8 @@ def is_the_papers(ours: str, printed: str) -> bool:
 
 # ------------------------------------------------------------------------------------ Table 13
 def _table13() -> Table:
-<<<<<<< HEAD
-    lists = rows_of("table13")
-    found = {
-        (sweep.method, number): (compose(sweep.jobs()[0]), sweep.axes)
-=======
     sweeps = {
-        (sweep.method, number): (from_dict(sweep.composed), sweep.axes)
->>>>>>> s16-pages
+        (sweep.method, number): (compose(sweep.jobs()[0]), sweep.axes)
         for number in GLUE_TABLES
         for sweep in sweeps_of(f"table{number}")
     }
