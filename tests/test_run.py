@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from quick import DEV, TEST, TRAIN
+from quick import QUICK_RUN as QUICK
 from safetensors.torch import load_file
 
 from sparta_bench import devices
@@ -26,7 +28,6 @@ from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.lock import CHECKPOINT
 from sparta_bench.runs.run import identify, run, summary_line
 
-QUICK = ["train.max_steps=4", "train.eval_every=2", "task.max_train_examples=200"]
 RECORD_KEYS = {
     *("schema", "run_id", "status", "error", "model", "task", "method", "density", "seed"),
     *("config", "data", "parameters", "dev", "test", "training", "history", "environment"),
@@ -73,8 +74,8 @@ def test_a_run_leaves_the_record_of_the_contract(tmp_path: Path, method: str) ->
     assert str(relative) == f"runs/tiny-sst2/tiny-gemma/{method}/{run_id}/result.json"
     assert on_disk["density"] == (0.05 if method == "sparta" else None)
     data = on_disk["data"]
-    assert data["train"] + data["train_dropped"] == 200
-    assert (data["dev"], data["test"], data["max_train_tokens"]) == (300, 1000, 48)
+    assert data["train"] + data["train_dropped"] == TRAIN
+    assert (data["dev"], data["test"], data["max_train_tokens"]) == (DEV, TEST, 48)
     assert [entry["step"] for entry in on_disk["history"]] == [0, 2, 4]
     training = on_disk["training"]
     assert training["steps"] == 4 and training["best_step"] in (2, 4)
