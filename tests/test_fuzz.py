@@ -226,12 +226,8 @@ READERS = [
     Reader("of LoRA", adapter("lora"), (store.CONFIG,), (PREDICT, RANKS)),
     Reader("of Head", adapter("head"), (store.CONFIG,), (PREDICT, RANKS)),
     Reader("changed tensors", adapter("sparta"), (store.TENSORS,), (PREDICT, RANKS)),
-    Reader(
-        "deltas", adapter("sparta"), (store.TENSORS,), OF_TENSORS, after=resealed
-    ),
-    Reader(
-        "matrices", adapter("lora"), (store.TENSORS,), OF_TENSORS, after=resealed
-    ),
+    Reader("deltas", adapter("sparta"), (store.TENSORS,), OF_TENSORS, after=resealed),
+    Reader("matrices", adapter("lora"), (store.TENSORS,), OF_TENSORS, after=resealed),
     Reader("head", adapter("head"), (store.TENSORS,), OF_TENSORS, after=resealed),
     Reader("whole", adapter("full_ft"), WHOLE, (PREDICT, RANKS, BAKE)),
     Reader("whole's tensors", adapter("full_ft"), ("*.safetensors",), (PREDICT, RANKS)),
