@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,19 @@ def _tests(tree: Path, files: list[str], skipped: list[str], stop: bool, sender:
     # some plugins are imported already, by what is in SLOW_IMPORTS
     words += ["-W", "ignore::pytest.PytestAssertRewriteWarning", *(["-x"] if stop else [])]
     words += [f"--deselect=tests/{name}" for name in skipped]
-    words += [f"tests/{name}" for name in files if (tree / "tests" / name).exists()]
+    words += dict.fromkeys(f"tests/{name}" for name in map(partial(_there, tree), files) if name)
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         pytest.main(words, plugins=[first])
     sender.send(first.failed)
+
+
+def _there(tree: Path, name: str) -> str:
+    """The file or test if the tree has it; the test's file if that has no such test."""
+    file, _, test = name.partition("::")
+    path = tree / "tests" / file
+    if not path.exists():
+        return ""
+    return name if f"def {test}" in path.read_text(encoding="utf-8") else file
 
 
 def failing(tree: Path, files: list[str], skipped: list[str], stop: bool = True) -> list[str]:

@@ -44,92 +44,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return code, captured.out, captured.err.splitlines()
 
 
-# --------------------------------------------------------------------- wrong input: code 2
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["plann"], "plann: neither a subcommand (did you mean plan?) nor of the form key=value"),
-        (["seed=x"], "seed=x: must be a whole number from 0 to 2^63 - 1"),
-        (["plan", "seed=x"], "seed=x: must be a whole number from 0 to 2^63 - 1"),
-        (["foo=1"], "foo=1: no such key (did you mean force?)"),
-        (["train=defualt"], "train=defualt: no such train (did you mean default?); known: default"),
-        (["seed=0,1"], "seed=0,1: several values are a grid, and need -m"),
-        (["--nope"], "--nope: no such option (see --help)"),
-        *[([word], f"{word}: neither a subcommand nor of the form key=value; a run needs no word, "
-           "only key=value (see --help)") for word in ("run", "train", "fine-tune")],
-        (["task", "tiny-rte"], "task: neither a subcommand nor of the form key=value; "
-         "write task=tiny-rte"),
-        (["task"], "task: neither a subcommand nor of the form key=value; write task=NAME"),
-        (["train", "default"], "train: neither a subcommand nor of the form key=value; "
-         "write train=default"),
-        (["sweep", "table3_lora"], "sweep: neither a subcommand nor of the form key=value; "
-         "write -m +sweep=table3_lora"),
-        (["tiny-rte", "seed=1"], "tiny-rte: neither a subcommand nor of the form key=value; "
-         "write task=tiny-rte"),
-        (["lora"], "lora: neither a subcommand nor of the form key=value; write method=lora"),
-        (["seed", "5"], "seed: neither a subcommand nor of the form key=value; write seed=5"),
-        (["density"], "density: neither a subcommand nor of the form key=value; "
-         "write method.density=VALUE"),
-        (["seed=1", "tiny-rte"], "tiny-rte: not of the form key=value; write task=tiny-rte"),
-        (["--density", "0.05"], "--density: no such option; write method.density=0.05"),
-        (["--density=0.05"], "--density: no such option; write method.density=0.05"),
-        (["seed=1", "--learning-rate", "1e-3"], "--learning-rate: no such option; "
-         "write train.learning_rate=1e-3"),
-        (["--method.r", "8"], "--method.r: no such option; write method.r=8"),
-        (["--seed", "-m"], "--seed: no such option; write seed=VALUE"),
-        (["--task", "tiny-rte"], "--task: no such option; write task=tiny-rte"),
-        (["-m", "--sweep", "table3_lora"], "--sweep: no such option; write -m +sweep=table3_lora"),
-        (["--name", "x"], "--name: no such option (see --help)"),  # of several groups
-        (["plan", "--seed", "3"], "--seed: plan knows no option but --json; write seed=3"),
-        (["lr=1e-3"], "lr=1e-3: no such key (did you mean train.learning_rate?)"),
-        (["train.lr=1e-3"], "train.lr=1e-3: no such key (did you mean train.learning_rate?)"),
-        (["density=0.05"], "density=0.05: no such key (did you mean method.density?)"),
-        (["method.epochs=3"], "method.epochs=3: no such key (did you mean train.epochs?)"),
-        (["learnin_rate=1"], "learnin_rate=1: no such key (did you mean train.learning_rate, "
-         "task.generated or train.floor_ratio?)"),
-        (["bs=8"], "bs=8: no such key (did you mean train.batch_size?)"),
-        (["batch=8"], "batch=8: no such key (did you mean train.batch_size or "
-         "train.eval_batch_size?)"),
-        (["modl=gemma-2b"], "modl=gemma-2b: no such key (did you mean model or method?)"),
-        (["-m", "+sweep=table3_foo"], "+sweep=table3_foo: no such sweep (did you mean "
-         "table3_lora, table5_lora or table4_lora?); --help lists all 45"),
-        (["-m", "sweep=table3_lora"], "sweep=table3_lora: choose one with +sweep=NAME; "
-         "--help lists all 45"),
-        (["plan", "--jsn"], "--jsn: plan knows no option but --json"),
-        (
-            ["--cfg", "x"],
-            "argument --cfg/-c: invalid choice: 'x' (choose from 'job', 'hydra', 'all')",
-        ),
-        (["--cfg", "job", "foo=1"], "foo=1: no such key (did you mean force?)"),
-        (["--cfg", "job", "seed"], "seed: not of the form key=value"),
-        (["--config-dir", "/x"], "--config-dir: this option of Hydra's is not supported"),
-        (
-            ["-sc", "x"],
-            "--shell-completion: needs install=, uninstall= or query= and a shell's name",
-        ),
-        (["-m", "seed=glob(*)"], "-m: the values given make no job at all"),
-        (
-            ["-m", "hydra/sweeper=x"],
-            "hydra/sweeper=x: In 'hydra/config': Could not find 'hydra/sweeper/x'",
-        ),
-        (
-            ["model=gemma-2b", "model.dtype=float16"],
-            "model.dtype=float16: must be auto, float32 or bfloat16 "
-            "(did you mean bfloat16 or float32?)",
-        ),
-        (
-            ["task.dev.examples=9999999"],
-            "task.dev.examples=9999999: split train has only 2300 rows, and some must be left",
-        ),
-    ],
-)  # fmt: skip
-def test_wrong_input_gives_one_line(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
-) -> None:
-    code, out, err = call(capsys, *arguments)
-    assert (code, out, err) == (2, "", [f"sparta-bench: {line}"])
-
-
+# --------------------------------------- wrong input: code 2 (its wording: test_messages.py)
 def test_all_faults_come_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capsys, "seed=x", "method.density=2", "train.epochs=-1")
     assert (code, out, len(err)) == (2, "", 3)
@@ -317,29 +232,6 @@ def test_a_wrong_word_needs_no_torch_and_shows_no_traceback(light: Callable[...,
         "sparta-bench: train=x: no such train; known: default\n"
         "sparta-bench: seed=-1: must be a whole number from 0 to 2^63 - 1\n",
     )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["predict", "no/where", "x"], "no/where: there is no such folder"),
-        (["evaluate", "no/where"], "no/where: there is no such folder"),
-        (["evaluate", "no/where", "task=tiny-rte", "--json"], "no/where: there is no such folder"),
-        (["merge", "bake", "no/where", "--out", "x"], "no/where: there is no such folder"),
-        (["merge", "multi-head", "{tmp}", "no/where", "--out", "x"],
-         "no/where: there is no such folder"),
-        (["merge", "overlap", "no/where", "{tmp}"], "no/where: there is no such folder"),
-        (["ranks", "tiny-gema", "tiny-gemma"],
-         "tiny-gema: neither a file, a folder, nor a model of conf/model (did you mean "
-         "tiny-gemma, tiny-gemma-it or tiny-mistral?)"),
-        (["ranks", "tiny-gemma", "tiny-gemma-it", "./no"], "./no: there is no such file or folder"),
-    ],
-)  # fmt: skip
-def test_a_folder_that_is_not_there_needs_no_torch(
-    tmp_path: Path, light: Callable[..., Done], arguments: list[str], line: str
-) -> None:
-    words = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
-    assert light(*words) == (2, "", f"sparta-bench: {line}\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
