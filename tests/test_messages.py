@@ -22,9 +22,10 @@ from safetensors.torch import save_file
 from test_cli import call
 
 FILE = Path(__file__).with_name("messages.yaml")
-HEADER = """# By command line, the lines that it prints on standard error without their `sparta-bench: `; each ends
-# with exit code 2. {base}: a folder with a model; {head}: an adapter; {files}: a folder with broken
-# files. A line that ends in an ellipsis is compared up to there.
+HEADER = """\
+# By command line, the lines that it prints on standard error, without `sparta-bench: ` before them;
+# each ends with exit code 2. {base}: a folder with a model; {head}: an adapter; {files}: a folder
+# with broken files. A line that ends in an ellipsis is compared up to there.
 """
 MESSAGES: dict[str, str | list[str]] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
 # which must be there before torch is

@@ -189,11 +189,16 @@ def test_a_checkpoint_of_another_number_of_processes_is_told_and_not_gone_on_fro
 
 
 def test_the_run_id_is_of_what_changes_the_outcome(tmp_path: Path) -> None:
-    run_id = run(quick(tmp_path))[0]["run_id"]
+    assets = AssetCache()
+
+    def run_id(*overrides: str) -> str:
+        return identify(quick(tmp_path, *overrides), assets, torch.device("cpu"), 1)
+
+    assert run(quick(tmp_path), assets)[0]["run_id"] == run_id()
     for harmless in ("train.checkpoint_every=100", "save=none", "device=cpu"):
-        assert run(quick(tmp_path, harmless))[0]["run_id"] == run_id
+        assert run_id(harmless) == run_id()
     for telling in ("seed=1", "train.dropout=0.1", "method.density=0.06"):
-        assert run(quick(tmp_path, telling))[0]["run_id"] != run_id
+        assert run_id(telling) != run_id()
 
 
 def test_a_run_that_fails_leaves_a_record_with_the_cause(tmp_path: Path) -> None:
