@@ -17,7 +17,7 @@ demo: .venv/ready  ## the embedded default: offline, on a CPU, in about a minute
 	$(BIN)/sparta-bench
 
 test: .venv/ready  ## the tests: minutes, offline
-	$(BIN)/python -m pytest -n 2 -m "not slow and not faults"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not faults"
 
 test-slow: .venv/ready  ## the rest: every shipped YAML runs, kills and resumes
 	$(BIN)/python -m pytest -n 2 -m slow

@@ -6,14 +6,16 @@ import io
 import os
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
-from quick import QUICK_RUN
+from forks import Forks
+from quick import QUICK_RUN, write_few_rows
 
 _HOME = tempfile.TemporaryDirectory(prefix="sparta-bench-tests-")
 os.environ |= {
@@ -75,19 +77,49 @@ def composed_once() -> Callable[[list[str]], Any]:
     return lambda overrides: made(tuple(overrides))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _few_rows() -> None:
+    write_few_rows()
+
+
+@pytest.fixture(scope="session")
+def forks_without(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Forks]]:
+    """`forks_without("torch", …)`: processes in which nobody can import these packages."""
+    made: dict[tuple[str, ...], Forks] = {}
+
+    def make(*forbidden: str) -> Forks:
+        if forbidden not in made:
+            made[forbidden] = Forks(tmp_path_factory.mktemp("told"), *forbidden)
+        return made[forbidden]
+
+    yield make
+    for process in made.values():
+        process.close()
+
+
+@pytest.fixture(scope="session")
+def forks(forks_without: Callable[..., Forks]) -> Forks:
+    """Commands of sparta-bench as processes."""
+    return forks_without()
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """`trained("lora", …)`: configuration, record and saved folder of a tiny run, made once."""
+    """`trained("lora", …)`: configuration, record and saved folder of a tiny run, made once. Only
+    to be read: all tests have the same ones, in all workers of pytest-xdist."""
     from sparta_bench.config.compose import compose
     from sparta_bench.runs.run import run
 
-    root = tmp_path_factory.mktemp("runs")
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # a run takes the record that another worker has made
     made: dict[tuple[str, ...], Any] = {}
 
     def make(method: str, *overrides: str) -> Any:
         key = (method, *overrides)
         if key not in made:
-            places = [f"results_dir={root}/{len(made)}", f"cache_dir={root}/cache"]
+            name = sha256("\n".join(key).encode()).hexdigest()[:12]
+            places = [f"results_dir={root}/trained-{name}", f"cache_dir={root}/cache"]
             save = "full" if method == "full_ft" else "adapter"
             settings = [f"method={method}", f"save={save}", *overrides]
             config = compose([*QUICK_RUN, *places, *settings])

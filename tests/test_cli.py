@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
-import time
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forks import Done, Forks
+from quick import FEW_ROWS
 
 from sparta_bench.cli.main import COMMANDS, main
 from sparta_bench.config.conf_folder import GROUPS, choices
@@ -22,7 +26,7 @@ from sparta_bench.errors import InputError
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "sparta_bench.cli"]
 NAME = "tiny-sst2 tiny-gemma sparta 5 %, rate 0.01, batch 32"
-QUICK = ["train.max_steps=1", "train.eval_every=1"]
+QUICK = ["train.max_steps=1", "train.eval_every=1", *FEW_ROWS]
 
 
 def folders(tmp_path: Path) -> list[str]:
@@ -41,69 +45,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return code, captured.out, captured.err.splitlines()
 
 
-# --------------------------------------------------------------------- wrong input: code 2
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["plann"], "plann: neither a subcommand (did you mean plan?) nor of the form key=value"),
-        (["seed=x"], "seed=x: must be a whole number from 0 to 2^63 - 1"),
-        (["plan", "seed=x"], "seed=x: must be a whole number from 0 to 2^63 - 1"),
-        (["foo=1"], "foo=1: no such key (did you mean force?)"),
-        (["train=defualt"], "train=defualt: no such train (did you mean default?); known: default"),
-        (["seed=0,1"], "seed=0,1: several values are a grid, and need -m"),
-        (["--nope"], "--nope: no such option; settings are written key=value (see --help)"),
-        (["--density", "0.05"], "--density: no such option; settings are written key=value "
-         "(see --help)"),
-        (["run"], "run: neither a subcommand (did you mean ranks?) nor of the form key=value"),
-        (["tiny-rte", "seed=1"], "tiny-rte: neither a subcommand nor of the form key=value"),
-        (["seed=1", "tiny-rte"], "tiny-rte: not of the form key=value"),
-        (["plan", "--seed", "3"], "--seed: plan knows no option but --json"),
-        (["density=0.05"], "density=0.05: no such key (did you mean method.density?)"),
-        (["method.epochs=3"], "method.epochs=3: no such key (did you mean train.epochs?)"),
-        (["learnin_rate=1"], "learnin_rate=1: no such key (did you mean train.learning_rate?)"),
-        (["modl=gemma-2b"], "modl=gemma-2b: no such key (did you mean model, method or "
-         "model.path?)"),
-        (["+sweep=table3_lora"], "+sweep=table3_lora: a sweep is a grid, and needs -m"),
-        (["--cfg", "job", "+sweep=table3"], "+sweep=table3: a sweep is a grid, and needs -m"),
-        (["-m", "+sweep=table3_foo"], "+sweep=table3_foo: no such sweep (did you mean "
-         "table3_lora, table3 or table5_lora?); known: merging_table6, merging_tiny, "
-         "merging_tiny_table6, table10, table11, table3, table4, table5, tiny_table10, "
-         "tiny_table11, tiny_table3, tiny_table4, tiny_table5"),
-        (["plan", "--jsn"], "--jsn: plan knows no option but --json"),
-        (
-            ["--cfg", "x"],
-            "argument --cfg/-c: invalid choice: 'x' (choose from 'job', 'hydra', 'all')",
-        ),
-        (["--cfg", "job", "foo=1"], "foo=1: no such key (did you mean force?)"),
-        (["--cfg", "job", "seed"], "seed: not of the form key=value"),
-        (["--config-dir", "/x"], "--config-dir: this option of Hydra's is not supported"),
-        (
-            ["-sc", "x"],
-            "--shell-completion: needs install=, uninstall= or query= and a shell's name",
-        ),
-        (["-m", "seed=glob(*)"], "-m: the values given make no job at all"),
-        (
-            ["-m", "hydra/sweeper=x"],
-            "hydra/sweeper=x: no sweeper of Hydra's is used; write a grid as key=value,value",
-        ),
-        (
-            ["model=gemma-2b", "model.dtype=float16"],
-            "model.dtype=float16: must be auto, float32 or bfloat16 "
-            "(did you mean bfloat16 or float32?)",
-        ),
-        (
-            ["task.dev.examples=9999999"],
-            "task.dev.examples=9999999: split train has only 2300 rows, and some must be left",
-        ),
-    ],
-)  # fmt: skip
-def test_wrong_input_gives_one_line(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
-) -> None:
-    code, out, err = call(capsys, *arguments)
-    assert (code, out, err) == (2, "", [f"sparta-bench: {line}"])
-
-
+# --------------------------------------- wrong input: code 2 (its wording: test_messages.py)
 def test_all_faults_come_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capsys, "seed=x", "method.density=2", "train.epochs=-1")
     assert (code, out, len(err)) == (2, "", 3)
@@ -155,7 +97,7 @@ def test_a_job_with_bad_input_does_not_keep_others_from_running(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     code, out, err = call(
-        capsys, "-m", "task.train_split=nope,train", "seed=0", *QUICK, *folders(tmp_path)
+        capsys, "-m", "task.train_split=nope,train", "seed=0", *QUICK[:2], *folders(tmp_path)
     )
     assert code == 2
     assert len(out.splitlines()) == len(records(tmp_path)) == 1
@@ -244,26 +186,29 @@ def test_plan_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 # ----------------------------------------------------------------------- as its own process
-def process(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=cwd,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate")
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
-WITHOUT_TORCH = """
-import sys
-for name in ("torch", "transformers", "datasets", "peft", "accelerate"):
-    sys.modules[name] = None  # importing it raises
-from sparta_bench.cli.main import main
-sys.argv = ["sparta-bench", *sys.argv[1:]]
-sys.exit(main())
-"""
+@pytest.fixture
+def light(tmp_path: Path, forks_without: Callable[..., Forks]) -> Callable[..., Done]:
+    """The command in a process that cannot import torch and what needs it, in an empty folder."""
+
+    def command(*arguments: str, **how: Any) -> Done:
+        (tmp_path / "light").mkdir(exist_ok=True)
+        return forks_without(*HEAVY).call(*arguments, cwd=tmp_path / "light", **how)
+
+    return command
+
+
+def test_help_in_a_fresh_process_takes_little(tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with subprocess.Popen([*COMMAND, "--help"], cwd=tmp_path, **PIPES) as started:
+        out, err = started.communicate(timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (started.returncode, err) == (0, "") and out.startswith("usage: sparta-bench ")
+    # not by the clock: other tests run beside this one
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
 
 
 @pytest.mark.parametrize(
@@ -281,64 +226,21 @@ sys.exit(main())
     ],
 )
 def test_help_and_completion_need_no_torch(
-    tmp_path: Path, arguments: list[str], shown: str
+    light: Callable[..., Done], arguments: list[str], shown: str
 ) -> None:
     line = "sparta-bench method=s"
-    started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, *arguments],
-        cwd=tmp_path,
-        env=os.environ | {"COMP_LINE": line, "COMP_POINT": str(len(line))},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert shown in done.stdout
-    assert time.perf_counter() - started < 10  # about one second where nothing else runs
+    done = light(*arguments, COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert (done.code, done.err) == (0, "")
+    assert shown in done.out
 
 
-def test_a_wrong_word_needs_no_torch_and_shows_no_traceback(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, "train=x", "seed=-1"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
+def test_a_wrong_word_needs_no_torch_and_shows_no_traceback(light: Callable[..., Done]) -> None:
+    assert light("train=x", "seed=-1") == (
+        2,
+        "",
         "sparta-bench: train=x: no such train; known: default\n"
-        "sparta-bench: seed=-1: must be a whole number from 0 to 2^63 - 1\n"
+        "sparta-bench: seed=-1: must be a whole number from 0 to 2^63 - 1\n",
     )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["predict", "no/where", "x"], "no/where: there is no such folder"),
-        (["evaluate", "no/where"], "no/where: there is no such folder"),
-        (["evaluate", "no/where", "task=tiny-rte", "--json"], "no/where: there is no such folder"),
-        (["merge", "bake", "no/where", "--out", "x"], "no/where: there is no such folder"),
-        (["merge", "multi-head", "{tmp}", "no/where", "--out", "x"],
-         "no/where: there is no such folder"),
-        (["merge", "overlap", "no/where", "{tmp}"], "no/where: there is no such folder"),
-        (["ranks", "tiny-gema", "tiny-gemma"],
-         "tiny-gema: neither a file, a folder, nor a model of conf/model (did you mean "
-         "tiny-gemma, tiny-gemma-it or tiny-mistral?)"),
-        (["ranks", "tiny-gemma", "tiny-gemma-it", "./no"], "./no: there is no such file or folder"),
-    ],
-)  # fmt: skip
-def test_a_folder_that_is_not_there_needs_no_torch(
-    tmp_path: Path, arguments: list[str], line: str
-) -> None:
-    words = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, *words],
-        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"sparta-bench: {line}\n")
-
-
-WITHOUT_TRANSFORMERS = WITHOUT_TORCH.replace('"torch", ', "").replace(', "accelerate"', "")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
@@ -352,57 +254,54 @@ WITHOUT_TRANSFORMERS = WITHOUT_TORCH.replace('"torch", ', "").replace(', "accele
     ],
 )
 def test_a_device_that_is_not_there_is_told_before_transformers_comes(
-    tmp_path: Path, arguments: list[str], line: str
+    tmp_path: Path, forks_without: Callable[..., Forks], arguments: list[str], line: str
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TRANSFORMERS, *arguments],
-        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    forks = forks_without("transformers", "datasets", "peft")
     told = f"sparta-bench: {line}: torch sees no CUDA device here; use cpu or auto\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+    assert forks.call(*arguments, cwd=tmp_path) == (2, "", told)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_is_code_130_and_leaves_a_record(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, forks: Forks, number: signal.Signals
 ) -> None:
-    arguments = ["train.epochs=1000", "train.eval_every=1", *folders(tmp_path)]
-    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, **pipes) as running:
-        assert running.stderr is not None
-        for line in running.stderr:
-            if line.startswith("step 2/"):
-                break
-        running.send_signal(number)
-        out, err = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert out == "" and "Traceback" not in err
-    assert err.splitlines()[-1] == "sparta-bench: interrupted"
+    arguments = ["train.epochs=1000", "train.eval_every=1", *FEW_ROWS, *folders(tmp_path)]
+    running = forks.start(*arguments, cwd=tmp_path, apart=True)
+    running.waits_for("step 2/")
+    os.kill(running.pid, number)
+    done = running.done()
+    assert (done.code, done.out) == (130, "") and "Traceback" not in done.err
+    assert done.err.splitlines()[-1] == "sparta-bench: interrupted"
     (record,) = records(tmp_path)
     assert (record["status"], record["test"]) == ("interrupted", None)
     assert record["training"]["steps"] >= 2
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+IN_THE_WHEEL = """
+from sparta_bench.cli.main import main
+from sparta_bench.config.conf_folder import config_dir
+print(config_dir())
+assert main(["--help"]) == 0
+print("plan")
+assert main(["plan", "--json", "task=tiny-rte"]) == 0
+"""
+
+
 def test_the_wheel_works_from_any_directory(tmp_path: Path) -> None:
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)]
-    subprocess.run([*pip, *build], check=True, timeout=120, capture_output=True)
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, check=True, cwd=ROOT, timeout=120, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    install = ["install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
-    subprocess.run([*pip, *install], check=True, timeout=120, capture_output=True)
-
-    where = "from sparta_bench.config.conf_folder import config_dir; print(config_dir())"
-    told = subprocess.run(
-        [sys.executable, "-c", where], cwd=elsewhere, env=os.environ | {"PYTHONPATH": str(site)},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert told.stdout == f"{site}/sparta_bench/conf\n"
-    shown = process("--help", cwd=elsewhere, PYTHONPATH=str(site))
-    assert (shown.returncode, shown.stderr) == (0, "")
-    planned = process("plan", "--json", "task=tiny-rte", cwd=elsewhere, PYTHONPATH=str(site))
-    assert (planned.returncode, planned.stderr) == (0, "")
-    assert json.loads(planned.stdout)["parameters"]["total"] > 200_000
+    zipfile.ZipFile(wheel).extractall(site)  # all that installing a wheel of plain files does
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    command = [sys.executable, "-c", IN_THE_WHEEL]
+    with subprocess.Popen(command, cwd=elsewhere, env=environment, **PIPES) as started:
+        out, err = started.communicate(timeout=120)
+    assert (started.returncode, err) == (0, "")
+    where, _, rest = out.partition("\n")
+    shown, _, planned = rest.partition("plan\n{")
+    assert where == f"{site}/sparta_bench/conf" and shown.startswith("usage: sparta-bench ")
+    assert json.loads("{" + planned)["parameters"]["total"] > 200_000
     assert list(elsewhere.iterdir()) == []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quick import FEW_ROWS, TEST
 from test_cli import call
 
 from sparta_bench.adapters.merging.combine import multi_head_of
@@ -18,8 +19,8 @@ METHODS = ("sparta", "sparta_vo", "lora", "head", "full_ft")
 
 
 def evaluated(capfd: pytest.CaptureFixture[str], folder: Path, *more: str) -> list[dict[str, Any]]:
-    """What `evaluate --json` prints."""
-    code, out, error = call(capfd, "evaluate", str(folder), "--json", *more)
+    """What `evaluate --json` prints, on the rows that the run had."""
+    code, out, error = call(capfd, "evaluate", str(folder), "--json", *more, *FEW_ROWS)
     assert code == 0, error
     found: list[dict[str, Any]] = json.loads(out)
     return found
@@ -59,12 +60,13 @@ def test_the_text_says_it_all_and_a_file_holds_the_json(
 ) -> None:
     _, record, folder = trained("sparta")
     out = tmp_path / "there" / "scores.json"
-    code, printed, _ = call(capfd, "evaluate", str(folder), "task=tiny-sst2", "--out", str(out))
+    words = [str(folder), "task=tiny-sst2", *FEW_ROWS, "--out", str(out)]
+    code, printed, _ = call(capfd, "evaluate", *words)
     test = record["test"]
     assert code == 0
     assert printed.splitlines()[1] == (
         f"tiny-sst2  tiny-sst2 test  loss {test['loss']:.4f}, accuracy {test['accuracy']:.2%}, "
-        f"mcc {test['mcc']:.3f}  (1,000 examples)"
+        f"mcc {test['mcc']:.3f}  ({TEST} examples)"
     )
     (found,) = json.loads(out.read_text())
     assert found["test"] == test

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from quick import FEW_ROWS
 from safetensors.torch import load_file, save_file
 from small_models import SMALL
 from test_models import CPU, FLOAT32, config_for, save_model
@@ -236,7 +237,7 @@ def test_the_key_is_of_the_tokens_their_order_and_the_identity() -> None:
 
 
 # ------------------------------------------------------------------------------------ whole runs
-QUICK = ["method=head", "task.max_train_examples=200", "train.epochs=2", "train.batch_size=32"]
+QUICK = ["method=head", *FEW_ROWS, "train.epochs=2", "train.batch_size=32"]
 OUTCOME = ("dev", "test", "history")
 
 

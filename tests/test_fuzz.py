@@ -46,7 +46,6 @@ class Reader:
     make: Make
     files: tuple[str, ...]
     commands: tuple[tuple[str, ...], ...]
-    few: int = 12  # examples in the fast tier
     after: Callable[[Path], None] | None = None  # what a forger would do as well
     codes: tuple[int, ...] = (0, 2)
 
@@ -208,46 +207,46 @@ WHOLE = ("classifier_config.json", "config.json", "tokenizer.json", "tokenizer_c
 PREDICT, RANKS = ("predict", F, "a good film", "bad"), ("ranks", TINY, F)
 BAKE = ("merge", "bake", F, "--out", OUT, "--force")
 MERGE_IT = ("merge", "multi-head", F, F, "--out", OUT, "--force")
-OVERLAP = ("merge", "overlap", F, F)
+OF_TENSORS = (PREDICT, RANKS, ("merge", "overlap", F, F))
 EVALUATE = ("evaluate", F, "task.max_train_examples=50")
 BASE = ("--base", TINY)
 MULTI = ("-m", "+sweep=tiny_table3_head,table4_sparta")
 
 READERS = [
-    Reader("tables", records, ("runs/**/result.json",), (("tables", F, "--out", OUT),), 40),
-    Reader("report", records, ("runs/**/result.json",), (("report", F, "--page-only"),), 30),
-    Reader("figures", records, ("runs/**/result.json",), (("report", F, "--out", OUT),), 2),
-    Reader("status", records, ("runs/**/result.json",), (("status", F),), 4),
-    Reader("running", running, (f"**/{RUNNING}",), (("status", F),), 3),
-    Reader("merges", merges, ("merges/*.json",), (("tables", F, "--out", OUT),), 12),
-    Reader("plans", plans, ("plans/*.json",), (("tables", F),), 15),
-    Reader("list of tables", list_of_tables, ("tables/.s*",), (("tables", F),), 8),
-    Reader("adapter", adapter("sparta"), (store.CONFIG,), (PREDICT, RANKS, BAKE, MERGE_IT), 20),
-    Reader("of pairs", pair_adapter, (store.CONFIG,), (("predict", F, "a\tb"),), 10),
-    Reader("of LoRA", adapter("lora"), (store.CONFIG,), (PREDICT, RANKS), 8),
-    Reader("of Head", adapter("head"), (store.CONFIG,), (PREDICT, RANKS), 6),
-    Reader("changed tensors", adapter("sparta"), (store.TENSORS,), (PREDICT, RANKS), 4),
-    Reader("deltas", adapter("sparta"), (store.TENSORS,), (PREDICT, RANKS, OVERLAP), 15, resealed),
-    Reader("matrices", adapter("lora"), (store.TENSORS,), (PREDICT, RANKS, OVERLAP), 10, resealed),
-    Reader("head", adapter("head"), (store.TENSORS,), (PREDICT, RANKS, OVERLAP), 6, resealed),
-    Reader("whole", adapter("full_ft"), WHOLE, (PREDICT, RANKS, BAKE), 15),
-    Reader("whole's tensors", adapter("full_ft"), ("*.safetensors",), (PREDICT, RANKS), 10),
-    Reader("heads", multi_head, ("multi_head_config.json",), (PREDICT, EVALUATE), 5),
-    Reader("heads' tensors", multi_head, ("heads.safetensors",), (PREDICT,), 6, resealed),
-    Reader("peft-sparta", peft_sparta, ("config.json", "*.safetensors"), ((*PREDICT, *BASE),), 10),
-    Reader("pickles", pickles, ("*.pt",), ((*PREDICT, *BASE, "--allow-pickle"),), 6),
-    Reader("base", base_model, ("*.json",), (LOCAL,), 5),
-    Reader("base's tensors", base_model, ("*.safetensors",), (("ranks", F, TINY),), 4),
-    Reader("shards", sharded, ("*.index.json",), (RANKS, ("ranks", F, TINY)), 8),
-    Reader("tsv", glue, ("*.tsv",), (PLAN,), 4),
-    Reader("csv", table_files("csv"), ("*.csv",), (PLAN,), 4),
-    Reader("jsonl", table_files("jsonl"), ("*.jsonl",), (PLAN,), 4),
-    Reader("parquet", table_files("parquet"), ("*.parquet",), (PLAN,), 4),
-    Reader("lines", lines, ("one.txt",), (("predict", F, "--file", f"{F}/one.txt"),), 6),
-    Reader("json lines", lines, ("one.jsonl",), (("predict", F, "--file", f"{F}/one.jsonl"),), 6),
-    Reader("pairs", pairs, ("two.txt",), (("predict", F, "--file", f"{F}/two.txt"),), 6),
-    Reader("json pairs", pairs, ("two.jsonl",), (("predict", F, "--file", f"{F}/two.jsonl"),), 6),
-    Reader("sweeps", settings, ("sweep/tiny_table3.yaml", "sweep/table4.yaml"), (MULTI,), 3),
+    Reader("tables", records, ("runs/**/result.json",), (("tables", F, "--out", OUT),)),
+    Reader("report", records, ("runs/**/result.json",), (("report", F, "--page-only"),)),
+    Reader("figures", records, ("runs/**/result.json",), (("report", F, "--out", OUT),)),
+    Reader("status", records, ("runs/**/result.json",), (("status", F),)),
+    Reader("running", running, (f"**/{RUNNING}",), (("status", F),)),
+    Reader("merges", merges, ("merges/*.json",), (("tables", F, "--out", OUT),)),
+    Reader("plans", plans, ("plans/*.json",), (("tables", F),)),
+    Reader("list of tables", list_of_tables, ("tables/.s*",), (("tables", F),)),
+    Reader("adapter", adapter("sparta"), (store.CONFIG,), (PREDICT, RANKS, BAKE, MERGE_IT)),
+    Reader("of pairs", pair_adapter, (store.CONFIG,), (("predict", F, "a\tb"),)),
+    Reader("of LoRA", adapter("lora"), (store.CONFIG,), (PREDICT, RANKS)),
+    Reader("of Head", adapter("head"), (store.CONFIG,), (PREDICT, RANKS)),
+    Reader("changed tensors", adapter("sparta"), (store.TENSORS,), (PREDICT, RANKS)),
+    Reader("deltas", adapter("sparta"), (store.TENSORS,), OF_TENSORS, after=resealed),
+    Reader("matrices", adapter("lora"), (store.TENSORS,), OF_TENSORS, after=resealed),
+    Reader("head", adapter("head"), (store.TENSORS,), OF_TENSORS, after=resealed),
+    Reader("whole", adapter("full_ft"), WHOLE, (PREDICT, RANKS, BAKE)),
+    Reader("whole's tensors", adapter("full_ft"), ("*.safetensors",), (PREDICT, RANKS)),
+    Reader("heads", multi_head, ("multi_head_config.json",), (PREDICT, EVALUATE)),
+    Reader("heads' tensors", multi_head, ("heads.safetensors",), (PREDICT,), after=resealed),
+    Reader("peft-sparta", peft_sparta, ("config.json", "*.safetensors"), ((*PREDICT, *BASE),)),
+    Reader("pickles", pickles, ("*.pt",), ((*PREDICT, *BASE, "--allow-pickle"),)),
+    Reader("base", base_model, ("*.json",), (LOCAL,)),
+    Reader("base's tensors", base_model, ("*.safetensors",), (("ranks", F, TINY),)),
+    Reader("shards", sharded, ("*.index.json",), (RANKS, ("ranks", F, TINY))),
+    Reader("tsv", glue, ("*.tsv",), (PLAN,)),
+    Reader("csv", table_files("csv"), ("*.csv",), (PLAN,)),
+    Reader("jsonl", table_files("jsonl"), ("*.jsonl",), (PLAN,)),
+    Reader("parquet", table_files("parquet"), ("*.parquet",), (PLAN,)),
+    Reader("lines", lines, ("one.txt",), (("predict", F, "--file", f"{F}/one.txt"),)),
+    Reader("json lines", lines, ("one.jsonl",), (("predict", F, "--file", f"{F}/one.jsonl"),)),
+    Reader("pairs", pairs, ("two.txt",), (("predict", F, "--file", f"{F}/two.txt"),)),
+    Reader("json pairs", pairs, ("two.jsonl",), (("predict", F, "--file", f"{F}/two.jsonl"),)),
+    Reader("sweeps", settings, ("sweep/tiny_table3.yaml", "sweep/table4.yaml"), (MULTI,)),
 ]
 
 
@@ -280,7 +279,7 @@ def test_a_file_with_something_wrong_in_it(
     monkeypatch.setattr("sparta_bench.runs.status.LAYOUTS", LAYOUTS[1:2])
     monkeypatch.setattr("sparta_bench.runs.status.sweeps_of", cached_sweeps)
 
-    @examples(reader.few)
+    @examples(2)
     @given(st.data())
     def fuzz(data: st.DataObject) -> None:
         path = data.draw(st.sampled_from(paths), "file")

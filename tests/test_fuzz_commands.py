@@ -121,6 +121,7 @@ def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> Any:
         raise InputError("not measured in a test")
 
+    monkeypatch.setattr("sparta_bench.runs.grid.run", refused)
     monkeypatch.setattr("sparta_bench.cli.main._grid", lambda configs, jobs: 0)
     monkeypatch.setattr("sparta_bench.cli.bench_command.measure", refused)
     monkeypatch.setattr("sparta_bench.cli.bench_command.crossover", refused)
@@ -128,16 +129,22 @@ def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparta_bench.runs.status.LAYOUTS", LAYOUTS[1:2])
 
 
+@pytest.mark.parametrize("before", [[], ["-m"]])
+def test_nothing_is_trained_here(before: list[str]) -> None:
+    assert command([*before, "train.max_steps=1"]).code in (0, 2)
+    assert not list(Path.cwd().rglob("result.json"))
+
+
 WAYS = st.sampled_from([[], ["-m"], ["--cfg", "job"], ["plan"]])
 
 
-@examples(25)
+@examples(8)
 @given(WAYS, st.lists(overrides(), min_size=1, max_size=3))
 def test_overrides(before: list[str], words: list[str]) -> None:
     assert_told_well(command([*before, *words]), 0, 2)
 
 
-@examples(8)
+@examples(4)
 @given(st.lists(st.sampled_from(HYDRA) | overrides(), max_size=4))
 def test_options_of_hydra(words: list[str]) -> None:
     assert_told_well(command(words), 0, 2)
@@ -152,7 +159,7 @@ def test_options_of_a_subcommand(name: str, tmp_path: Path, trained: Any) -> Non
         "{adapter}": str(trained("sparta")[2]),
     }
 
-    @examples(8)
+    @examples(3)
     @given(st.data())
     def fuzz(data: st.DataObject) -> None:
         drawn = data.draw(
@@ -167,7 +174,7 @@ def test_options_of_a_subcommand(name: str, tmp_path: Path, trained: Any) -> Non
     fuzz()
 
 
-@examples(10)
+@examples(3)
 @given(WORDS, st.lists(WORDS, max_size=2))
 def test_what_is_no_subcommand(name: str, words: list[str]) -> None:
     assert_told_well(command([name, *words]), 0, 2)

@@ -63,7 +63,7 @@ def prepared(folder: Path, method: str) -> dict[str, Any]:
     return expected
 
 
-@examples(150)
+@examples(30)
 @given(st.data())
 def test_what_is_kept_is_read_as_it_was_written_or_not_at_all(data: st.DataObject) -> None:
     """This is what tokens, features and checkpoints are written and read with."""
@@ -129,7 +129,7 @@ def test_a_completed_record_stands_or_is_made_again(tmp_path: Path) -> None:
     (record,) = (tmp_path / "cut").rglob("result.json")
     valid = record.read_bytes()
 
-    @examples(8)
+    @examples(2)
     @given(changed_file(record), st.sampled_from([[], ["-m"]]))
     def fuzz(content: bytes, before: list[str]) -> None:
         record.write_bytes(content)

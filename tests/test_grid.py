@@ -17,6 +17,7 @@ import pytest
 from filelock import FileLock
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from quick import QUICK_RUN
 
 from sparta_bench.cli import main as cli
 from sparta_bench.cli.main import main
@@ -38,7 +39,7 @@ from sparta_bench.runs.run import run
 from sparta_bench.runs.time_estimates import Times, kinds_of
 from sparta_bench.text import as_duration
 
-QUICK = ["train.max_steps=4", "train.eval_every=2", "task.max_train_examples=200", "save=none"]
+QUICK = [*QUICK_RUN, "save=none"]
 SCORES = ("dev", "test", "history", "parameters", "data")
 
 

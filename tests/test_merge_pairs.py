@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from forged_records import forge, scores
+from quick import FEW_ROWS
 from test_cli import call
 
 from sparta_bench.adapters.merging.merge_methods import Rule
@@ -107,7 +108,7 @@ def test_merges_of_lora_that_peft_made_by_other_rules_have_other_ids(tmp_path: P
 def test_records_hold_scores_alone_and_merged(
     runs: Path, trained: Callable[..., Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, error = call(capfd, "merge", "pairs", str(runs), "--json")
+    code, out, error = call(capfd, "merge", "pairs", str(runs), *FEW_ROWS, "--json")
     records = json.loads(out)
     assert code == 0 and len(records) == 2
     assert "1/2 tiny-gemma sparta 5 %: tiny-sst2 (seed 0) and tiny-cola (seed 1), sum" in error[0]
@@ -127,27 +128,30 @@ def test_records_hold_scores_alone_and_merged(
         assert read_merge(path) == record == json.loads(path.read_text())
         assert str(runs) not in path.read_text()
     # a seed of a draw that there is not makes no other merge
-    code, out, _ = call(capfd, "merge", "pairs", str(runs), "--seed", "5", "--model", "tiny-gemma")
+    code, out, _ = call(
+        capfd, "merge", "pairs", str(runs), *FEW_ROWS, "--seed", "5", "--model", "tiny-gemma"
+    )
     assert out.startswith("2 pairs, 2 of them there already")
-    code, _, error = call(capfd, "merge", "pairs", str(runs), "--model", "tiny-mistral")
+    words = ("merge", "pairs", str(runs), *FEW_ROWS)
+    code, _, error = call(capfd, *words, "--model", "tiny-mistral")
     assert code == 2 and "no two tasks with completed runs" in lines_of(error)
 
 
 def test_a_pair_scores_as_evaluate_scores_the_merged_folder(
     runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    _, out, _ = call(capfd, "merge", "pairs", str(runs), "--how", "ties", "--json")
+    _, out, _ = call(capfd, "merge", "pairs", str(runs), *FEW_ROWS, "--how", "ties", "--json")
     record = json.loads(out)[0]
     folders = [str(runs / "runs" / run["run_id"] / "adapter") for run in record["runs"]]
     both = str(tmp_path / "both")
     call(capfd, "merge", "combine", *folders, "--how", "ties", "--out", both)
-    _, out, _ = call(capfd, "evaluate", both, "--json")
+    _, out, _ = call(capfd, "evaluate", both, "--json", *FEW_ROWS)
     for one, other in zip(json.loads(out), record["merged"], strict=True):
         assert (one["dev"], one["test"]) == (other["dev"], other["test"])
 
 
 def test_dare_is_scored_alone_too(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = call(capfd, "merge", "pairs", str(runs), "--dare", "0.5", "--json")
+    _, out, _ = call(capfd, "merge", "pairs", str(runs), *FEW_ROWS, "--dare", "0.5", "--json")
     for record in json.loads(out):
         assert record["thinned"] != record["alone"] and record["rule"]["keep"] == 0.5
 
@@ -156,7 +160,7 @@ def test_a_record_that_cannot_be_written_is_told(
     runs: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (runs / "merges").write_text("")
-    code, _, error = call(capfd, "merge", "pairs", str(runs))
+    code, _, error = call(capfd, "merge", "pairs", str(runs), *FEW_ROWS)
     assert code == 2 and "merge.json: cannot be written: " in lines_of(error)
 
 
@@ -190,7 +194,7 @@ def test_a_pair_that_is_refused_keeps_no_other_from_being_merged(
     runs: Path, capfd: pytest.CaptureFixture[str], task: str, values: dict[str, Any], told: str
 ) -> None:
     change(runs, task, 0, values)  # of sst2 it is the first run of all
-    code, out, error = call(capfd, "merge", "pairs", str(runs))
+    code, out, error = call(capfd, "merge", "pairs", str(runs), *FEW_ROWS)
     assert code == 1 and out.startswith("1 pairs, 0 of them there already → ")
     assert len(list(runs.rglob("merge.json"))) == 1
     assert len(error) == 4, error
@@ -206,12 +210,12 @@ def test_a_pair_that_was_refused_is_merged_when_it_can_be(
     folder = change(runs, "tiny-cola", 1, {})
     whole = (folder / "adapter.safetensors").read_bytes()
     (folder / "adapter.safetensors").write_bytes(whole[:-8])
-    code, out, error = call(capfd, "merge", "pairs", str(runs), "--json")
+    code, out, error = call(capfd, "merge", "pairs", str(runs), *FEW_ROWS, "--json")
     (first,) = json.loads(out)
     assert code == 1 and [run["seed"] for run in first["runs"]] == [1, 0]
     assert error[-2] == "sparta-bench: 1 of 2 pairs were refused:"
     (folder / "adapter.safetensors").write_bytes(whole)
-    code, out, error = call(capfd, "merge", "pairs", str(runs))
+    code, out, error = call(capfd, "merge", "pairs", str(runs), *FEW_ROWS)
     assert code == 0 and out.startswith("2 pairs, 1 of them there already → ")
     assert len(error) == 2
 
@@ -219,7 +223,9 @@ def test_a_pair_that_was_refused_is_merged_when_it_can_be(
 def test_where_all_pairs_are_refused_the_input_is_at_fault(
     runs: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, error = call(capfd, "merge", "pairs", str(runs), "--base", "nowhere", "--json")
+    code, out, error = call(
+        capfd, "merge", "pairs", str(runs), *FEW_ROWS, "--base", "nowhere", "--json"
+    )
     assert (code, out) == (2, "")
     refused = [line for line in error if ": refused: " in line]
     assert len(refused) == 2 and refused[0].startswith("1/2 tiny-gemma sparta 5 %: ")
@@ -229,7 +235,7 @@ def test_where_all_pairs_are_refused_the_input_is_at_fault(
         f"sparta-bench: {reason} (2 pairs)",
     ]
     # a wrong setting is told once, before anything is read
-    code, _, error = call(capfd, "merge", "pairs", str(runs), "task.data=5")
+    code, _, error = call(capfd, "merge", "pairs", str(runs), *FEW_ROWS, "task.data=5")
     assert code == 2 and all("task.data" in line for line in error)
 
 
@@ -241,9 +247,9 @@ def test_an_added_token_makes_a_base_of_each_seed(
         for seed in (0, 1):
             folder = trained("head", task, "task.separator=sep_token", f"seed={seed}")[2].parent
             shutil.copytree(folder, tmp_path / "runs" / folder.name)
-    code, out, error = call(capfd, "merge", "pairs", str(tmp_path), "--seeds", "same")
+    code, out, error = call(capfd, "merge", "pairs", str(tmp_path), *FEW_ROWS, "--seeds", "same")
     assert code == 0 and out.startswith("2 pairs, "), error
-    code, out, error = call(capfd, "merge", "pairs", str(tmp_path))
+    code, out, error = call(capfd, "merge", "pairs", str(tmp_path), *FEW_ROWS)
     assert code == 2
     assert all("whose embedding is drawn from the seed" in line for line in error[:2])
 
@@ -282,12 +288,13 @@ def test_runs_that_may_stand_in_no_table_are_named(
     folder = tmp_path / raw["run_id"]
     folder.mkdir()
     (folder / "result.json").write_text(json.dumps(raw))
-    code, _, error = call(capfd, "merge", "pairs", str(tmp_path))
+    code, _, error = call(capfd, "merge", "pairs", str(tmp_path), *FEW_ROWS)
     assert code == 2 and "; 1 left out, " in lines_of(error)
 
 
 def test_other_data_than_the_runs_is_noticed(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    code, _, error = call(capfd, "merge", "pairs", str(runs), "task.generated=cola")
+    of_cola = (f"{FEW_ROWS[0]}/tiny-cola", FEW_ROWS[1])
+    code, _, error = call(capfd, "merge", "pairs", str(runs), *of_cola)
     assert code == 2 and "is task.data_dir the data that it was trained on?" in lines_of(error)
     assert not list(runs.rglob("merge.json"))
 
@@ -415,8 +422,8 @@ def test_records_of_merges_that_cannot_be_used_are_counted(tmp_path: Path) -> No
 
 
 def test_tables_shows_what_was_merged(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    call(capfd, "merge", "pairs", str(runs))
-    call(capfd, "merge", "pairs", str(runs), "--seeds", "same")
+    call(capfd, "merge", "pairs", str(runs), *FEW_ROWS)
+    call(capfd, "merge", "pairs", str(runs), *FEW_ROWS, "--seeds", "same")
     code, out, _ = call(capfd, "tables", str(runs))
     assert code == 0 and "- 4 pairs of merged runs" in out
     assert "## tiny-gemma: what merging two models costs (embedded twin, generated text)" in out

@@ -174,3 +174,16 @@ def test_the_bfloat16_preset_trains_the_weights_themselves(tmp_path: Path, word_
     assert not torch.equal(classifier.backbone.layers[0].mlp.up_proj.weight, before)
     state = optimizer.state[trained.values["backbone.norm.weight"]]
     assert state["exp_avg"].dtype == state["exp_avg_sq"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["lora", "sparta"])
+def test_what_trains_is_drawn_from_the_runs_seed(tmp_path: Path, word_tokenizer, name: str) -> None:
+    drawn = []
+    for seed in (0, 1, 1):
+        _, trained = make(tmp_path, word_tokenizer, name, FLOAT32, f"seed={seed}")
+        if name == "sparta":
+            drawn.append(trained.sparta.checksum())
+        else:
+            values = trained.snapshot().items()
+            drawn.append([value.tolist() for key, value in values if "lora_A" in key])
+    assert drawn[0] != drawn[1] == drawn[2] != []

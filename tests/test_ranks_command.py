@@ -386,60 +386,6 @@ def test_help_names_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
         assert text in out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        ([], "ranks: the following arguments are required: BASE, TUNED (see sparta-bench ranks"),
-        (["{base}"], "ranks: the following arguments are required: TUNED (see sparta-bench ranks"),
-        (["{base}", "{base}", "--dtype", "x"], "ranks: argument --dtype: invalid choice: 'x'"),
-        (["tiny-gema", "x"], "tiny-gema: neither a file, a folder, nor a model of conf/model (did "
-         "you mean tiny-gemma"),
-        (["{base}", "./no"], "./no: there is no such file or folder"),
-        (["{base}", "a/b/c"], "a/b/c: there is no such file or folder"),
-        (["{base}", "x.safetensors"], "x.safetensors: there is no such file or folder"),
-        (["{base}", "some/model"], "some/model: some/model cannot be loaded from the hub: "
-         "huggingface.co cannot be reached, and the cache does not have it. Ways out: give the "
-         "same command with a connection, without HF_HUB_OFFLINE; where it is gated, accept its "
-         "terms at https://huggingface.co/some/model first and log in with `hf auth login`; or "
-         "give a folder"),
-        (["{base}", "gemma-2b"], "gemma-2b: google/gemma-2b cannot be loaded from the hub: "
-         "huggingface.co cannot be reached, and the cache does not have it. Ways out: give the "
-         "same command with a connection, without HF_HUB_OFFLINE; where it is gated, accept its "
-         "terms at https://huggingface.co/google/gemma-2b first and log in with `hf auth login`; "
-         "or give a folder"),
-        (["{base}", "{tmp}/empty"], "{tmp}/empty: neither model.safetensors nor "
-         "model.safetensors.index.json is there"),
-        (["{base}", "{tmp}/pickle"], "{tmp}/pickle: holds pickles alone (pytorch_model.bin), which "
-         "can run code and are never read; convert them where you trust them: "),
-        (["{base}", "{tmp}/run"], "{tmp}/run: a run's folder; what it trained is in "
-         "{tmp}/run/adapter"),
-        (["{base}", "{tmp}/cut"], "{tmp}/cut/model.safetensors: no safetensors file, or cut short"),
-        (["{base}", "{tmp}/text.json"], "{tmp}/text.json: no safetensors file, or cut short"),
-        (["{base}", "{tmp}/twice"], "{tmp}/twice: norm.weight is there twice, as "),
-        (["{base}", "{base}", "--out", "{tmp}/text.json/x"], "ranks: --out {tmp}/text.json/x: "
-         "{tmp}/text.json is no folder"),
-        (["{base}", "{base}", "--figure", "{tmp}/text.json/x.png"], "ranks: --figure "
-         "{tmp}/text.json: {tmp}/text.json is no folder"),
-    ],
-)  # fmt: skip
-def test_wrong_input_gives_one_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, base: str, arguments: list[str], line: str
-) -> None:
-    for name in ("empty", "pickle", "run/adapter", "cut"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "pickle" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    (tmp_path / "text.json").write_text("{}")
-    whole = Path(base, "model.safetensors").read_bytes()
-    (tmp_path / "cut" / "model.safetensors").write_bytes(whole[:-50])
-    write(tmp_path / "twice", {NORM: torch.ones(8), f"model.{NORM}": torch.ones(8)}, prefix="")
-    places = {"{base}": base, "{tmp}": str(tmp_path)}
-    for name, place in places.items():
-        arguments = [argument.replace(name, place) for argument in arguments]
-        line = line.replace(name, place)
-    (told,) = refused(capsys, *arguments)
-    assert told.startswith(line)
-
-
 NO_INDEX = ".index.json: no index of shards (weight_map), or cut short"
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from quick import DEV, TEST, TRAIN
+from quick import QUICK_RUN as QUICK
 from safetensors.torch import load_file
 
 from sparta_bench import devices
@@ -27,7 +29,6 @@ from sparta_bench.runs.lock import CHECKPOINT
 from sparta_bench.runs.run import identify, run, run_folder, summary_line
 from sparta_bench.training.loop import Training
 
-QUICK = ["train.max_steps=4", "train.eval_every=2", "task.max_train_examples=200"]
 RECORD_KEYS = {
     *("schema", "run_id", "status", "error", "model", "task", "method", "density", "seed"),
     *("config", "data", "parameters", "dev", "test", "training", "history", "environment"),
@@ -74,8 +75,8 @@ def test_a_run_leaves_the_record_of_the_contract(tmp_path: Path, method: str) ->
     assert str(relative) == f"runs/tiny-sst2/tiny-gemma/{method}/{run_id}/result.json"
     assert on_disk["density"] == (0.05 if method == "sparta" else None)
     data = on_disk["data"]
-    assert data["train"] + data["train_dropped"] == 200
-    assert (data["dev"], data["test"], data["max_train_tokens"]) == (300, 1000, 48)
+    assert data["train"] + data["train_dropped"] == TRAIN
+    assert (data["dev"], data["test"], data["max_train_tokens"]) == (DEV, TEST, 48)
     assert [entry["step"] for entry in on_disk["history"]] == [0, 2, 4]
     training = on_disk["training"]
     assert training["steps"] == 4 and training["best_step"] in (2, 4)
@@ -189,11 +190,16 @@ def test_a_checkpoint_of_another_number_of_processes_is_told_and_not_gone_on_fro
 
 
 def test_the_run_id_is_of_what_changes_the_outcome(tmp_path: Path) -> None:
-    run_id = run(quick(tmp_path))[0]["run_id"]
+    assets = AssetCache()
+
+    def run_id(*overrides: str) -> str:
+        return identify(quick(tmp_path, *overrides), assets, torch.device("cpu"), 1)
+
+    assert run(quick(tmp_path), assets)[0]["run_id"] == run_id()
     for harmless in ("train.checkpoint_every=100", "save=none", "device=cpu"):
-        assert run(quick(tmp_path, harmless))[0]["run_id"] == run_id
+        assert run_id(harmless) == run_id()
     for telling in ("seed=1", "train.dropout=0.1", "method.density=0.06"):
-        assert run(quick(tmp_path, telling))[0]["run_id"] != run_id
+        assert run_id(telling) != run_id()
 
 
 def test_a_run_that_fails_leaves_a_record_with_the_cause(tmp_path: Path) -> None:

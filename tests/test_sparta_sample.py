@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 import tracemalloc
 
@@ -37,15 +35,7 @@ def test_extreme_chances(chance: float) -> None:
 
 
 def test_same_seed_and_name_same_places_in_any_process() -> None:
-    code = (
-        "from sparta_bench.sparta.sample import sample_indices;"
-        "print(sample_indices(100, 0.1, 7, 'a.weight').tolist())"
-    )
     here = sample_indices(100, 0.1, 7, "a.weight").tolist()
-    there = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
-    assert there.strip() == str(here)
     # A golden draw: a record's seed must mean the same places in every later version.
     assert here == GOLDEN_PLACES
     assert sample_indices(100, 0.1, 7, "b.weight").tolist() != here

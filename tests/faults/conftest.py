@@ -9,15 +9,7 @@ from pathlib import Path
 import pytest
 
 from faults.disks import Disk
-from faults.harness import LONG, Forks
-
-
-@pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    """Commands of sparta-bench as processes."""
-    process = Forks(tmp_path_factory.mktemp("told"))
-    yield process
-    process.close()
+from faults.harness import LONG
 
 
 @pytest.fixture(scope="session")

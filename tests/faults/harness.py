@@ -1,13 +1,10 @@
-"""What the cases share: commands as processes, and what must hold of the files they leave."""
+"""What the cases share: what must hold of the files that commands leave."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,86 +13,8 @@ from typing import Any
 from safetensors import safe_open
 
 LONG = os.environ.get("SPARTA_BENCH_FAULTS") == "long"  # else a short form
-SECONDS = 120.0  # that no command here needs
 SAME = ("run_id", "status", "dev", "test", "history", "parameters", "data")
 KILLED = -9
-
-
-class Command:
-    """A command that was started; its output is in a file."""
-
-    def __init__(self, forks: Forks, pid: int, out: Path) -> None:
-        self.forks, self.pid, self.out = forks, pid, out
-
-    def ends(self) -> int | None:
-        """The exit code, negative for a signal; null if it had to be killed for its time."""
-        code = self.forks.ask(wait={"pid": self.pid, "seconds": SECONDS})
-        return None if code is None else int(code)
-
-    def kill_after(self, seconds: float) -> int | None:
-        """Kill -9 after that time, unless it has ended by itself; the exit code."""
-        time.sleep(seconds)
-        os.kill(self.pid, 9)  # the forking process has not waited for it, so it is there
-        return self.ends()
-
-    def waits_for(self, text: str) -> None:
-        """Return when it has told that; fail if it ends before or takes too long."""
-        deadline = time.monotonic() + SECONDS
-        while text not in self.told():
-            assert time.monotonic() < deadline, self.told()
-            time.sleep(0.005)
-
-    def told(self) -> str:
-        """What it has printed so far."""
-        return self.out.read_text(encoding="utf-8")
-
-
-class Forks:
-    """The process that forks (forking.py), and its commands."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.count = 0
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("forking.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._answer() == "ready"
-
-    def ask(self, **what: Any) -> Any:
-        """One question, one answer."""
-        assert self.process.stdin is not None
-        print(json.dumps(what), file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
-
-    def start(self, *argv: str, prelude: str = "") -> Command:
-        """Start `sparta-bench argv`; `prelude` is Python that the child runs before it."""
-        self.count += 1
-        out = self.folder / f"{self.count}.txt"
-        out.touch()
-        return Command(
-            self, self.ask(start={"argv": argv, "out": str(out), "prelude": prelude}), out
-        )
-
-    def run(self, *argv: str, code: int | None = 0, prelude: str = "") -> str:
-        """Run it to its end, which must be this exit code; what it told."""
-        command = self.start(*argv, prelude=prelude)
-        ended = command.ends()
-        assert ended == code, command.told()
-        return command.told()
-
-    def close(self) -> None:
-        """End the forking process."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.wait(30)
-        self.process.stdout.close()
 
 
 # ------------------------------------------------------------------------------- the files

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 from faults.disks import ENOUGH, READ_ONLY, REASONS, Disk
-from faults.harness import LONG, Forks, check_whole, completed, leftovers, outcome, records
+from faults.harness import LONG, check_whole, completed, leftovers, outcome, records
 
 pytestmark = pytest.mark.faults
 Small = Callable[..., list[str]]

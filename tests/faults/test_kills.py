@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Forks
 
-from faults.harness import KILLED, LONG, Forks, check_whole, completed, contents, leftovers, outcome
+from faults.harness import KILLED, LONG, check_whole, completed, contents, leftovers, outcome
 
 pytestmark = pytest.mark.faults
 

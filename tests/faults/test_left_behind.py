@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Forks
 
-from faults.harness import Forks, check_whole, completed, leftovers, outcome, records
+from faults.harness import check_whole, completed, leftovers, outcome, records
 from sparta_bench.data.tensor_cache import read_kept, write_kept
 
 pytestmark = pytest.mark.faults

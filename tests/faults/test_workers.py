@@ -15,8 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forks import Command, Forks
 
-from faults.harness import KILLED, LONG, Command, Forks, check_whole, leftovers, outcome, records
+from faults.harness import KILLED, LONG, check_whole, leftovers, outcome, records
 
 pytestmark = pytest.mark.faults
 Small = Callable[..., list[str]]
