@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from sparta_bench.files import json_of, whole_file, write_json  # noqa: E402
+from sparta_bench.paper import PAPER_DENSITIES
 
 # A model in Gemma's proportions on which every part takes seconds.
 TOY = (
@@ -53,7 +54,6 @@ SHAPES = (
     (4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336),
 )  # fmt: skip
 TOY_SHAPES = ((32, 64), (48, 16))
-DENSITIES = (0.05, 0.005, 0.0005)
 # Of the norm of the difference to a product in float64, over that product's norm.
 GRADIENT_TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-5}  # both are summed in float32
 # Rates of `real`, by experience with small models; none was searched.
@@ -147,7 +147,7 @@ def correct(task: Task) -> None:
     wrong = 0
     tokens = 24 if task.toy else 1000
     for outs, ins in TOY_SHAPES if task.toy else SHAPES:
-        for density in DENSITIES:
+        for density in PAPER_DENSITIES:
             indices = sample_indices(outs * ins, density, 0, f"{outs}x{ins}").to(task.device)
             for dtype in (torch.float32, torch.bfloat16):
                 draw = torch.Generator(task.device).manual_seed(0)
@@ -269,7 +269,7 @@ def steps(task: Task) -> None:
     from sparta_bench.analysis.bench.contenders import FULL_FT_BFLOAT16, names
     from sparta_bench.cli.bench_command import MEAN_TOKENS
 
-    first = ["full_ft", "lora", *(f"sparta-{d}" for d in DENSITIES), "head"]
+    first = ["full_ft", "lora", *(f"sparta-{d}" for d in PAPER_DENSITIES), "head"]
     others = [name for name in names() if name not in first and name != FULL_FT_BFLOAT16]
     mistral = ["sparta-0.05", "lora", FULL_FT_BFLOAT16]
     plan = [

@@ -8,11 +8,10 @@ from typing import Any
 
 from sparta_bench.cli.options import Parser, check_folder, figure_path
 from sparta_bench.errors import InputError, log
-from sparta_bench.files import whole_file, write_json
+from sparta_bench.files import write_json
 from sparta_bench.models.checkpoint_names import check_source
 from sparta_bench.report.plots import check_matplotlib, write_figures
-from sparta_bench.tables.render import as_markdown
-from sparta_bench.tables.table_files import FORMATS
+from sparta_bench.tables.render import FORMATS, as_markdown, write_texts
 
 
 def _parser() -> Parser:
@@ -71,9 +70,7 @@ def main(arguments: list[str]) -> None:
     try:
         if options.out is not None:
             write_json(options.out / "ranks.json", rows)
-            for name, form in FORMATS.items():
-                with whole_file(options.out / f"ranks.{name}") as path:
-                    path.write_text(form(table), encoding="utf-8")
+            write_texts(options.out, {f"ranks.{end}": form(table) for end, form in FORMATS.items()})
         if (
             figure is not None
             and (drawing := spectra(figure.name, compared.title, compared.models)).panels

@@ -132,7 +132,7 @@ class Grid:
 
     def heading(self) -> str:
         """How many runs there are, how many are done, and how long the others will take."""
-        text = f"{_runs(self.runs)}: {self.done:,} done, {len(self.pending):,} to go"
+        text = f"{counted(self.runs, 'run')}: {self.done:,} done, {len(self.pending):,} to go"
         if self.failed_before:
             text += f" ({self.failed_before:,} of them failed before)"
         if self.refused:
@@ -175,7 +175,7 @@ class Grid:
                     return self.outcomes
             if len(self.pending) == count:
                 if not waited:
-                    log(f"waiting for {_runs(count)} that other processes are at")
+                    log(f"waiting for {counted(count, 'run')} that other processes are at")
                 waited = True
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         return self.outcomes
@@ -195,10 +195,6 @@ class Grid:
             else:
                 self.outcomes.append(_failed(config, "no result; give the same command again"))
         return self.outcomes
-
-
-def _runs(count: int) -> str:
-    return counted(count, "run", "runs")
 
 
 def _answers(device: torch.device) -> bool:

@@ -20,11 +20,11 @@ from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.counts import embedding_names, empty_backbone
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.models.source import load_architecture
+from sparta_bench.paper import PAPER_DENSITIES
 from sparta_bench.sparta import SpartaAdapter
 from sparta_bench.sparta.sample import sample_all, sampled_tensors
 from sparta_bench.training.optimizer import build_optimizer
 
-DENSITIES = (0.05, 0.005, 0.0005)
 # Full fine-tuning as mistral-7b's preset has it: bfloat16 values and moments, stochastic rounding.
 FULL_FT_BFLOAT16 = "full_ft-bfloat16"
 RATE = 1e-5  # the learning rate of all: no step is to lead anywhere
@@ -34,7 +34,7 @@ def names() -> list[str]:
     """Return all contenders: kind, and density where there is one."""
     sparse = ("sparta", "peft-sparta", "shira")
     plain = ["full_ft", FULL_FT_BFLOAT16, "head", "lora"]
-    return plain + [f"{kind}-{density}" for density in DENSITIES for kind in sparse]
+    return plain + [f"{kind}-{density}" for density in PAPER_DENSITIES for kind in sparse]
 
 
 def missing(name: str, device: torch.device) -> str | None:

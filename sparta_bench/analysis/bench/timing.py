@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparta_bench.analysis.bench.contenders import DENSITIES, Ready, build, missing
+from sparta_bench.analysis.bench.contenders import Ready, build, missing
 from sparta_bench.analysis.bench.counters import flops_of, kernel_launches, seconds_of
 from sparta_bench.analysis.bench.counters import product_flops_per_second as speed_of_product
 from sparta_bench.analysis.bench.sampled_gradient import shares_of
@@ -19,13 +19,14 @@ from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.devices import peak_of
 from sparta_bench.models.counts import empty_backbone
 from sparta_bench.models.source import load_architecture
+from sparta_bench.paper import PAPER_DENSITIES
 
 WARM_UP = 2  # steps before the clock runs; the first one makes the optimizer's state
 SHAPE_KEYS = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
     "num_attention_heads", "num_key_value_heads", "head_dim",
 )  # fmt: skip
-_SPARTA = [f"sparta-{density}" for density in DENSITIES]
+_SPARTA = [f"sparta-{density}" for density in PAPER_DENSITIES]
 # whose step is compared with whose
 COMPARISONS = (
     *((name, f"peft-{name}") for name in _SPARTA),
