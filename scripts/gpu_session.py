@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from sparta_bench.files import json_of, whole_file, write_json  # noqa: E402
-from sparta_bench.paper import PAPER_DENSITIES
+from sparta_bench.paper import PAPER_DENSITIES  # noqa: E402
 
 # A model in Gemma's proportions on which every part takes seconds.
 TOY = (
