@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import accuracy_score, matthews_corrcoef
 
 
 def score(logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> dict[str, float]:
@@ -13,8 +14,6 @@ def score(logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> dict[st
     Returns `loss` (cross entropy in nats, mean over examples), `accuracy` (0 to 1) and `mcc`
     (-1 to 1; 0 where there is only one label).
     """
-    from sklearn.metrics import accuracy_score, matthews_corrcoef  # seconds, for what only predicts
-
     wide = logits.astype(np.float64)
     top = wide.max(axis=1)
     with np.errstate(invalid="ignore"):  # logits that are no numbers give a loss that is none
