@@ -96,7 +96,8 @@ def cached_features(
     features = None if kept is None else kept[0]["features"]
     # all processes read or all compute, since they compute together
     has_read = torch.tensor(float(features is not None), device=accelerator.device)
-    if features is None or accelerator.reduce(has_read, "sum") < accelerator.num_processes:
+    read_by = accelerator.reduce(has_read, "sum")
+    if features is None or read_by < accelerator.num_processes:
         features = _compute(accelerator, classifier, data, batches)
         if not features.isfinite().all():
             raise TrainingError(f"the features are not finite: {why_not_finite(classifier)}")
