@@ -58,7 +58,7 @@ def one_of(names: Iterable[str]) -> str:
 
 def did_you_mean(wrong: str, names: Iterable[str]) -> str:
     """` (did you mean …?)`, or nothing when no known name is near."""
-    return _meant(get_close_matches(wrong, list(names), n=3, cutoff=0.5))
+    return meant(get_close_matches(wrong, list(names), n=3, cutoff=0.5))
 
 
 def did_you_mean_key(wrong: str, keys: Iterable[str]) -> str:
@@ -66,10 +66,11 @@ def did_you_mean_key(wrong: str, keys: Iterable[str]) -> str:
     end = wrong.rpartition(".")[2]
     inside = [key for key in keys if "." in key or "." not in wrong]  # no group for a setting
     same_end = [key for key in inside if key.rpartition(".")[2] == end]
-    return _meant(same_end[:3]) or did_you_mean(wrong, inside)
+    return meant(same_end[:3]) or did_you_mean(wrong, inside)
 
 
-def _meant(near: list[str]) -> str:
+def meant(near: list[str]) -> str:
+    """` (did you mean …?)` with these names, or nothing."""
     return f" (did you mean {one_of(near)}?)" if near else ""
 
 

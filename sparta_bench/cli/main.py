@@ -20,10 +20,10 @@ from hydra._internal.utils import get_args_parser
 from sparta_bench import __version__
 from sparta_bench.cli import usage
 from sparta_bench.config.compose import HYDRA_ERRORS, compose, compose_all
-from sparta_bench.config.conf_folder import config_dir
+from sparta_bench.config.conf_folder import GROUPS, choices, config_dir
 from sparta_bench.config.schema import Config
 from sparta_bench.config.sweeps import sweep_jobs
-from sparta_bench.errors import InputError, did_you_mean, log, reason_of, refusal_of
+from sparta_bench.errors import InputError, did_you_mean, log, meant, reason_of, refusal_of
 from sparta_bench.runs.job import INTERRUPTED, assets, quiet_libraries, run_composed
 from sparta_bench.runs.outcome import Outcome, show
 
@@ -80,7 +80,9 @@ def _command(arguments: list[str]) -> int:
 
 def _subcommand(name: str, arguments: list[str]) -> int:
     if name not in COMMANDS:
-        near = did_you_mean(name, COMMANDS)
+        settings = [f"{group}={name}" for group in GROUPS if name in choices(group)]
+        settings += [f"{group}=NAME" for group in GROUPS if name == group]
+        near = meant(settings) or did_you_mean(name, COMMANDS)
         raise InputError(f"{name}: neither a subcommand{near} nor of the form key=value")
     quiet_libraries()
     try:
