@@ -121,8 +121,9 @@ class Forks:
         return command.told()
 
     def close(self) -> None:
-        """End the forking process."""
+        """End the forking process, which has nothing to lose."""
         assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.kill()
+        self.process.wait()
         self.process.stdin.close()
-        self.process.wait(30)
         self.process.stdout.close()

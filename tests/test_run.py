@@ -133,6 +133,32 @@ def test_a_completed_run_is_not_run_again_unless_forced(tmp_path: Path) -> None:
         assert forced[key] == first[key]
 
 
+def test_a_forced_run_begins_at_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparta_bench.training.loop import Training
+
+    original, steps = Training._step, []
+
+    def counted(self: Any, rows: list[int], rate: float) -> Any:
+        if len(steps) == 3:
+            steps.clear()
+            raise KeyboardInterrupt
+        steps.append(self.progress.step)
+        return original(self, rows, rate)
+
+    monkeypatch.setattr(Training, "_step", counted)
+    checkpoints = quick(tmp_path, "train.checkpoint_every=2", "method=head")
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoints)
+    assert list(tmp_path.rglob(CHECKPOINT))
+    monkeypatch.setattr(
+        Training, "_step", lambda self, *rest: steps.append(1) or original(self, *rest)
+    )
+    run(replace(checkpoints, force=True))
+    assert len(steps) == 4
+
+
 def test_a_record_that_is_not_completed_does_not_count(tmp_path: Path) -> None:
     record, path, _ = run(quick(tmp_path))
     write_json(path, record | {"status": "failed"})
