@@ -1,0 +1,206 @@
+"""Each token once: the hidden states that a classifier reads, without computing what is there.
+
+Inputs that begin with the same tokens need these tokens' keys and values once, not once each; and
+of the last layer a classifier reads the last token alone. Both are exact up to the order of
+floating-point sums, where the backbone draws nothing at random.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparta_bench.errors import reason_of
+from sparta_bench.models.classifier import Classifier, last_token, logits_of, pooled
+from sparta_bench.models.last_layer import (
+    CACHE_ARGUMENTS,
+    InputCache,
+    Recorder,
+    cut_last_layer,
+    knows_last_layer,
+    plain_model,
+)
+
+MIN_PREFIX_TOKENS = 8  # of a shorter one the second pass costs about what it saves
+# What sums in another order may change: of the features, and of the first layer's gradient, as a
+# share of their size. A key that is missed, or a position that is off, changes far more.
+TOLERANCES = {
+    torch.float64: (1e-6, 1e-5),
+    torch.float32: (1e-4, 1e-3),
+    torch.bfloat16: (0.1, 0.3),
+    torch.float16: (0.03, 0.1),
+}
+
+
+class TokensOnce:
+    """What of a batch is computed: without arguments, all of it.
+
+    Parameters
+    ----------
+    prefix_tokens
+        How many tokens all inputs begin with; each has at least one more, and its padding on the
+        right. A batch for which that is not true is refused.
+    last_layer
+        Whether the last layer computes each input's last token alone (`knows_last_layer`).
+    """
+
+    def __init__(self, prefix_tokens: int = 0, last_layer: bool = False) -> None:
+        self.prefix_tokens, self.last_layer = prefix_tokens, last_layer
+        self._keeps = False
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """In this context the prefix is computed once, for all passes without gradients; no weight
+        may change meanwhile."""
+        self._keeps = True
+        try:
+            yield
+        finally:
+            self._keeps = False
+            self._kept = {}
+
+    def pooled(self, backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The last real token's final hidden state (rows x hidden, in the backbone's dtype)."""
+        if not self.prefix_tokens and not self.last_layer:
+            return pooled(backbone, input_ids, attention_mask)
+        last = last_token(attention_mask)
+        _refuse_other_inputs(input_ids, attention_mask, last, self.prefix_tokens)
+        _let_caches_pass(backbone)
+        if self.last_layer:
+            cut_last_layer(backbone)
+        keeps = self._keeps and not torch.is_grad_enabled()
+        shared = self.prefix_tokens if keeps or len(input_ids) > 1 else 0
+        prefix = self._prefix(backbone, input_ids[:1, :shared], keeps) if shared else {}
+        last = last - shared
+        cache = InputCache(prefix, shared, last if self.last_layer else None)
+        states = _run(backbone, input_ids[:, shared:], cache)
+        if self.last_layer:
+            return states[:, 0]
+        return states[torch.arange(len(states), device=states.device), last]
+
+    def _prefix(
+        self, backbone: nn.Module, ids: Tensor, keeps: bool
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """By layer, keys and values (1 x heads x tokens x size)."""
+        if keeps and self._kept:
+            return self._kept
+        last = torch.tensor([ids.shape[1] - 1], device=ids.device)
+        recorder = Recorder({}, 0, last if self.last_layer else None)
+        _run(backbone, ids, recorder)
+        if keeps:
+            self._kept = recorder.prefix
+        return recorder.prefix
+
+
+def _run(backbone: nn.Module, ids: Tensor, cache: InputCache) -> Tensor:
+    # no mask: a token sees those before it, and padding stands after all that are read
+    named = {"input_ids": ids, "attention_mask": None, "use_cache": False}
+    arguments = _arguments(backbone)
+    named[_cache_argument(arguments)] = cache
+    if "position_ids" in arguments:  # OPT's own count leaves out the cache where there is no mask
+        named["position_ids"] = torch.arange(ids.shape[1], device=ids.device)[None] + cache.tokens
+    states: Tensor = backbone(**named).last_hidden_state
+    return states
+
+
+def _arguments(backbone: nn.Module) -> Collection[str]:
+    return inspect.signature(plain_model(backbone).forward).parameters
+
+
+def _cache_argument(arguments: Collection[str]) -> str:
+    """What transformers' model calls the cache it reads; empty where it reads none."""
+    return next((name for name in CACHE_ARGUMENTS if name in arguments), "")
+
+
+def _let_caches_pass(backbone: nn.Module) -> None:
+    """Checkpointed layers drop a cache unless told that they only read it."""
+    if backbone.training:
+        for module in backbone.modules():
+            if getattr(module, "gradient_checkpointing", False) and hasattr(
+                module, "_can_checkpoint_with_cache"
+            ):
+                module._can_checkpoint_with_cache = True  # type: ignore[assignment]
+
+
+def _refuse_other_inputs(ids: Tensor, mask: Tensor, last: Tensor, prefix_tokens: int) -> None:
+    """Raises where the inputs do not begin with the same tokens, or padding is not on the right;
+    on CUDA some time later, since nobody waits for the answer."""
+    same = (ids[:, :prefix_tokens] == ids[:1, :prefix_tokens]).all()
+    right = (mask.sum(dim=1) == last + 1).all() & (last >= prefix_tokens).all()
+    torch._assert_async(  # type: ignore[no-untyped-call]
+        same & right, f"inputs that do not share {prefix_tokens} tokens, or are padded on the left"
+    )
+
+
+def cannot_share(backbone: nn.Module) -> str | None:
+    """Why inputs cannot share a prefix, in words, by what the architecture says of itself."""
+    model = plain_model(backbone)
+    config = model.config
+    if not _cache_argument(_arguments(backbone)):
+        return f"{type(model).__name__} takes no cache of keys and values"
+    if getattr(config, "use_bidirectional_attention", False) or not getattr(
+        config, "is_causal", True
+    ):
+        return f"{type(model).__name__}'s tokens see the tokens after them"
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    if any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds):
+        return f"{type(model).__name__}'s positions depend on the length of the input"
+    return None
+
+
+def disagreement(classifier: Classifier, once: TokensOnce, batch: dict[str, Tensor]) -> str | None:
+    """Whether `once` gives what the whole computation gives, tried on a batch's shortest and
+    longest input: in words by how much it does not; None where it does.
+
+    The features and, where something in the backbone trains, the gradient of its first tensors are
+    compared. Nothing may be drawn at random; no gradient is left behind.
+    """
+    if len(batch["labels"]) < 2:
+        return "a batch of one input shows nothing"
+    order = batch["attention_mask"].sum(dim=1).argsort(stable=True)
+    batch = {name: tensor[order[[0, -1]]] for name, tensor in batch.items()}
+    trained = _first_trained(classifier.backbone)
+    try:
+        whole, mine = (
+            _features_and_gradient(classifier, way, batch, trained) for way in (TokensOnce(), once)
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # many kinds, where a model takes a cache otherwise
+        return f"{type(error).__name__}: {reason_of(error)}"
+    tolerances = TOLERANCES[next(classifier.backbone.parameters()).dtype]
+    for what, tolerance, a, b in zip(
+        ("features", "gradients"), tolerances, whole, mine, strict=True
+    ):
+        difference = (a - b).norm() / a.norm().clamp(min=torch.finfo(a.dtype).tiny)
+        if not difference <= tolerance:
+            return f"its {what} differ by {float(difference):.1e} of their size"
+    return None
+
+
+def _first_trained(backbone: nn.Module) -> list[Tensor]:
+    embeddings = {
+        id(p) for m in backbone.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+    }
+    return [p for p in backbone.parameters() if p.requires_grad and id(p) not in embeddings][:8]
+
+
+def _features_and_gradient(
+    classifier: Classifier, once: TokensOnce, batch: dict[str, Tensor], trained: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Both as one vector of float64."""
+    with torch.set_grad_enabled(bool(trained)):
+        states = once.pooled(classifier.backbone, batch["input_ids"], batch["attention_mask"])
+    if not trained:
+        return states.double().flatten(), states.new_zeros(1, dtype=torch.float64)
+    loss = F.cross_entropy(logits_of(states, classifier.head_weight), batch["labels"])
+    grads = torch.autograd.grad(loss, trained, materialize_grads=True)
+    return states.detach().double().flatten(), torch.cat([g.double().flatten() for g in grads])
