@@ -8,7 +8,7 @@ floating-point sums, where the backbone draws nothing at random.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,20 +102,14 @@ class TokensOnce:
 def _run(backbone: nn.Module, ids: Tensor, cache: InputCache) -> Tensor:
     # no mask: a token sees those before it, and padding stands after all that are read
     named = {"input_ids": ids, "attention_mask": None, "use_cache": False}
-    arguments = _arguments(backbone)
-    named[_cache_argument(arguments)] = cache
-    if "position_ids" in arguments:  # OPT's own count leaves out the cache where there is no mask
-        named["position_ids"] = torch.arange(ids.shape[1], device=ids.device)[None] + cache.tokens
+    named[_cache_argument(backbone)] = cache
     states: Tensor = backbone(**named).last_hidden_state
     return states
 
 
-def _arguments(backbone: nn.Module) -> Collection[str]:
-    return inspect.signature(plain_model(backbone).forward).parameters
-
-
-def _cache_argument(arguments: Collection[str]) -> str:
+def _cache_argument(backbone: nn.Module) -> str:
     """What transformers' model calls the cache it reads; empty where it reads none."""
+    arguments = inspect.signature(plain_model(backbone).forward).parameters
     return next((name for name in CACHE_ARGUMENTS if name in arguments), "")
 
 
@@ -143,7 +137,7 @@ def cannot_share(backbone: nn.Module) -> str | None:
     """Why inputs cannot share a prefix, in words, by what the architecture says of itself."""
     model = plain_model(backbone)
     config = model.config
-    if not _cache_argument(_arguments(backbone)):
+    if not _cache_argument(backbone):
         return f"{type(model).__name__} takes no cache of keys and values"
     if getattr(config, "use_bidirectional_attention", False) or not getattr(
         config, "is_causal", True
