@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,6 @@ from sparta_bench.models.last_layer import (
     InputCache,
     Recorder,
     cut_last_layer,
-    knows_last_layer,
     plain_model,
 )
 
