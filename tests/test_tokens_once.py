@@ -159,7 +159,16 @@ def test_in_evaluation_the_prefix_is_computed_once(way: tuple[int, bool]) -> Non
     assert calls == [*prefix, *own]
     for a, b in zip(expected, found, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12)
-    assert once._kept == {}
+    assert once._kept is None
+
+
+def test_what_is_kept_is_not_used_for_other_inputs() -> None:
+    model, once, inputs = classifier(), TokensOnce(PREFIX), batch()
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    with once.keeping(), torch.no_grad():
+        once.pooled(model.backbone, ids, mask)
+        with pytest.raises(RuntimeError, match="inputs that do not share 6 tokens"):
+            once.pooled(model.backbone, (ids + 1) * mask, mask)
 
 
 def test_what_is_kept_is_not_used_in_training_or_later() -> None:
@@ -176,6 +185,16 @@ def test_what_is_kept_is_not_used_in_training_or_later() -> None:
         with once.keeping():
             found = once.pooled(model.backbone, ids, mask)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_with_dropout_only_evaluation_shares() -> None:
+    model, calls = classifier(), []
+    model.backbone.layers[0].mlp.register_forward_hook(  # type: ignore[index, union-attr]
+        lambda module, args, out: calls.append(tuple(out.shape[:2]))
+    )
+    for mode in (True, False):
+        outputs(model.train(mode), TokensOnce(PREFIX, in_training=False), batch())
+    assert calls == [(4, 12), (1, PREFIX), (4, 6)]
 
 
 def test_without_shortcuts_a_pass_is_todays_bit_for_bit_also_where_the_layer_was_cut() -> None:
@@ -220,7 +239,6 @@ def test_inputs_that_are_not_as_promised_are_refused(way: tuple[int, bool]) -> N
 @pytest.mark.parametrize(
     ("model_type", "extra", "why"),
     [
-        ("mamba", {}, "MambaModel takes no cache of keys and values"),
         (
             "gemma2",
             {"use_bidirectional_attention": True},
@@ -246,6 +264,11 @@ def test_architectures_that_cannot_share_say_why(
     assert cannot_share(backbone(model_type, **attention | extra)) == why
 
 
+def test_a_model_without_attention_does_not_share() -> None:
+    model = classifier("mamba", attn_implementation="eager")
+    assert cannot_share(model.backbone) or disagreement(model, TokensOnce(PREFIX), batch())
+
+
 @pytest.mark.parametrize("model_type", [*ARCHITECTURES, "qwen3", "phi3", "gpt_neox"])
 def test_architectures_with_a_cache_share_and_the_check_agrees(model_type: str) -> None:
     model = classifier(model_type, pad_token_id=0)
@@ -258,7 +281,7 @@ def test_architectures_with_a_cache_share_and_the_check_agrees(model_type: str) 
 
 def test_the_check_tells_of_features_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     model, once = classifier(), TokensOnce(PREFIX)
-    monkeypatch.setattr(InputCache, "get_seq_length", lambda *_: 0)  # positions are off
+    monkeypatch.setattr(InputCache, "get_seq_length", lambda *_, **__: 0)  # positions are off
     assert "its features differ by" in str(disagreement(model, once, batch()))
 
 

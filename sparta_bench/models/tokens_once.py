@@ -8,8 +8,9 @@ floating-point sums, where the backbone draws nothing at random.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,13 @@ TOLERANCES = {
 }
 
 
+class _Prefix(NamedTuple):
+    """Token ids (1 x tokens); by layer, keys and values (1 x heads x tokens x size)."""
+
+    ids: Tensor
+    states: dict[int, tuple[Tensor, Tensor]]
+
+
 class TokensOnce:
     """What of a batch is computed: without arguments, all of it.
 
@@ -46,12 +54,18 @@ class TokensOnce:
         right. A batch for which that is not true is refused.
     last_layer
         Whether the last layer computes each input's last token alone (`knows_last_layer`).
+    in_training
+        Whether the prefix is shared in training mode too. Where dropout is drawn, an input's own
+        would be drawn for all; in evaluation nothing is drawn.
     """
 
-    def __init__(self, prefix_tokens: int = 0, last_layer: bool = False) -> None:
+    def __init__(
+        self, prefix_tokens: int = 0, last_layer: bool = False, in_training: bool = True
+    ) -> None:
         self.prefix_tokens, self.last_layer = prefix_tokens, last_layer
+        self.in_training = in_training
         self._keeps = False
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._kept: _Prefix | None = None
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -62,39 +76,40 @@ class TokensOnce:
             yield
         finally:
             self._keeps = False
-            self._kept = {}
+            self._kept = None
 
     def pooled(self, backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The last real token's final hidden state (rows x hidden, in the backbone's dtype)."""
-        if not self.prefix_tokens and not self.last_layer:
+        shared = self.prefix_tokens if self.in_training or not backbone.training else 0
+        if not shared and not self.last_layer:
             return pooled(backbone, input_ids, attention_mask)
         last = last_token(attention_mask)
-        _refuse_other_inputs(input_ids, attention_mask, last, self.prefix_tokens)
+        keeps = self._keeps and not torch.is_grad_enabled()
+        kept = self._kept if keeps and shared else None
+        first = input_ids[:1, :shared] if kept is None else kept.ids
+        _refuse_other_inputs(input_ids, first, attention_mask, last)
         _let_caches_pass(backbone)
         if self.last_layer:
             cut_last_layer(backbone)
-        keeps = self._keeps and not torch.is_grad_enabled()
-        shared = self.prefix_tokens if keeps or len(input_ids) > 1 else 0
-        prefix = self._prefix(backbone, input_ids[:1, :shared], keeps) if shared else {}
-        last = last - shared
-        cache = InputCache(prefix, shared, last if self.last_layer else None)
+        if len(input_ids) == 1 and not keeps:
+            shared = 0  # nobody to share with
+        if shared and kept is None:
+            kept = self._prefix(backbone, first)
+            self._kept = kept if keeps else None
+        last -= shared
+        cache = InputCache(
+            kept.states if shared and kept else {}, shared, last if self.last_layer else None
+        )
         states = _run(backbone, input_ids[:, shared:], cache)
         if self.last_layer:
             return states[:, 0]
         return states[torch.arange(len(states), device=states.device), last]
 
-    def _prefix(
-        self, backbone: nn.Module, ids: Tensor, keeps: bool
-    ) -> dict[int, tuple[Tensor, Tensor]]:
-        """By layer, keys and values (1 x heads x tokens x size)."""
-        if keeps and self._kept:
-            return self._kept
+    def _prefix(self, backbone: nn.Module, ids: Tensor) -> _Prefix:
         last = torch.tensor([ids.shape[1] - 1], device=ids.device)
         recorder = Recorder({}, 0, last if self.last_layer else None)
         _run(backbone, ids, recorder)
-        if keeps:
-            self._kept = recorder.prefix
-        return recorder.prefix
+        return _Prefix(ids, recorder.prefix)
 
 
 def _run(backbone: nn.Module, ids: Tensor, cache: InputCache) -> Tensor:
@@ -121,13 +136,14 @@ def _let_caches_pass(backbone: nn.Module) -> None:
                 module._can_checkpoint_with_cache = True  # type: ignore[assignment]
 
 
-def _refuse_other_inputs(ids: Tensor, mask: Tensor, last: Tensor, prefix_tokens: int) -> None:
-    """Raises where the inputs do not begin with the same tokens, or padding is not on the right;
-    on CUDA some time later, since nobody waits for the answer."""
-    same = (ids[:, :prefix_tokens] == ids[:1, :prefix_tokens]).all()
-    right = (mask.sum(dim=1) == last + 1).all() & (last >= prefix_tokens).all()
+def _refuse_other_inputs(ids: Tensor, prefix: Tensor, mask: Tensor, last: Tensor) -> None:
+    """Raises where the inputs do not begin with these tokens and go on, or padding is not on the
+    right; on CUDA some time later, since nobody waits for the answer."""
+    tokens = prefix.shape[1]
+    same = (ids[:, :tokens] == prefix).all()
+    right = (mask.sum(dim=1) == last + 1).all() & (last >= tokens).all()
     torch._assert_async(  # type: ignore[no-untyped-call]
-        same & right, f"inputs that do not share {prefix_tokens} tokens, or are padded on the left"
+        same & right, f"inputs that do not share {tokens} tokens, or are padded on the left"
     )
 
 
@@ -178,7 +194,7 @@ def disagreement(classifier: Classifier, once: TokensOnce, batch: dict[str, Tens
     return None
 
 
-def _first_trained(backbone: nn.Module) -> list[Tensor]:
+def _first_trained(backbone: nn.Module) -> Sequence[Tensor]:
     embeddings = {
         id(p) for m in backbone.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
     }
@@ -186,7 +202,7 @@ def _first_trained(backbone: nn.Module) -> list[Tensor]:
 
 
 def _features_and_gradient(
-    classifier: Classifier, once: TokensOnce, batch: dict[str, Tensor], trained: list[Tensor]
+    classifier: Classifier, once: TokensOnce, batch: dict[str, Tensor], trained: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Both as one vector of float64."""
     with torch.set_grad_enabled(bool(trained)):
