@@ -27,7 +27,12 @@ from sparta_bench.models.classifier import (
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.models.last_layer import InputCache, knows_last_layer
 from sparta_bench.models.step_work import forward_flops, work_of
-from sparta_bench.models.tokens_once import TokensOnce, cannot_share, disagreement
+from sparta_bench.models.tokens_once import (
+    TokensOnce,
+    cannot_share,
+    disagreement,
+    tokens_once,
+)
 from sparta_bench.sparta import SpartaAdapter
 
 PREFIX = 6
@@ -44,7 +49,8 @@ WAYS = [(PREFIX, False), (0, True), (PREFIX, True)]
 @pytest.fixture(autouse=True)
 def double(monkeypatch: pytest.MonkeyPatch) -> None:
     """Norms and eager attention, which transformers computes in float32, in float64 as well."""
-    monkeypatch.setattr(torch, "float32", torch.float64)
+    for name in ("float", "float32"):
+        monkeypatch.setattr(torch, name, torch.float64)
     monkeypatch.setattr(Tensor, "float", Tensor.double)
 
 
@@ -279,6 +285,43 @@ def test_architectures_with_a_cache_share_and_the_check_agrees(model_type: str) 
     assert all(value.grad is None for value in model.parameters())
 
 
+def test_the_check_compares_without_dropout_where_training_draws_it() -> None:
+    model = classifier(attention_dropout=0.5)
+    once = TokensOnce(PREFIX, True)
+    assert "differ by" in str(disagreement(model, once, batch()))
+    assert disagreement(model, once, batch(), draws=True) is None
+    assert model.training and model.backbone.training
+
+
+@pytest.mark.parametrize(
+    ("share", "tokens", "draws", "expected"),
+    [
+        ("auto", 8, False, (8, True)),
+        ("auto", 7, False, (0, True)),
+        ("auto", 8, True, (8, False)),
+        (True, 7, True, (7, True)),
+        (True, 0, False, (0, True)),
+        (False, 8, False, (0, True)),
+    ],
+)
+def test_what_the_setting_chooses(
+    share: str | bool, tokens: int, draws: bool, expected: tuple[int, bool]
+) -> None:
+    once, why_not = tokens_once(backbone(), share, tokens, draws)
+    assert (once.prefix_tokens, once.in_training, once.last_layer, why_not) == (
+        *expected,
+        True,
+        None,
+    )
+
+
+def test_the_setting_says_why_an_architecture_does_not_share() -> None:
+    model = backbone("gemma2", attn_implementation="eager", use_bidirectional_attention=True)
+    once, why_not = tokens_once(model, "auto", 8, draws=False)
+    assert (once.prefix_tokens, once.last_layer) == (0, False)
+    assert why_not == "Gemma2Model's tokens see the tokens after them"
+
+
 def test_the_check_tells_of_features_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     model, once = classifier(), TokensOnce(PREFIX)
     monkeypatch.setattr(InputCache, "get_seq_length", lambda *_, **__: 0)  # positions are off
@@ -343,4 +386,6 @@ def test_the_flops_of_the_formula_are_those_counted(model_type: str, way: tuple[
     model, inputs = classifier(model_type).eval(), batch((12, 12, 12))
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         TokensOnce(*way).pooled(model.backbone, inputs["input_ids"], inputs["attention_mask"])
-    assert counter.get_total_flops() == forward_flops(model.backbone, work_of(3, 12, *way))
+    expected = forward_flops(model.backbone, work_of(3, 12, *way))
+    # transformers 5.17 computes rotary angles by a product, which later versions do not
+    assert counter.get_total_flops() == pytest.approx(expected, rel=1e-3)

@@ -93,11 +93,18 @@ def plain_model(backbone: nn.Module) -> Any:
     return backbone if unwrap is None else unwrap()
 
 
+def is_causal(backbone: nn.Module) -> bool:
+    """Whether tokens see only those before them."""
+    config = plain_model(backbone).config
+    both_ways = getattr(config, "use_bidirectional_attention", False)
+    return getattr(config, "is_causal", True) and not both_ways
+
+
 def knows_last_layer(backbone: nn.Module) -> bool:
     """Whether the last layer can be cut to the last token."""
     config = plain_model(backbone).config
-    attention = config._attn_implementation in ("sdpa", "eager")
-    return attention and config.model_type in ARCHITECTURES
+    known = config.model_type in ARCHITECTURES
+    return known and is_causal(backbone) and config._attn_implementation in ("sdpa", "eager")
 
 
 def cut_last_layer(backbone: nn.Module) -> None:

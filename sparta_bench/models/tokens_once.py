@@ -23,6 +23,8 @@ from sparta_bench.models.last_layer import (
     InputCache,
     Recorder,
     cut_last_layer,
+    is_causal,
+    knows_last_layer,
     plain_model,
 )
 
@@ -147,15 +149,31 @@ def _refuse_other_inputs(ids: Tensor, prefix: Tensor, mask: Tensor, last: Tensor
     )
 
 
+def tokens_once(
+    backbone: nn.Module, share: str | bool, prefix_tokens: int, draws: bool
+) -> tuple[TokensOnce, str | None]:
+    """What to compute with `train.share_prefix` (auto, true or false); and why the prefix is not
+    shared though it was asked for, in words.
+
+    Parameters
+    ----------
+    draws
+        Whether training draws dropout. `auto` then shares in evaluation alone.
+    """
+    wanted = prefix_tokens >= (MIN_PREFIX_TOKENS if share == "auto" else 1)
+    why_not = cannot_share(backbone) if share and wanted else None
+    shared = prefix_tokens if share and wanted and why_not is None else 0
+    in_training = share is True or not draws
+    return TokensOnce(shared, knows_last_layer(backbone), in_training), why_not
+
+
 def cannot_share(backbone: nn.Module) -> str | None:
     """Why inputs cannot share a prefix, in words, by what the architecture says of itself."""
     model = plain_model(backbone)
     config = model.config
     if not _cache_argument(backbone):
         return f"{type(model).__name__} takes no cache of keys and values"
-    if getattr(config, "use_bidirectional_attention", False) or not getattr(
-        config, "is_causal", True
-    ):
+    if not is_causal(backbone):
         return f"{type(model).__name__}'s tokens see the tokens after them"
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
@@ -164,17 +182,18 @@ def cannot_share(backbone: nn.Module) -> str | None:
     return None
 
 
-def disagreement(classifier: Classifier, once: TokensOnce, batch: dict[str, Tensor]) -> str | None:
-    """Whether `once` gives what the whole computation gives, tried on a batch's shortest and
-    longest input: in words by how much it does not; None where it does.
+def disagreement(
+    classifier: Classifier, once: TokensOnce, batch: dict[str, Tensor], draws: bool = False
+) -> str | None:
+    """Whether `once` gives for a batch what the whole computation gives: in words by how much it
+    does not; None where it does.
 
     The features and, where something in the backbone trains, the gradient of its first tensors are
-    compared. Nothing may be drawn at random; no gradient is left behind.
+    compared, in training mode, or in evaluation mode where training `draws` dropout. No gradient
+    is left behind.
     """
-    if len(batch["labels"]) < 2:
-        return "a batch of one input shows nothing"
-    order = batch["attention_mask"].sum(dim=1).argsort(stable=True)
-    batch = {name: tensor[order[[0, -1]]] for name, tensor in batch.items()}
+    was_training = classifier.training
+    classifier.train(not draws)
     trained = _first_trained(classifier.backbone)
     try:
         whole, mine = (
@@ -184,6 +203,8 @@ def disagreement(classifier: Classifier, once: TokensOnce, batch: dict[str, Tens
         raise
     except Exception as error:  # many kinds, where a model takes a cache otherwise
         return f"{type(error).__name__}: {reason_of(error)}"
+    finally:
+        classifier.train(was_training)
     tolerances = TOLERANCES[next(classifier.backbone.parameters()).dtype]
     for what, tolerance, a, b in zip(
         ("features", "gradients"), tolerances, whole, mine, strict=True
