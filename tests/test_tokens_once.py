@@ -25,7 +25,8 @@ from sparta_bench.models.classifier import (
     random_head,
 )
 from sparta_bench.models.dtypes import Precision
-from sparta_bench.models.last_layer import InputCache, knows_last_layer
+from sparta_bench.models.last_layer import knows_last_layer
+from sparta_bench.models.packed_attention import Layout
 from sparta_bench.models.step_work import forward_flops, work_of
 from sparta_bench.models.tokens_once import (
     TokensOnce,
@@ -144,53 +145,30 @@ def test_other_batches_are_the_same(
         assert_same(classifier(model_type), once, batch(lengths, prefix))
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_in_evaluation_the_prefix_is_computed_once(way: tuple[int, bool]) -> None:
-    model, once = classifier("gemma").eval(), TokensOnce(*way)
-    calls: list[tuple[int, int]] = []
-    model.backbone.layers[0].mlp.register_forward_hook(  # type: ignore[index, union-attr]
-        lambda module, args, out: calls.append(tuple(out.shape[:2]))
-    )
-    batches = [batch(), batch((7,)), batch((8, 12, 9))]
-
-    def features(how: TokensOnce) -> list[Tensor]:
-        return [how.pooled(model.backbone, b["input_ids"], b["attention_mask"]) for b in batches]
-
-    with torch.no_grad():
-        expected = features(TokensOnce())
+@pytest.mark.parametrize(
+    ("way", "expected"),
+    [
+        ((PREFIX, False), [[6 + 4 * 6, 6 + 4 * 6], [7, 7]]),
+        ((0, True), [[4 * 12, 4], [7, 1]]),
+        ((PREFIX, True), [[6 + 4 * 6, 4], [7, 1]]),
+    ],
+    ids=str,
+)
+def test_each_layer_computes_the_prefix_once_and_the_last_one_a_token_of_each_input(
+    way: tuple[int, bool], expected: list[list[int]]
+) -> None:
+    model = classifier("gemma")
+    calls: list[int] = []
+    for layer in model.backbone.layers:  # type: ignore[union-attr]
+        layer.mlp.register_forward_hook(  # type: ignore[union-attr]
+            lambda module, args, out: calls.append(out.shape[:2].numel())
+        )
+    found = []
+    for inputs in (batch(), batch((7,))):
+        outputs(model, TokensOnce(*way), inputs)
+        found.append(calls.copy())
         calls.clear()
-        with once.keeping():
-            found = features(once)
-    prefix, own = ([(1, PREFIX)], [(4, 6), (1, 1), (3, 6)]) if way[0] else ([], calls)
-    assert calls == [*prefix, *own]
-    for a, b in zip(expected, found, strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12)
-    assert once._kept is None
-
-
-def test_what_is_kept_is_not_used_for_other_inputs() -> None:
-    model, once, inputs = classifier(), TokensOnce(PREFIX), batch()
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    with once.keeping(), torch.no_grad():
-        once.pooled(model.backbone, ids, mask)
-        with pytest.raises(RuntimeError, match="inputs that do not share 6 tokens"):
-            once.pooled(model.backbone, (ids + 1) * mask, mask)
-
-
-def test_what_is_kept_is_not_used_in_training_or_later() -> None:
-    model, once, inputs = classifier(), TokensOnce(PREFIX, True), batch()
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    with once.keeping():
-        with torch.no_grad():
-            once.pooled(model.backbone, ids, mask)
-        assert_same(model, once, inputs)  # with the gradient that goes through the prefix
-    with torch.no_grad():
-        for value in model.parameters():
-            value += 0.1
-        expected = TokensOnce().pooled(model.backbone, ids, mask)
-        with once.keeping():
-            found = once.pooled(model.backbone, ids, mask)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert found == expected
 
 
 def test_with_dropout_only_evaluation_shares() -> None:
@@ -200,7 +178,7 @@ def test_with_dropout_only_evaluation_shares() -> None:
     )
     for mode in (True, False):
         outputs(model.train(mode), TokensOnce(PREFIX, in_training=False), batch())
-    assert calls == [(4, 12), (1, PREFIX), (4, 6)]
+    assert calls == [(4, 12), (1, PREFIX + 4 * 6)]
 
 
 def test_without_shortcuts_a_pass_is_todays_bit_for_bit_also_where_the_layer_was_cut() -> None:
@@ -223,9 +201,9 @@ def test_the_last_layer_computes_one_token_for_each_input() -> None:
         if name.startswith(("layers.1.mlp.", "layers.1.self_attn.")) or name == "norm":
             module.register_forward_hook(note(name.rpartition(".")[2]))
     outputs(model, TokensOnce(0, True), batch())
-    one = {name: [1] for name in ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "norm")}
+    one = {name: [4] for name in ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "norm")}
     assert {name: rows[name] for name in one} == one
-    assert rows["k_proj"] == rows["v_proj"] == [12, 1]
+    assert rows["k_proj"] == rows["v_proj"] == [4 * 12, 4]
 
 
 @pytest.mark.parametrize("way", [(PREFIX, False), (0, True)], ids=str)
@@ -245,6 +223,7 @@ def test_inputs_that_are_not_as_promised_are_refused(way: tuple[int, bool]) -> N
 @pytest.mark.parametrize(
     ("model_type", "extra", "why"),
     [
+        ("mamba", {}, "MambaModel's attention is not transformers' common one"),
         (
             "gemma2",
             {"use_bidirectional_attention": True},
@@ -270,18 +249,13 @@ def test_architectures_that_cannot_share_say_why(
     assert cannot_share(backbone(model_type, **attention | extra)) == why
 
 
-def test_a_model_without_attention_does_not_share() -> None:
-    model = classifier("mamba", attn_implementation="eager")
-    assert cannot_share(model.backbone) or disagreement(model, TokensOnce(PREFIX), batch())
-
-
-@pytest.mark.parametrize("model_type", [*ARCHITECTURES, "qwen3", "phi3", "gpt_neox"])
-def test_architectures_with_a_cache_share_and_the_check_agrees(model_type: str) -> None:
-    model = classifier(model_type, pad_token_id=0)
+@pytest.mark.parametrize("model_type", [*ARCHITECTURES, "qwen3", "phi3", "gpt_neox", "gpt2", "opt"])
+def test_architectures_share_and_the_check_agrees(model_type: str) -> None:
+    model = classifier(model_type, pad_token_id=0, word_embed_proj_dim=16)
     assert cannot_share(model.backbone) is None
     assert knows_last_layer(model.backbone) == (model_type in ARCHITECTURES)
     once = TokensOnce(PREFIX, knows_last_layer(model.backbone))
-    assert disagreement(model, once, batch()) is None
+    assert disagreement(model, once, batch(), draws=model_type in ("gpt2", "opt")) is None
     assert all(value.grad is None for value in model.parameters())
 
 
@@ -324,28 +298,25 @@ def test_the_setting_says_why_an_architecture_does_not_share() -> None:
 
 def test_the_check_tells_of_features_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     model, once = classifier(), TokensOnce(PREFIX)
-    monkeypatch.setattr(InputCache, "get_seq_length", lambda *_, **__: 0)  # positions are off
+    whole = Layout.positions.fget
+    monkeypatch.setattr(Layout, "positions", property(lambda layout: whole(layout) // 2))  # type: ignore[misc]
     assert "its features differ by" in str(disagreement(model, once, batch()))
 
 
 def test_the_check_tells_of_gradients_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     model, once = classifier(), TokensOnce(PREFIX)
-    whole = TokensOnce._prefix
-
-    def without_gradient(*args: Any) -> Any:
-        with torch.no_grad():
-            return whole(*args)
-
-    monkeypatch.setattr(TokensOnce, "_prefix", without_gradient)
+    whole = Layout.with_prefix
+    monkeypatch.setattr(
+        Layout, "with_prefix", lambda layout, prefix, own: whole(layout, prefix.detach(), own)
+    )
     assert "its gradients differ by" in str(disagreement(model, once, batch()))
     model.requires_grad_(False)  # nothing trains: the features alone count
     assert disagreement(model, once, batch()) is None
 
 
-def test_the_check_tells_of_models_that_fail_with_a_cache() -> None:
-    model = classifier("gpt2", n_embd=16, n_head=2, n_layer=2, bos_token_id=1, eos_token_id=1)
-    checkpoint_gradients(model.backbone)  # its layers lose the cache then
-    assert str(disagreement(model, TokensOnce(PREFIX), batch())).startswith("RuntimeError: ")
+def test_the_check_tells_of_models_that_take_no_layout() -> None:
+    model = classifier("mamba", attn_implementation="eager")
+    assert "its features differ by" in str(disagreement(model, TokensOnce(PREFIX), batch()))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

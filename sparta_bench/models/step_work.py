@@ -14,8 +14,8 @@ class Work(NamedTuple):
 
     What the layers keep for the backward pass grows with `tokens` in all layers but the last. In
     the last one, MLP and output projection keep what they need of `last_tokens`; `key_tokens` keep
-    the layer's input, its norm, keys and values. Each layer also keeps the keys and values of the
-    prefix once for each row, beside the rows' own.
+    the layer's input, its norm, keys and values. Each layer also keeps the prefix's keys and values
+    once for each input, beside the input's own.
     """
 
     tokens: int  # that pass through each layer but the last
@@ -26,13 +26,13 @@ class Work(NamedTuple):
 
 
 def work_of(rows: int, tokens: int, prefix_tokens: int = 0, last_layer: bool = False) -> Work:
-    """For `rows` inputs of `tokens` tokens, as `TokensOnce` computes them in training."""
+    """For `rows` inputs of `tokens` tokens, as `TokensOnce` computes them."""
     shared = prefix_tokens if rows > 1 else 0
     own = tokens - shared
     each, pairs = shared + rows * own, shared * shared + rows * own * tokens
     if not last_layer:
         return Work(each, pairs, each, pairs, 0)
-    return Work(each, pairs, rows + (shared > 0), shared + rows * tokens, each)
+    return Work(each, pairs, rows, rows * tokens, each)
 
 
 def forward_flops(backbone: nn.Module, work: Work) -> int:

@@ -7,10 +7,7 @@ floating-point sums, where the backbone draws nothing at random.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +16,12 @@ from torch import Tensor, nn
 from sparta_bench.errors import reason_of
 from sparta_bench.models.classifier import Classifier, last_token, logits_of, pooled
 from sparta_bench.models.last_layer import (
-    CACHE_ARGUMENTS,
-    InputCache,
-    Recorder,
     cut_last_layer,
     is_causal,
     knows_last_layer,
     plain_model,
 )
+from sparta_bench.models.packed_attention import KINDS, LAYOUT, Layout, know_layouts
 
 MIN_PREFIX_TOKENS = 8  # of a shorter one the second pass costs about what it saves
 # What sums in another order may change: of the features, and of the first layer's gradient, as a
@@ -37,13 +32,6 @@ TOLERANCES = {
     torch.bfloat16: (0.1, 0.3),
     torch.float16: (0.03, 0.1),
 }
-
-
-class _Prefix(NamedTuple):
-    """Token ids (1 x tokens); by layer, keys and values (1 x heads x tokens x size)."""
-
-    ids: Tensor
-    states: dict[int, tuple[Tensor, Tensor]]
 
 
 class TokensOnce:
@@ -66,19 +54,6 @@ class TokensOnce:
     ) -> None:
         self.prefix_tokens, self.last_layer = prefix_tokens, last_layer
         self.in_training = in_training
-        self._keeps = False
-        self._kept: _Prefix | None = None
-
-    @contextmanager
-    def keeping(self) -> Iterator[None]:
-        """In this context the prefix is computed once, for all passes without gradients; no weight
-        may change meanwhile."""
-        self._keeps = True
-        try:
-            yield
-        finally:
-            self._keeps = False
-            self._kept = None
 
     def pooled(self, backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The last real token's final hidden state (rows x hidden, in the backbone's dtype)."""
@@ -86,63 +61,30 @@ class TokensOnce:
         if not shared and not self.last_layer:
             return pooled(backbone, input_ids, attention_mask)
         last = last_token(attention_mask)
-        keeps = self._keeps and not torch.is_grad_enabled()
-        kept = self._kept if keeps and shared else None
-        first = input_ids[:1, :shared] if kept is None else kept.ids
-        _refuse_other_inputs(input_ids, first, attention_mask, last)
-        _let_caches_pass(backbone)
+        _refuse_other_inputs(input_ids, shared, attention_mask, last)
+        if len(input_ids) == 1:
+            shared = 0  # nobody to share with
+        own = input_ids[:, shared:]
+        layout = Layout(shared, len(own), own.shape[1], last - shared, self.last_layer)
+        know_layouts(plain_model(backbone).config._attn_implementation)
         if self.last_layer:
             cut_last_layer(backbone)
-        if len(input_ids) == 1 and not keeps:
-            shared = 0  # nobody to share with
-        if shared and kept is None:
-            kept = self._prefix(backbone, first)
-            self._kept = kept if keeps else None
-        last -= shared
-        cache = InputCache(
-            kept.states if shared and kept else {}, shared, last if self.last_layer else None
-        )
-        states = _run(backbone, input_ids[:, shared:], cache)
-        if self.last_layer:
-            return states[:, 0]
-        return states[torch.arange(len(states), device=states.device), last]
-
-    def _prefix(self, backbone: nn.Module, ids: Tensor) -> _Prefix:
-        last = torch.tensor([ids.shape[1] - 1], device=ids.device)
-        recorder = Recorder({}, 0, last if self.last_layer else None)
-        _run(backbone, ids, recorder)
-        return _Prefix(ids, recorder.prefix)
+        named = {
+            "input_ids": torch.cat([input_ids[0, :shared], own.flatten()])[None],
+            "position_ids": layout.positions,
+            # of four dimensions, so that the model takes it as it is; nobody looks at it
+            "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=last.device),
+            "use_cache": False,
+            LAYOUT: layout,
+        }
+        states: Tensor = backbone(**named).last_hidden_state[0]
+        return states if self.last_layer else states[layout.last_tokens]
 
 
-def _run(backbone: nn.Module, ids: Tensor, cache: InputCache) -> Tensor:
-    # no mask: a token sees those before it, and padding stands after all that are read
-    named = {"input_ids": ids, "attention_mask": None, "use_cache": False}
-    named[_cache_argument(backbone)] = cache
-    states: Tensor = backbone(**named).last_hidden_state
-    return states
-
-
-def _cache_argument(backbone: nn.Module) -> str:
-    """What transformers' model calls the cache it reads; empty where it reads none."""
-    arguments = inspect.signature(plain_model(backbone).forward).parameters
-    return next((name for name in CACHE_ARGUMENTS if name in arguments), "")
-
-
-def _let_caches_pass(backbone: nn.Module) -> None:
-    """Checkpointed layers drop a cache unless told that they only read it."""
-    if backbone.training:
-        for module in backbone.modules():
-            if getattr(module, "gradient_checkpointing", False) and hasattr(
-                module, "_can_checkpoint_with_cache"
-            ):
-                module._can_checkpoint_with_cache = True  # type: ignore[assignment]
-
-
-def _refuse_other_inputs(ids: Tensor, prefix: Tensor, mask: Tensor, last: Tensor) -> None:
-    """Raises where the inputs do not begin with these tokens and go on, or padding is not on the
-    right; on CUDA some time later, since nobody waits for the answer."""
-    tokens = prefix.shape[1]
-    same = (ids[:, :tokens] == prefix).all()
+def _refuse_other_inputs(ids: Tensor, tokens: int, mask: Tensor, last: Tensor) -> None:
+    """Raises where the inputs do not begin with the same tokens and go on, or padding is not on
+    the right; on CUDA some time later, since nobody waits for the answer."""
+    same = (ids[:, :tokens] == ids[:1, :tokens]).all()
     right = (mask.sum(dim=1) == last + 1).all() & (last >= tokens).all()
     torch._assert_async(  # type: ignore[no-untyped-call]
         same & right, f"inputs that do not share {tokens} tokens, or are padded on the left"
@@ -171,8 +113,8 @@ def cannot_share(backbone: nn.Module) -> str | None:
     """Why inputs cannot share a prefix, in words, by what the architecture says of itself."""
     model = plain_model(backbone)
     config = model.config
-    if not _cache_argument(backbone):
-        return f"{type(model).__name__} takes no cache of keys and values"
+    if config._attn_implementation not in KINDS or not model._supports_attention_backend:
+        return f"{type(model).__name__}'s attention is not transformers' common one"
     if not is_causal(backbone):
         return f"{type(model).__name__}'s tokens see the tokens after them"
     rope = getattr(config, "rope_parameters", None) or {}
