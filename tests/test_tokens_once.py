@@ -10,13 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_models import SMALL, backbone
+from sparta_bench.analysis.bench.flops import ATTENTION
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparta_bench.analysis.bench.flops import ATTENTION
 from sparta_bench.config.schema import LoraConfig
-from sparta_bench.data.shared_prefix import shared_prefix_length
-from sparta_bench.data.tokenize import TokenRows
+from sparta_bench.data.tokenize import TokenRows, shared_prefix_length
 from sparta_bench.methods.lora import wrap_in_lora
 from sparta_bench.models.classifier import (
     Classifier,

@@ -55,6 +55,10 @@ class TokensOnce:
         self.prefix_tokens, self.last_layer = prefix_tokens, last_layer
         self.in_training = in_training
 
+    def as_dict(self) -> dict[str, int | bool]:
+        """The three as plain values."""
+        return dict(vars(self))
+
     def pooled(self, backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The last real token's final hidden state (rows x hidden, in the backbone's dtype)."""
         shared = self.prefix_tokens if self.in_training or not backbone.training else 0
@@ -89,6 +93,28 @@ def _refuse_other_inputs(ids: Tensor, tokens: int, mask: Tensor, last: Tensor) -
     torch._assert_async(  # type: ignore[no-untyped-call]
         same & right, f"inputs that do not share {tokens} tokens, or are padded on the left"
     )
+
+
+def choose(
+    classifier: Classifier,
+    share: str | bool,
+    prefix_tokens: int,
+    batch: dict[str, Tensor],
+    draws: bool,
+) -> tuple[TokensOnce | None, str | None]:
+    """What a run computes with `train.share_prefix`, tried on a batch of its own; and why that is
+    less than was asked for. `draws`: as for `tokens_once`."""
+    if share is False:
+        return None, None
+    once, why_not = tokens_once(classifier.backbone, share, prefix_tokens, draws)
+    for way in (once, TokensOnce(0, once.last_layer)):
+        if not way.prefix_tokens and not way.last_layer:
+            continue
+        difference = disagreement(classifier, way, batch, draws)
+        if difference is None:
+            return way, why_not
+        why_not = difference
+    return None, why_not
 
 
 def tokens_once(
