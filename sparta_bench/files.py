@@ -73,10 +73,12 @@ def why_no_folder(path: str | Path) -> str | None:
 def why_not_writable(folder: Path) -> str | None:
     """What prevents writing into a folder, which need not be there yet; `None`: nothing."""
     path = folder.absolute()
+    if "\0" in str(path):
+        return "no file system has such a name"
     try:
         nearest = next(part for part in (path, *path.parents) if part.exists())
-    except (OSError, ValueError) as error:  # too long, with NUL, or not ours to look into
-        return error.strerror if isinstance(error, OSError) else "no file system has such a name"
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        return str(error.strerror)
     if not nearest.is_dir():
         return f"{nearest} is no folder"
     return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} cannot be written to"

@@ -582,7 +582,7 @@ def test_a_local_model_is_named_by_its_folder(tmp_path: Path) -> None:
 
 def test_the_authors_variant_is_sparta_with_other_settings() -> None:
     assert compose(["method=sparta_vo"]).method == SpartaConfig(
-        "sparta", 0.005, ["v_proj", "o_proj"], "backbone"
+        "sparta", 0.005, ("v_proj", "o_proj"), "backbone"
     )
 
 

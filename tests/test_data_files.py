@@ -209,7 +209,18 @@ CUT = f"{'x' * 120}… (5,000,000 characters)"
         ("train.tsv", "{x}\n", f"row 1: the header lacks sentence, label (it has: {CUT})"),
         ("train.tsv", "{x}\nsentence\tlabel\n", "row 1: the header lacks sentence, label"),
         ("train.tsv", "sentence\tlabel\n{x}\n", "row 2: 1 tab-separated fields, where 2 belong"),
-        ("train.csv", "sentence,label\na,{x}\n", f"row 1: label '{'x' * 119}… (5,000,002 char"),
+        ("train.jsonl", '{"sentence": ["{x}"]', "row 1: not JSON: Expecting ',' delimiter"),
+        (
+            "train.jsonl",
+            '{"sentence": ["{x}"], "label": 1}\n',
+            f"row 1: sentence is ['{'x' * 118}… (5,000,004 characters), not a text",
+        ),
+        (
+            "train.jsonl",
+            '{"{x}": 1}\n',
+            f"row 1: column sentence is missing (there are: {CUT})",
+        ),
+        ("train.csv", "sentence,label\na,{x}\n", f"row 2: label '{'x' * 119}… (5,000,002 char"),
         (
             "train.tsv",
             "\x1b]0;owned\x07\0\n",
@@ -296,16 +307,20 @@ def test_no_file_at_all(sst2: TaskConfig, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ('{"sentence": "a"}', "label None is none of 0 (negative), 1 (positive)"),
-        ('{"label": 1}', "sentence is None, not a text"),
+        ('{"sentence": "a"}', "column label is missing (there are: sentence)"),
+        ('{"label": 1}', "column sentence is missing (there are: label)"),
         ('{"sentence": null, "label": 1}', "sentence is None, not a text"),
         ('{"sentence": 5, "label": 1}', "sentence is 5, not a text"),
         ('{"sentence": "a", "label": true}', "label True is none of 0 (negative), 1 (positive)"),
         ('{"sentence": "a", "label": null}', "label None is none of 0 (negative), 1 (positive)"),
-        ('{"sentence": "a", "label": -1}', "label -1.0 is none of 0 (negative), 1 (positive)"),
+        ('{"sentence": "a", "label": -1}', "label -1 is none of 0 (negative), 1 (positive)"),
         ('{"sentence": "a", "label": 0.5}', "label 0.5 is none of 0 (negative), 1 (positive)"),
         ('{"sentence": "a", "label": NaN}', "label nan is none of 0 (negative), 1 (positive)"),
         ('{"sentence": "a", "label": [1]}', "label [1] is none of 0 (negative), 1 (positive)"),
+        ("[1]", "not a JSON object"),
+        ('"', "not JSON: Unterminated string starting at: line 1 column 1 (char 0)"),
+        ("[" * 100_000, "not JSON: nested too deeply"),
+        ('{"sentence": "\\ud800", "label": 1}', "sentence holds half a surrogate pair"),
     ],
 )  # fmt: skip
 def test_a_bad_json_row(sst2: TaskConfig, tmp_path: Path, row: str, problem: str) -> None:
@@ -315,71 +330,28 @@ def test_a_bad_json_row(sst2: TaskConfig, tmp_path: Path, row: str, problem: str
     assert (examples.labels, examples.bad_rows) == ([1], 1)
 
 
-GOOD_JSON = '{"sentence": "a", "label": 1}\n'
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("train.jsonl", GOOD_JSON + "[1]\n"),
-        ("train.jsonl", GOOD_JSON + '"\n'),
-        ("train.jsonl", GOOD_JSON + "[" * 100_000 + "\n"),
-        ("train.jsonl", GOOD_JSON + '{"sentence": "\\ud800", "label": 1}\n'),
-        ("train.jsonl", GOOD_JSON.encode() + b'{"sentence": "caf\xe9", "label": 1}\n'),
-        ("train.csv", 'sentence,label\na,1\n"open,1\nb,0\n'),
-        ("train.csv", "sentence,label\na,1\nb,c,1\n"),
-        ("train.csv", "sentence,label\n" + "a,1\n" * 25_000 + "b,c,1\n"),
-        ("train.csv", b"sentence,label\n" + b"good,1\n" * 5000 + b"caf\xe9,1\nbad,0\n"),
-        ("train.parquet", b"PAR1 no"),
-    ],
-)  # fmt: skip
-def test_a_table_with_broken_rows_is_refused_as_a_whole(
-    sst2: TaskConfig, tmp_path: Path, name: str, content: str | bytes
-) -> None:
-    path = write(tmp_path / name, content)
-    line = fault(sst2)
-    assert line.startswith(f"{path}: not readable as {path.suffix[1:]}: ")
-    assert len(line) < 300 and line.isprintable()
-    assert fault(skip(sst2)) == line  # where the next row begins is not known
-
-
-def test_a_csv_is_texts_alone(sst2: TaskConfig, tmp_path: Path) -> None:
-    rows = '\ufeffsentence,label,idx\n"a\nb",1,0\nNA,0,\n007,1,x\n"",0,\n null ,positive,\n'
-    write(tmp_path / "train.csv", rows)
-    examples = read_split(sst2, "train")
-    assert texts(examples) == ["a\nb", "NA", "007", "", " null "]
-    assert examples.labels == [1, 0, 1, 0, 1]
-
-
-def test_a_csv_row_without_a_label_is_named_by_its_number(sst2: TaskConfig, tmp_path: Path) -> None:
-    path = write(tmp_path / "train.csv", 'sentence,label\n"a\nb",1\nc\ne,0\n')
-    problem = "label '' is none of 0 (negative), 1 (positive)"
-    assert fault(sst2) == f"{path}, row 2: {problem}{SKIP_HINT}"
+def test_a_bad_csv_row_is_named_by_its_line(sst2: TaskConfig, tmp_path: Path) -> None:
+    path = write(tmp_path / "train.csv", '\ufeffsentence,label\n"a\nb",1\nc\nd,1,2\ne,0\n')
+    assert fault(sst2) == f"{path}, row 4: not the header's number of fields (2){SKIP_HINT}"
     examples = read_split(skip(sst2), "train")
-    assert (texts(examples), examples.bad_rows) == (["a\nb", "e"], 1)
+    assert (texts(examples), examples.bad_rows) == (["a\nb", "e"], 2)
 
 
-def test_a_csv_with_more_fields_than_names(sst2: TaskConfig, tmp_path: Path) -> None:
-    path = write(tmp_path / "train.csv", "sentence,label\na,1,x\nb,0,x\n")
-    assert fault(sst2) == f"{path}, row 1: 3 fields, where the header has 2"
+def test_a_csv_that_cannot_be_read(sst2: TaskConfig, tmp_path: Path) -> None:
+    path = write(tmp_path / "train.csv", 'sentence,label\na,1\n"open,1\nb,0\n')
+    line = f"{path}, after row 2: not readable as csv: unexpected end of data"
+    assert fault(sst2) == line
+    assert fault(skip(sst2)) == line  # where the row ends is not known
 
 
-@pytest.mark.parametrize("name", ["train.csv", "train.jsonl", "train.parquet"])
-def test_an_empty_table(sst2: TaskConfig, tmp_path: Path, name: str) -> None:
-    path = write(tmp_path / name, "")
-    assert fault(sst2) == f"{path}: split train has no usable rows"
-
-
-def test_a_folder_whose_name_is_a_pattern_gets_nothing_beside_the_data(
-    sst2: TaskConfig, tmp_path: Path
-) -> None:
-    folder = tmp_path / "a[1]*?"
-    for suffix in (".parquet", ".jsonl", ".csv"):
-        write_table(folder / suffix[1:] / f"train{suffix}", ROWS)
-    before = sorted(folder.rglob("*"))
-    for suffix in ("parquet", "jsonl", "csv"):
-        assert read_split(replace(sst2, data_dir=str(folder / suffix)), "train").labels == [1, 0]
-    assert sorted(folder.rglob("*")) == before
+def test_bytes_in_a_csv_that_are_no_utf8(sst2: TaskConfig, tmp_path: Path) -> None:
+    content = b"sentence,label\n" + b"good,1\n" * 5000 + b"caf\xe9,1\nbad,0\n"
+    path = write(tmp_path / "train.csv", content)
+    assert fault(sst2) == f"{path}, row 5002: holds bytes that are no UTF-8{SKIP_HINT}"
+    examples = read_split(skip(sst2), "train")
+    assert (len(examples), examples.bad_rows) == (5001, 1)
+    path = write(tmp_path / "train.csv", b"sentence,label,caf\xe9\na,1,x\nb,7,x\n")
+    assert fault(sst2).startswith(f"{path}, row 3: label '7' is none of")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
@@ -390,12 +362,26 @@ def test_a_column_that_is_there_twice(sst2: TaskConfig, tmp_path: Path, suffix: 
     assert fault(sst2) == f"{path}, row 1: the header has sentence twice"
 
 
-def test_a_parquet_file_without_the_columns(sst2: TaskConfig, tmp_path: Path) -> None:
-    path = tmp_path / "train.parquet"
+def test_a_parquet_file_that_is_none(sst2: TaskConfig, tmp_path: Path) -> None:
+    path = write(tmp_path / "train.parquet", b"PAR1 no")
+    assert fault(sst2).startswith(f"{path}: not readable as parquet: ")
     write_table(path, [{"text": "a", "label": 1}])
     assert fault(sst2) == (
         f"{path}, row 1: column sentence is missing (there are: text, label){SKIP_HINT}"
     )
+
+
+def test_parquet_is_read_in_parts(
+    sst2: TaskConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparta_bench.data import local_files
+
+    monkeypatch.setattr(local_files, "ROWS_AT_ONCE", 3)
+    rows = [{"sentence": f"text {row}", "label": row % 2} for row in range(10)]
+    write_table(tmp_path / "train.parquet", rows)
+    assert texts(read_split(sst2, "train")) == [row["sentence"] for row in rows]
+    write_table(tmp_path / "train.parquet", [*rows, {"sentence": "x", "label": 2}])
+    assert ", row 11: label 2 is none of" in fault(sst2)
 
 
 def test_text_in_parquet_that_is_no_utf8(sst2: TaskConfig, tmp_path: Path) -> None:

@@ -164,6 +164,12 @@ class TrainConfig:
     checkpoint_every: int | None
 
 
+def plain(settings: Any) -> dict[str, Any]:
+    """A dataclass as the plain values that a JSON file gives: lists, no tuples."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return values
+
+
 @dataclass(frozen=True)
 class Config:
     """One experiment, checked; see `conf/config.yaml`."""
@@ -181,5 +187,4 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """The whole configuration as the plain values that a JSON file gives: lists, no tuples."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return values
+        return plain(self)

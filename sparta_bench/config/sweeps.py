@@ -7,7 +7,7 @@ file has not. NAME_METHOD is the part of the sweep NAME that runs METHOD.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -20,6 +20,7 @@ from sparta_bench.config.check import train_of
 from sparta_bench.config.compose import composed_choices, parse_all
 from sparta_bench.config.conf_folder import GROUPS, choices, config_dir, read_yaml
 from sparta_bench.config.rules import RULES, rule_fault, show
+from sparta_bench.config.schema import plain
 from sparta_bench.errors import InputError, did_you_mean, did_you_mean_key
 
 
@@ -49,7 +50,7 @@ class Sweep:
             if key.startswith("train.") and len(values) == 1
         }
         method = {"name": self.method} | ({} if density is None else {"density": density})
-        return asdict(train_of(_train_defaults(config_dir()) | fixed, method, model, task))
+        return plain(train_of(_train_defaults(config_dir()) | fixed, method, model, task))
 
 
 def sweep_names() -> list[str]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import csv
-import glob
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from sparta_bench.config.schema import TaskConfig
-from sparta_bench.data.examples import BadRowError, Examples, NumberedRow, add_rows
+from sparta_bench.data.examples import BadRowError, Examples, NumberedRow, add_rows, is_unicode
 from sparta_bench.errors import InputError, reason_of, shown
 
 TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
+ROWS_AT_ONCE = 10_000  # of a parquet file, so that it is never in memory as a whole
 
 
 def read_split(task: TaskConfig, split: str) -> Examples:
@@ -22,9 +21,10 @@ def read_split(task: TaskConfig, split: str) -> Examples:
     be read, or (unless `task.on_bad_row=skip`) a row is bad: file, row number and rule."""
     paths, examples = _find(task, split), Examples()
     for path in paths:
-        is_table = path.suffix in TABLE_SUFFIXES
+        read_table = _TABLE_READERS.get(path.suffix)
         try:
-            add_rows(examples, table_rows(path) if is_table else _tsv_rows(path, task), task, path)
+            rows = read_table(path) if read_table else _tsv_rows(path, task)
+            add_rows(examples, rows, task, path)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not examples:
@@ -135,44 +135,51 @@ def json_object(line: str) -> dict[str, Any] | BadRowError:
 
 
 # ------------------------------------------------------------------- parquet, jsonl and csv
-def table_rows(path: Path) -> Iterator[NumberedRow]:
-    """Rows by column name, numbered from 1, as `datasets` reads them; its cache is not kept."""
-    import datasets  # here, because it takes seconds
-
-    if path.stat().st_size == 0:
-        return
-    readers = {
-        ".parquet": datasets.Dataset.from_parquet,
-        ".jsonl": datasets.Dataset.from_json,
-        ".csv": datasets.Dataset.from_csv,
-    }
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it raises
-    try:
-        settings = _csv_settings(path) if path.suffix == ".csv" else {}
-        with TemporaryDirectory() as cache:
-            name = glob.escape(str(path))
-            rows = readers[path.suffix](name, cache_dir=cache, keep_in_memory=True, **settings)
-        yield from enumerate(rows, start=1)
-    except InputError:
-        raise
-    except Exception as error:  # each format's library has its own
-        kind = path.suffix.removeprefix(".")
-        cause = reason_of(error.__cause__ or error)  # datasets says only that it failed
-        raise InputError(f"{path}: not readable as {kind}: {cause}") from None
+def _jsonl_rows(path: Path) -> Iterator[NumberedRow]:
+    with path.open("rb") as file:
+        for number, line in numbered_lines(file):
+            if isinstance(line, BadRowError):
+                yield number, line
+            elif line.strip():
+                yield number, json_object(line)
 
 
-def _csv_settings(path: Path) -> dict[str, Any]:
-    """Read every field as the text that it is: no number, no missing value, no index."""
-    import datasets
-
+def _csv_rows(path: Path) -> Iterator[NumberedRow]:
     csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
-        first = next((row for row in rows if row), header)
-    _refuse_twice(path, header)
-    if len(first) > len(header):  # pandas would drop what the header has no name for
-        raise InputError(f"{path}, row 1: {len(first)} fields, where the header has {len(header)}")
-    features = datasets.Features(dict.fromkeys(header, datasets.Value("string")))
-    return {"features": features, "keep_default_na": False, "index_col": False}
+    number = 1
+    try:
+        # what is no UTF-8 comes as lone surrogates, so that it is a fault of its row alone
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            _refuse_twice(path, reader.fieldnames or [])
+            for row in reader:
+                number = reader.line_num
+                yield number, _csv_row(row, len(reader.fieldnames or []))
+    except csv.Error as error:
+        raise InputError(f"{path}, after row {number}: not readable as csv: {error}") from None
+
+
+def _csv_row(row: dict[Any, Any], width: int) -> dict[str, Any] | BadRowError:
+    if None in row or None in row.values():
+        return BadRowError(f"not the header's number of fields ({width})")
+    if not all(map(is_unicode, row.values())):
+        return BadRowError("holds bytes that are no UTF-8")
+    return row
+
+
+def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as parquet: {reason_of(error)}") from None
+
+
+_TABLE_READERS = {".parquet": _parquet_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}
