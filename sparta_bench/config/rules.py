@@ -180,6 +180,9 @@ RULES: dict[str, Rule] = {
     "train.eval_batch_size": COUNT_OR_NULL,
     "train.min_improvement": NOT_NEGATIVE,
     "train.bucket_batches": COUNT_OR_0,
+    "train.share_prefix": Rule(
+        lambda v: v == "auto" or isinstance(v, bool), "must be auto, true or false", ("auto",)
+    ),
     "train.gradient_checkpointing": SWITCH,
     "train.checkpoint_every": COUNT_OR_NULL,
 }

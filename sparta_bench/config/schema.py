@@ -159,6 +159,7 @@ class TrainConfig:
     eval_batch_size: int | None
     min_improvement: float
     bucket_batches: int
+    share_prefix: str | bool
     gradient_checkpointing: bool
     checkpoint_every: int | None
 

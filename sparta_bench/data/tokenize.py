@@ -108,6 +108,7 @@ def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSpli
         "longest_train_tokens": max(lengths),
         "longest_eval_tokens": max(dev.lengths() + test.lengths()),
         "mean_train_tokens": round(float(np.mean(lengths)), 2),
+        "shared_prefix_tokens": shared_prefix_length(train.ids, dev.ids, test.ids),
         "unknown_train_share": _unknown_share(train, tokenizer),
         "empty_texts": {
             name: getattr(splits, name).empty_texts() for name in ("train", "dev", "test")
@@ -116,6 +117,27 @@ def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSpli
         "fingerprint": splits.fingerprint(),
     }
     return EncodedSplits(train, dev, test, summary)
+
+
+def shared_prefix_length(*splits: Sequence[Ids]) -> int:
+    """How many token ids all inputs of all splits begin with; at least one of each is left over."""
+    sets = [_as_rows(ids) for ids in splits if len(ids)]
+    if not sets:
+        return 0
+    first: Ids = sets[0][0]
+    longest = min(int(ids.row_lengths.min()) for ids in sets) - 1
+    starts = [ids.ends - ids.row_lengths for ids in sets]
+    for place in range(longest):
+        for ids, begin in zip(sets, starts, strict=True):
+            if (ids.flat[begin + place] != first[place]).any():
+                return place
+    return max(longest, 0)
+
+
+def _as_rows(ids: Sequence[Ids]) -> TokenRows:
+    if isinstance(ids, TokenRows):
+        return ids
+    return TokenRows(np.concatenate(list(ids)), np.array([len(row) for row in ids]))
 
 
 def _unknown_share(encoded: Encoded, tokenizer: Any) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ class Classifier(nn.Module):
             hidden, classes, bias=False, dtype=head_weight.dtype, device=head_weight.device
         )
         self.head.weight = nn.Parameter(head_weight)
+        # how the backbone reads a batch: `TokensOnce.pooled` computes less
+        self.pool: Callable[[nn.Module, Tensor, Tensor], Tensor] = pooled
 
     @property
     def head_weight(self) -> nn.Parameter:
@@ -42,7 +45,8 @@ class Classifier(nn.Module):
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """What the head reads: the last real token's final hidden state (rows x hidden, in the
         dtype of the logits)."""
-        return pooled(self.backbone, input_ids, attention_mask).to(logits_dtype(self.head.weight))
+        states = self.pool(self.backbone, input_ids, attention_mask)
+        return states.to(logits_dtype(self.head.weight))
 
 
 def logits_of(features: Tensor, head_weight: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ def identity_of(config: Mapping[str, Any], processes: int) -> dict[str, Any]:
     for group in ("model", "task", "train"):
         drop = NOT_IN_RUN_ID[group]
         kept[group] = {key: value for key, value in kept[group].items() if key not in drop}
+    if kept["train"].get("share_prefix") is False:
+        del kept["train"]["share_prefix"]  # computes as before there was the setting
     if kept["model"]["kind"] == "base":
         kept["task"].pop("prompt", None)  # not read
     method = kept["method"]

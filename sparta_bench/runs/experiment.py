@@ -9,6 +9,7 @@ from typing import Any
 
 from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.adapters.whole_model import check_whole, write_whole
+from sparta_bench.config.schema import LoraConfig
 from sparta_bench.data.batches import BatchSource, evaluation_batches
 from sparta_bench.data.tokenize import EncodedSplits, cache_folder, tokenizer_fingerprint
 from sparta_bench.devices import forget_peak, is_lack_of_memory, peak_bytes
@@ -28,6 +29,7 @@ from sparta_bench.models.features import (
     is_deterministic,
 )
 from sparta_bench.models.source import is_local
+from sparta_bench.models.tokens_once import TokensOnce, choose
 from sparta_bench.records.record import PROTOCOL, SAVED
 from sparta_bench.records.write import (
     Findings,
@@ -39,7 +41,7 @@ from sparta_bench.records.write import (
     model_without_paths,
 )
 from sparta_bench.runs.assets import AssetCache
-from sparta_bench.runs.lock import CHECKPOINT
+from sparta_bench.runs.lock import CHECKPOINT, agreed
 from sparta_bench.sparta import store
 from sparta_bench.training.checkpoint import Checkpoint
 from sparta_bench.training.evaluation import evaluation_batch_size
@@ -112,10 +114,30 @@ def _make(spec: RunSpec, assets: AssetCache, findings: Findings) -> None:
         "trainable_share": trained.trainable / counts.total,
         "sampled": trained.sampled,
     }
+    once = _tokens_once(spec, classifier, data)
+    facts["tokens_once"] = None
+    if once is not None:
+        classifier.pool, facts["tokens_once"] = once.pooled, once.as_dict()
     _train(spec, classifier, trained, data, facts, findings)
     if accelerator.is_main_process:
         save(spec, classifier, tokenizer, trained)
     assets.give_back(classifier, trained, config)
+
+
+def _tokens_once(spec: RunSpec, classifier: Classifier, data: EncodedSplits) -> TokensOnce | None:
+    """What of a batch is computed, tried on the shortest and the longest training example."""
+    train, method = spec.config.train, spec.config.method
+    draws = train.dropout > 0 or (isinstance(method, LoraConfig) and method.lora_dropout > 0)
+    by_length = sorted(range(len(data.train)), key=data.train.lengths().__getitem__)
+    batch = data.train.collate([by_length[0], by_length[-1]])
+    on_device = {name: tensor.to(spec.accelerator.device) for name, tensor in batch.items()}
+    prefix = data.summary["shared_prefix_tokens"]
+    once, why_not = choose(classifier, train.share_prefix, prefix, on_device, draws)
+    if agreed(spec.accelerator, why_not) != why_not:
+        raise RuntimeError("the processes of one run do not compute the same")
+    if why_not is not None:
+        log(f"train.share_prefix={train.share_prefix}: less is shared than asked for: {why_not}")
+    return once
 
 
 def _train(
@@ -170,6 +192,7 @@ def _features(
         "base": spec.base_fingerprint,
         **{key: facts[key] for key in ("versions", "device", "dtypes")},
         "batch_size": size,
+        **({"tokens_once": facts["tokens_once"]} if facts["tokens_once"] else {}),
         # the separator's own embedding is drawn from the seed, where the task has one
         "seed": config.seed if config.task.separator == "sep_token" else None,
     }

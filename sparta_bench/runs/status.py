@@ -17,7 +17,7 @@ from sparta_bench.tables.paper_tables import LAYOUTS
 from sparta_bench.tables.protocol import reason_against
 
 VARIED = ("train.learning_rate", "train.batch_size")  # what a sweep may go through
-NOT_COMPARED = "checkpoint_every"
+NOT_COMPARED = ("checkpoint_every", "share_prefix")  # older records lack the second
 
 
 class Run(NamedTuple):
@@ -116,7 +116,7 @@ def _run_of(record: Record, sweeps: Mapping[str, Sweep]) -> Run | None:
     if any(
         train.get(key) != value
         for key, value in fixed.items()
-        if key not in (*varied, NOT_COMPARED)
+        if key not in (*varied, *NOT_COMPARED)
     ):
         return None
     values = (train[key.removeprefix("train.")] if key in sweep.axes else None for key in VARIED)

@@ -1,0 +1,204 @@
+"""Each token once: the hidden states that a classifier reads, without computing what is there.
+
+Inputs that begin with the same tokens need these tokens' keys and values once, not once each; and
+of the last layer a classifier reads the last token alone. Both are exact up to the order of
+floating-point sums, where the backbone draws nothing at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparta_bench.errors import reason_of
+from sparta_bench.models.classifier import Classifier, last_token, logits_of, pooled
+from sparta_bench.models.last_layer import (
+    cut_last_layer,
+    is_causal,
+    knows_last_layer,
+    plain_model,
+)
+from sparta_bench.models.packed_attention import KINDS, LAYOUT, Layout, know_layouts
+
+MIN_PREFIX_TOKENS = 8  # of a shorter one the second pass costs about what it saves
+# What sums in another order may change: of the features, and of the first layer's gradient, as a
+# share of their size. A key that is missed, or a position that is off, changes far more.
+TOLERANCES = {
+    torch.float64: (1e-6, 1e-5),
+    torch.float32: (1e-4, 1e-3),
+    torch.bfloat16: (0.1, 0.3),
+    torch.float16: (0.03, 0.1),
+}
+
+
+class TokensOnce:
+    """What of a batch is computed: without arguments, all of it.
+
+    Parameters
+    ----------
+    prefix_tokens
+        How many tokens all inputs begin with; each has at least one more, and its padding on the
+        right. A batch for which that is not true is refused.
+    last_layer
+        Whether the last layer computes each input's last token alone (`knows_last_layer`).
+    in_training
+        Whether the prefix is shared in training mode too. Where dropout is drawn, an input's own
+        would be drawn for all; in evaluation nothing is drawn.
+    """
+
+    def __init__(
+        self, prefix_tokens: int = 0, last_layer: bool = False, in_training: bool = True
+    ) -> None:
+        self.prefix_tokens, self.last_layer = prefix_tokens, last_layer
+        self.in_training = in_training
+
+    def as_dict(self) -> dict[str, int | bool]:
+        """The three as plain values."""
+        return dict(vars(self))
+
+    def pooled(self, backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The last real token's final hidden state (rows x hidden, in the backbone's dtype)."""
+        shared = self.prefix_tokens if self.in_training or not backbone.training else 0
+        if not shared and not self.last_layer:
+            return pooled(backbone, input_ids, attention_mask)
+        last = last_token(attention_mask)
+        _refuse_other_inputs(input_ids, shared, attention_mask, last)
+        if len(input_ids) == 1:
+            shared = 0  # nobody to share with
+        own = input_ids[:, shared:]
+        layout = Layout(shared, len(own), own.shape[1], last - shared, self.last_layer)
+        know_layouts(plain_model(backbone).config._attn_implementation)
+        if self.last_layer:
+            cut_last_layer(backbone)
+        named = {
+            "input_ids": torch.cat([input_ids[0, :shared], own.flatten()])[None],
+            "position_ids": layout.positions,
+            # of four dimensions, so that the model takes it as it is; nobody looks at it
+            "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=last.device),
+            "use_cache": False,
+            LAYOUT: layout,
+        }
+        states: Tensor = backbone(**named).last_hidden_state[0]
+        return states if self.last_layer else states[layout.last_tokens]
+
+
+def _refuse_other_inputs(ids: Tensor, tokens: int, mask: Tensor, last: Tensor) -> None:
+    """Raises where the inputs do not begin with the same tokens and go on, or padding is not on
+    the right; on CUDA some time later, since nobody waits for the answer."""
+    same = (ids[:, :tokens] == ids[:1, :tokens]).all()
+    right = (mask.sum(dim=1) == last + 1).all() & (last >= tokens).all()
+    torch._assert_async(  # type: ignore[no-untyped-call]
+        same & right, f"inputs that do not share {tokens} tokens, or are padded on the left"
+    )
+
+
+def choose(
+    classifier: Classifier,
+    share: str | bool,
+    prefix_tokens: int,
+    batch: dict[str, Tensor],
+    draws: bool,
+) -> tuple[TokensOnce | None, str | None]:
+    """What a run computes with `train.share_prefix`, tried on a batch of its own; and why that is
+    less than was asked for. `draws`: as for `tokens_once`."""
+    if share is False:
+        return None, None
+    once, why_not = tokens_once(classifier.backbone, share, prefix_tokens, draws)
+    for way in (once, TokensOnce(0, once.last_layer)):
+        if not way.prefix_tokens and not way.last_layer:
+            continue
+        difference = disagreement(classifier, way, batch, draws)
+        if difference is None:
+            return way, why_not
+        why_not = difference
+    return None, why_not
+
+
+def tokens_once(
+    backbone: nn.Module, share: str | bool, prefix_tokens: int, draws: bool
+) -> tuple[TokensOnce, str | None]:
+    """What to compute with `train.share_prefix` (auto, true or false); and why the prefix is not
+    shared though it was asked for, in words.
+
+    Parameters
+    ----------
+    draws
+        Whether training draws dropout. `auto` then shares in evaluation alone.
+    """
+    wanted = prefix_tokens >= (MIN_PREFIX_TOKENS if share == "auto" else 1)
+    why_not = cannot_share(backbone) if share and wanted else None
+    shared = prefix_tokens if share and wanted and why_not is None else 0
+    in_training = share is True or not draws
+    return TokensOnce(shared, knows_last_layer(backbone), in_training), why_not
+
+
+def cannot_share(backbone: nn.Module) -> str | None:
+    """Why inputs cannot share a prefix, in words, by what the architecture says of itself."""
+    model = plain_model(backbone)
+    config = model.config
+    if config._attn_implementation not in KINDS or not model._supports_attention_backend:
+        return f"{type(model).__name__}'s attention is not transformers' common one"
+    if not is_causal(backbone):
+        return f"{type(model).__name__}'s tokens see the tokens after them"
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    if any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds):
+        return f"{type(model).__name__}'s positions depend on the length of the input"
+    return None
+
+
+def disagreement(
+    classifier: Classifier, once: TokensOnce, batch: dict[str, Tensor], draws: bool = False
+) -> str | None:
+    """Whether `once` gives for a batch what the whole computation gives: in words by how much it
+    does not; None where it does.
+
+    The features and, where something in the backbone trains, the gradient of its first tensors are
+    compared, in training mode, or in evaluation mode where training `draws` dropout. No gradient
+    is left behind.
+    """
+    was_training = classifier.training
+    classifier.train(not draws)
+    trained = _first_trained(classifier.backbone)
+    try:
+        whole, mine = (
+            _features_and_gradient(classifier, way, batch, trained) for way in (TokensOnce(), once)
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # many kinds, where a model takes a cache otherwise
+        return f"{type(error).__name__}: {reason_of(error)}"
+    finally:
+        classifier.train(was_training)
+    tolerances = TOLERANCES[next(classifier.backbone.parameters()).dtype]
+    for what, tolerance, a, b in zip(
+        ("features", "gradients"), tolerances, whole, mine, strict=True
+    ):
+        difference = (a - b).norm() / a.norm().clamp(min=torch.finfo(a.dtype).tiny)
+        if not difference <= tolerance:
+            return f"its {what} differ by {float(difference):.1e} of their size"
+    return None
+
+
+def _first_trained(backbone: nn.Module) -> Sequence[Tensor]:
+    """The first two: of LoRA's, the first one has no gradient at the beginning."""
+    embeddings = {
+        id(p) for m in backbone.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+    }
+    return [p for p in backbone.parameters() if p.requires_grad and id(p) not in embeddings][:2]
+
+
+def _features_and_gradient(
+    classifier: Classifier, once: TokensOnce, batch: dict[str, Tensor], trained: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Both as one vector of float64."""
+    with torch.set_grad_enabled(bool(trained)):
+        states = once.pooled(classifier.backbone, batch["input_ids"], batch["attention_mask"])
+    if not trained:
+        return states.double().flatten(), states.new_zeros(1, dtype=torch.float64)
+    loss = F.cross_entropy(logits_of(states, classifier.head_weight), batch["labels"])
+    grads = torch.autograd.grad(loss, trained, materialize_grads=True)
+    return states.detach().double().flatten(), torch.cat([g.double().flatten() for g in grads])
