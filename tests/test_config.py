@@ -116,6 +116,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     f"train.eval_batch_size=0: {NUMBERS} 1, or null": (),
     "train.min_improvement=-1: must be a number of at least 0": (),
     f"train.bucket_batches=-1: {NUMBERS} 0": (),
+    "train.share_prefix=yes: must be auto, true or false": (),
     "train.gradient_checkpointing=yes: must be true or false": (),
     f"train.checkpoint_every=0: {NUMBERS} 1, or null": (),
 }

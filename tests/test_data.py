@@ -173,7 +173,7 @@ def test_bad_rows_of_all_splits_are_counted(tasks: dict[str, TaskConfig], tmp_pa
             file.write("bad,9\n")
     task = replace(tasks["sst2"], data_dir=str(tmp_path), dev=Dev("train", "last", 2))
     assert load_splits(replace(task, on_bad_row="skip")).bad_rows == 2
-    with pytest.raises(InputError, match="row 7"):
+    with pytest.raises(InputError, match="row 8"):
         load_splits(task)
 
 

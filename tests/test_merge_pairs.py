@@ -388,7 +388,9 @@ def test_records_of_merges_that_cannot_be_used_are_counted(tmp_path: Path) -> No
         "cut": json.dumps(good)[:50],
         "schema": json.dumps(good | {"schema": 2}),
         "lacks": json.dumps({key: good[key] for key in good if key != "merged"}),
-        "nan": json.dumps(good | {"merged": [{"dev": scores(float("nan"), 1.0)}] * 2}),
+        "nan": json.dumps(
+            good | {"merged": [dict.fromkeys(("dev", "test"), scores(float("nan"), 1.0))] * 2}
+        ),
         "types": json.dumps(good | {"runs": [1, 2]}),
         **{
             f"overlap {n}": json.dumps(good | {"overlap": good["overlap"] | bad})

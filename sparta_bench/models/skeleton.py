@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 
 
 def skeleton(architecture: Any) -> nn.Module | None:
@@ -14,6 +15,8 @@ def skeleton(architecture: Any) -> nn.Module | None:
     device; None for another architecture than the two."""
     named = architecture.model_type in ("gemma", "mistral")
     if not named or getattr(architecture, "attention_bias", False):
+        return None
+    if str(architecture.hidden_act) not in ACT2FN:  # the real class says what is wrong
         return None
     hidden, wide = architecture.hidden_size, architecture.intermediate_size
     heads = architecture.num_attention_heads

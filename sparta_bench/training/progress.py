@@ -61,7 +61,7 @@ class ProgressReporter:
             left = f", at most {seconds / done * (self.steps - step):.0f} s left" if done else ""
             mark = "  best so far" if best else ""
             line = f"step {step}/{self.steps}  {text}  {seconds:.0f} s{left}{mark}"
-            print(line, file=sys.stderr, flush=True)
+            print(f"{line}\n", end="", file=sys.stderr, flush=True)  # whole, or not at all
 
     def warn(self, line: str) -> None:
         """A line of its own, also where there is a bar."""
