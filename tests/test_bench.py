@@ -20,6 +20,7 @@ from sparta_bench.cli import bench_command
 from sparta_bench.cli.main import main
 from sparta_bench.devices import TensorMemory
 from sparta_bench.errors import InputError
+from sparta_bench.paper import PAPER_DENSITIES
 from sparta_bench.sparta.gradient import weight_gradient_at
 
 HIDDEN, WIDE, LAYERS, HEADS, WORDS, ROWS, TOKENS, CLASSES = 16, 64, 2, 2, 50, 3, 5, 2
@@ -155,7 +156,7 @@ def test_trainable_scalars(report: tuple[dict[str, Any], Path]) -> None:
     assert rows["head"]["trainable"] == HEAD
     query, value = 2 * HIDDEN, HIDDEN + HIDDEN // HEADS
     assert rows["lora"]["trainable"] == LAYERS * 8 * (query + value) + HEAD
-    for density in contenders.DENSITIES:
+    for density in PAPER_DENSITIES:
         ours = rows[f"sparta-{density}"]
         assert ours["trainable"] == ours["chosen"] + HEAD
 
@@ -163,7 +164,7 @@ def test_trainable_scalars(report: tuple[dict[str, Any], Path]) -> None:
 @needs_peft_sparta
 def test_peft_sparta_trains_the_same_scalars(report: tuple[dict[str, Any], Path]) -> None:
     rows = rows_of(report[0])
-    for density in contenders.DENSITIES:
+    for density in PAPER_DENSITIES:
         ours, theirs = rows[f"sparta-{density}"], rows[f"peft-sparta-{density}"]
         assert (ours["trainable"], ours["chosen"]) == (theirs["trainable"], theirs["chosen"])
 

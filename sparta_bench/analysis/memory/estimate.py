@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparta_bench.analysis.bench.contenders import DENSITIES
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory.activations import Activations, activations_of
 from sparta_bench.analysis.memory.formula import paper_formula_bytes
 from sparta_bench.analysis.memory.parts import Footprint, Parts, Transient, parts_of, transient_of
 from sparta_bench.models.counts import ParameterCounts, count_parameters, empty_backbone
 from sparta_bench.models.source import load_architecture
+from sparta_bench.paper import PAPER_DENSITIES
 
 # as the benchmark calls them (bench.contenders)
-METHODS = ("full_ft", "head", "lora", *(f"sparta-{density}" for density in DENSITIES))
+METHODS = ("full_ft", "head", "lora", *(f"sparta-{density}" for density in PAPER_DENSITIES))
 CHECKPOINTING = {False: "plain", True: "checkpointing"}  # and how the JSON calls the two ways
 # Of a GPU, for CUDA's own needs and what the allocator cannot use; a guess, never measured.
 KEPT_FREE = 1 << 30
