@@ -27,7 +27,7 @@ from sparta_bench.report.pictures import (
     settings_panel,
 )
 from sparta_bench.report.plots import TONES, Figure, Key, Panel, inline_svg, style
-from sparta_bench.tables.build import TWIN_NOTE, build_tables
+from sparta_bench.tables.build import TINY_NOTE, build_tables
 from sparta_bench.tables.select import Selection, select
 from sparta_bench.tables.table import Table
 from sparta_bench.text import counted, plain, shortened
@@ -104,7 +104,7 @@ def _page(**values: Any) -> str:
     )
     environment.globals.update(
         kinds=_kinds, counted=counted, signs=SIGNS, tones=TONES, version=__version__,
-        tiny_note=TWIN_NOTE,
+        tiny_note=TINY_NOTE,
     )  # fmt: skip
     style = Markup((folder / "style.css").read_text(encoding="utf-8"))
     template = (folder / "page.html").read_text(encoding="utf-8")
@@ -170,8 +170,8 @@ def _tables(selection: Selection) -> list[tuple[str, bool, list[Table]]]:
     for one in build_tables(selection):
         match = _NAME.match(one.title)
         name = shortened(match[0] if match else one.title, 80)
-        kept = tuple(note for note in one.notes if note != TWIN_NOTE)  # said once for all
-        found[TWIN_NOTE in one.notes, name].append(replace(one, notes=kept))
+        kept = tuple(note for note in one.notes if note != TINY_NOTE)  # said once for all
+        found[TINY_NOTE in one.notes, name].append(replace(one, notes=kept))
     return [(name, tiny, found[tiny, name]) for tiny, name in sorted(found, key=lambda key: key[0])]
 
 
