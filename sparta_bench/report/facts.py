@@ -48,8 +48,8 @@ def peak_bytes(record: Record) -> float | None:
 
 def median(values: Iterable[float | None]) -> float | None:
     """The median of the values that are there."""
-    found = [value for value in values if value is not None]
-    return statistics.median(found) if found else None
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def device_of(record: Record) -> str:

@@ -63,9 +63,9 @@ def cell_order(cell: Cell) -> tuple[Any, ...]:
 
 def lines_and_tasks(cells: Iterable[Cell]) -> tuple[list[tuple[str, float | None]], list[str]]:
     """Methods with densities in the order of the paper's rows, and tasks in that of its columns."""
-    found = list(cells)
-    lines = {(cell.method, cell.density) for cell in found}
-    tasks = {cell.task for cell in found}
+    all_cells = list(cells)
+    lines = {(cell.method, cell.density) for cell in all_cells}
+    tasks = {cell.task for cell in all_cells}
     return sorted(lines, key=lambda line: method_order(*line)), sorted(tasks, key=task_order)
 
 
@@ -137,14 +137,14 @@ class Layout:
         """The row's name as the paper prints it."""
         return results_of(self.number)[row.id]["label"]
 
-    def densities(self, row: int, found: Mapping[At, Chosen]) -> str:
+    def densities(self, row: int, chosen: Mapping[At, Chosen]) -> str:
         """The densities that ran in a row, or its own where none did; empty without densities."""
-        ran = {one.cell.density for (number, _), one in found.items() if number == row}
+        ran = {one.cell.density for (number, _), one in chosen.items() if number == row}
         return " or ".join(map(percent, sorted(filter(None, ran or {self.rows[row].density}))))
 
-    def name(self, row: int, found: Mapping[At, Chosen]) -> str:
+    def name(self, row: int, chosen: Mapping[At, Chosen]) -> str:
         """The row's name with the densities that ran."""
-        densities = self.densities(row, found)
+        densities = self.densities(row, chosen)
         return row_name(self.rows[row].method) + (f" ({densities})" if densities else "")
 
     def paper(self, row: Row, column: Column, metric: str) -> str:
