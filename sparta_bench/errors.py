@@ -1,4 +1,4 @@
-"""What goes wrong for reasons outside the program, and how it is told."""
+"""What goes wrong for reasons outside the program, and how it is logged."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from sparta_bench.errors import InputError
 from sparta_bench.paper import number_of, results_of
 from sparta_bench.records.read import record_of
 from sparta_bench.records.record import Record
-from sparta_bench.tables.build import TWIN_NOTE, build_tables
+from sparta_bench.tables.build import TINY_NOTE, build_tables
 from sparta_bench.tables.format import rate_text
 from sparta_bench.tables.paper_tables import LAYOUTS, Layout, score_of
 from sparta_bench.tables.render import as_csv, as_latex, as_markdown, flat_headings
@@ -66,7 +66,7 @@ def row_of(table: Table, *names: str) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------ as the paper prints
 def papers_own_values(number: int) -> list[dict[str, Any]]:
     """One record for each cell of a table, whose test scores are what the paper prints."""
-    layout = next(one for one in LAYOUTS if one.number == number and not one.twins)
+    layout = next(one for one in LAYOUTS if one.number == number and not one.tiny)
     records = []
     for column in layout.columns:
         for row in layout.rows:
@@ -211,11 +211,11 @@ def test_twins_have_tables_of_their_own_that_say_what_they_are() -> None:
     real = [key for key in tables if "gemma-2b" in key or key.startswith(("table10", "settings-"))]
     for key, table in tables.items():
         if key.endswith(("-twins", "-twins-spread", "-tiny-gemma")):
-            assert table.notes[0] == TWIN_NOTE
+            assert table.notes[0] == TINY_NOTE
             assert "generated text" in table.title
             real = [name for name in real if name != key]
         else:
-            assert "tiny" not in as_markdown(table) and TWIN_NOTE not in table.notes
+            assert "tiny" not in as_markdown(table) and TINY_NOTE not in table.notes
     assert sorted(real) == ["settings-table10", "table10", "table10-beside"]
     assert row_of(tables["table10-twins"], "Full FT")[2:4] == ("0.40", "81.0")
     assert row_of(tables["table10"], "Full FT")[2:4] == ("0.25", "90.0")

@@ -72,9 +72,9 @@ def main(arguments: list[str]) -> None:
 def _of_task(heads: Mapping[str, Manifest], settings: Sequence[str]) -> list[str]:
     """The heads that were trained on the task that is asked for; all where none is."""
     asked = [text.partition("=")[2] for text in settings if text.startswith("task=")]
-    found = [name for name, about in heads.items() if about.task in asked or not asked]
-    if not found:
+    names = [name for name, about in heads.items() if about.task in asked or not asked]
+    if not names:
         raise InputError(
             f"evaluate: task={asked[0]}: no head was trained on it; --head NAME chooses one"
         )
-    return found
+    return names

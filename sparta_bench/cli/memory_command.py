@@ -70,16 +70,16 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_intermixed_args(arguments)
     shared.check_outputs("memory", options)
     _check_overrides(options.overrides)
-    found = _found(options)
-    tables = tables_of(found)
+    findings = _findings(options)
+    tables = tables_of(findings)
     texts = {end: "\n".join(map(form, tables)) for end, form in FORMATS.items()}
     shared.write_outputs(
-        "memory", options, found, texts, draw=lambda name: peaks(name, found["settings"])
+        "memory", options, findings, texts, draw=lambda name: peaks(name, findings["settings"])
     )
-    print(json.dumps(found, allow_nan=False) if options.json else texts["md"].rstrip("\n"))
+    print(json.dumps(findings, allow_nan=False) if options.json else texts["md"].rstrip("\n"))
 
 
-def _found(options: argparse.Namespace) -> dict[str, Any]:
+def _findings(options: argparse.Namespace) -> dict[str, Any]:
     from sparta_bench.analysis.memory import findings
 
     settings = settings_of(options.overrides, options.rows, options.tokens)

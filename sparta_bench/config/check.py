@@ -1,4 +1,4 @@
-"""From composed values to a `Config`: presets filled in, every fault told at once."""
+"""From composed values to a `Config`: presets filled in, all faults at once."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From command-line overrides to checked configurations; no torch.
 
 Hydra composes the files that are chosen, once each. Values are then set here, one override after
-the other as Hydra would, so that all faults are told at once, each with the nearest right name.
+the other as Hydra would, so that all faults are named at once, each with the nearest right name.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def compose(overrides: list[str]) -> Config:
 
 
 def compose_all(jobs: list[list[str]]) -> list[Config]:
-    """Return the experiments of several jobs; equal lines of several jobs are told once."""
+    """Return the experiments of several jobs; equal lines of several jobs are printed once."""
     lines: dict[str, None] = {}
     configs = []
     for job in jobs:

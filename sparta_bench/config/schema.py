@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 DTYPES = ("float32", "bfloat16")
-TINY_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "imdb")  # generated twins
+TINY_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "imdb")  # generated
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The densities of the paper's rows of SpaRTA, and which row another density stands in."""
+"""The densities of the paper's rows of SpaRTA."""
 
 from __future__ import annotations
 
@@ -17,11 +17,3 @@ LORA_DENSITY = {
     "tiny_table10": 0.0352,
     "tiny_table11": 0.0364,
 }
-# the lower ends of the bands; of a tiny model LoRA's adapters are a much larger part
-BANDS = (("sparta-5", 0.01), ("sparta-0.5", 0.001), ("sparta-lora", 0.0))
-TINY_BANDS = (("sparta-5", 0.042), ("sparta-lora", 0.013), ("sparta-0.5", 0.0))
-
-
-def density_row(density: float, tiny: bool = False) -> str:
-    """Return the row whose band holds the density, of the paper's models or of the tiny ones."""
-    return next(row for row, low in (TINY_BANDS if tiny else BANDS) if density >= low)

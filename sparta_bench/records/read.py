@@ -65,7 +65,7 @@ def read_records(folders: Iterable[Path]) -> tuple[list[Record], list[Excluded]]
     """
     names = sorted(name for folder in folders for name in files_below(folder, RESULT))
     collecting = gc.isenabled()
-    gc.disable()  # nothing here is garbage, and looking for it takes a third of the time
+    gc.disable()  # records are no garbage, and looking for it takes a third of the time
     try:
         read = [(path, read_record(path)) for path in map(Path, names)]
     finally:
@@ -96,9 +96,9 @@ def saved_by(record: Record) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def only_own(places: Sequence[Path]) -> str:
+def only_own(folders: Sequence[Path]) -> str:
     """Say that a command which was given no folder has looked at `own_folders` alone."""
-    names = " and ".join(map(str, places))
+    names = " and ".join(map(str, folders))
     return f"of {names} alone; given a folder, such as {DEFAULT}, all records below it count"
 
 

@@ -21,7 +21,7 @@ from sparta_bench.tables.paper_tables import (
     score_of,
     task_name,
 )
-from sparta_bench.tables.protocol import TWIN_MODELS
+from sparta_bench.tables.protocol import TINY_MODELS
 from sparta_bench.tables.select import Chosen, Selection, Spread
 from sparta_bench.tables.views import like_lora
 from sparta_bench.text import counted, shortened, signed
@@ -71,7 +71,7 @@ def tables_without_runs(selection: Selection) -> list[str]:
     return [
         f"Table {layout.number}"
         for layout in LAYOUTS
-        if not layout.twins and not layout.take(dict(selection.cells))
+        if not layout.tiny and not layout.take(dict(selection.cells))
     ]
 
 
@@ -90,10 +90,10 @@ def _of_layout(layout: Layout, found: Mapping[At, Chosen]) -> Card:
         (shortened(layout.name(row, found), 18), tone_of(line.method))
         for row, line in enumerate(layout.rows)
     )
-    title = f"{'Like ' * layout.twins}Table {layout.number}: {layout.title}"
+    title = f"{'Like ' * layout.tiny}Table {layout.number}: {layout.title}"
     heads = tuple(column.head.removeprefix("tiny-") for column in layout.columns)
     missing = _missing(layout, found)
-    return _card(layout.key, title, rows, heads, found, missing, {} if layout.twins else printed)
+    return _card(layout.key, title, rows, heads, found, missing, {} if layout.tiny else printed)
 
 
 def _of_model(model: str, cells: Mapping[Cell, Chosen]) -> Card:
@@ -109,7 +109,7 @@ def _of_model(model: str, cells: Mapping[Cell, Chosen]) -> Card:
     }
     rows = tuple((shortened(row_name(*line), 18), tone_of(line[0])) for line in lines)
     heads = tuple(shortened(task_name(task), 10) for task in tasks)
-    title = shortened(model, 40) + (", other runs" if model in TWIN_MODELS else "")
+    title = shortened(model, 40) + (", other runs" if model in TINY_MODELS else "")
     missing = f"Not in the picture: {said}." if said else ""
     return _card(f"model {model}", title, rows, heads, found, missing, {})
 
@@ -121,7 +121,7 @@ def _card(
     """Without values of the paper the differences are to the first row."""
     done = {at: chosen for at, chosen in found.items() if chosen.runs}
     scores = {at: test_score(chosen) for at, chosen in done.items()}
-    embedded = any(chosen.cell.model in TWIN_MODELS for chosen in found.values())
+    embedded = any(chosen.cell.model in TINY_MODELS for chosen in found.values())
     if printed:
         differences = {
             at: Difference(*beside_paper(chosen, score_of(chosen.cell.task), printed[at]))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from sparta_bench.records.record import Cell, Excluded, Record
 from sparta_bench.tables.format import MISSING, SCALE
 from sparta_bench.tables.paper_tables import cell_order, model_order, row_name, task_name
-from sparta_bench.tables.protocol import TWIN_MODELS
+from sparta_bench.tables.protocol import TINY_MODELS
 from sparta_bench.tables.select import Chosen, Selection
 from sparta_bench.tables.table import Table, table_of
 from sparta_bench.text import as_bytes, as_duration, counted, plain, shortened, spread_text
@@ -48,8 +48,8 @@ def peak_bytes(record: Record) -> float | None:
 
 def median(values: Iterable[float | None]) -> float | None:
     """The median of the values that are there."""
-    found = [value for value in values if value is not None]
-    return statistics.median(found) if found else None
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def device_of(record: Record) -> str:
@@ -106,7 +106,7 @@ class Group(NamedTuple):
     @property
     def embedded(self) -> bool:
         """Whether the model is one of those in the package, which say nothing about the paper's."""
-        return self.model in TWIN_MODELS
+        return self.model in TINY_MODELS
 
     @property
     def name(self) -> str:

@@ -27,7 +27,7 @@ from sparta_bench.report.pictures import (
     settings_panel,
 )
 from sparta_bench.report.plots import TONES, Figure, Key, Panel, inline_svg, style
-from sparta_bench.tables.build import TWIN_NOTE, build_tables
+from sparta_bench.tables.build import TINY_NOTE, build_tables
 from sparta_bench.tables.select import Selection, select
 from sparta_bench.tables.table import Table
 from sparta_bench.text import counted, plain, shortened
@@ -104,7 +104,7 @@ def _page(**values: Any) -> str:
     )
     environment.globals.update(
         kinds=_kinds, counted=counted, signs=SIGNS, tones=TONES, version=__version__,
-        tiny_note=TWIN_NOTE,
+        tiny_note=TINY_NOTE,
     )  # fmt: skip
     style = Markup((folder / "style.css").read_text(encoding="utf-8"))
     template = (folder / "page.html").read_text(encoding="utf-8")
@@ -113,14 +113,14 @@ def _page(**values: Any) -> str:
 
 def _kinds(rows: Sequence[Sequence[str]]) -> list[str]:
     """Of each column: `n` for numbers, set flush right; `wide` for texts that break into lines."""
-    found = [""]  # the first column names its row
+    kinds = [""]  # the first column names its row
     for column in list(zip(*rows, strict=True))[1:]:
         cells = [cell for cell in column if cell.strip(" –-")]
         numbers = sum(bool(_NUMBER.match(cell)) and len(cell) < LONG / 2 for cell in cells)
         wide = max(map(len, cells), default=0) > LONG
         # one "failed" among numbers turns nothing
-        found.append("wide" if wide else "n" if 2 * numbers > len(cells) else "")
-    return found
+        kinds.append("wide" if wide else "n" if 2 * numbers > len(cells) else "")
+    return kinds
 
 
 def _keys(methods: Iterable[str], cards: Sequence[Card]) -> tuple[Key, ...]:
@@ -166,13 +166,15 @@ def _models(
 
 def _tables(selection: Selection) -> list[tuple[str, bool, list[Table]]]:
     """By what titles begin with, a table of the paper or a model; the tiny models' come last."""
-    found: dict[tuple[bool, str], list[Table]] = defaultdict(list)
+    tables: dict[tuple[bool, str], list[Table]] = defaultdict(list)
     for one in build_tables(selection):
         match = _NAME.match(one.title)
         name = shortened(match[0] if match else one.title, 80)
-        kept = tuple(note for note in one.notes if note != TWIN_NOTE)  # said once for all
-        found[TWIN_NOTE in one.notes, name].append(replace(one, notes=kept))
-    return [(name, tiny, found[tiny, name]) for tiny, name in sorted(found, key=lambda key: key[0])]
+        kept = tuple(note for note in one.notes if note != TINY_NOTE)  # said once for all
+        tables[TINY_NOTE in one.notes, name].append(replace(one, notes=kept))
+    return [
+        (name, tiny, tables[tiny, name]) for tiny, name in sorted(tables, key=lambda key: key[0])
+    ]
 
 
 def _named(figures: list[Figure]) -> list[Figure]:

@@ -63,8 +63,8 @@ def run(
             return existing, spec.path, True
         _warn_of_other_checkpoints(spec, assets)
         if accelerator.is_main_process:
-            nothing = RunResult(Findings(), "interrupted", finished=None)
-            write_json(spec.folder / RUNNING, as_record(spec, nothing))  # for `status`
+            unfinished = RunResult(Findings(), "interrupted", finished=None)
+            write_json(spec.folder / RUNNING, as_record(spec, unfinished))  # for `status`
             print(f"{label}{name_of(config)}", file=sys.stderr, flush=True)
         try:
             result = execute(spec, assets)
@@ -172,8 +172,8 @@ def _is_final(existing: dict[str, Any], spec: RunSpec, before: tuple[int, ...] |
 
 
 def _warn_of_other_checkpoints(spec: RunSpec, assets: AssetCache) -> None:
-    """Name a checkpoint that another number of processes has left. With dropout theirs is another
-    run, and nobody is to wonder why this one begins anew."""
+    """Name a checkpoint that another number of processes has left: with dropout theirs is another
+    run, and this one begins anew."""
     config, device = spec.config, spec.accelerator.device
 
     def checkpoint_of(processes: int) -> Path:

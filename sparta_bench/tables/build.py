@@ -1,4 +1,4 @@
-"""From a selection of records to tables: the paper's, the embedded twins', and other models'."""
+"""From a selection of records to tables: the paper's, the tiny models', and other models'."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from sparta_bench.tables.paper_tables import (
     score_of,
     task_name,
 )
-from sparta_bench.tables.protocol import MODELS, TWIN_MODELS
+from sparta_bench.tables.protocol import MODELS, TINY_MODELS
 from sparta_bench.tables.select import Chosen, Selection
 from sparta_bench.tables.table import Heading, Table, table_of
 from sparta_bench.tables.views import views_of
 from sparta_bench.text import counted, signed
 
-TWIN_NOTE = (
+TINY_NOTE = (
     "Embedded twins: models of 0.2 million parameters on generated text. They show that the code "
     "does what it should, and say nothing about the paper's models."
 )
@@ -48,13 +48,13 @@ MOST_NAMED = 6  # cells with another number of seeds than most
 
 
 def build_tables(selection: Selection) -> list[Table]:
-    """Every table that has a record: the paper's, their twins, other models', and comparisons."""
+    """Every table that has a record: the paper's, the tiny and other models', and comparisons."""
     usage = _Usage(selection)
     rest = dict(selection.cells)
     tables: list[Table] = []
     for layout in LAYOUTS:
         if found := layout.take(rest):
-            tables += [_marked(table, layout.twins) for table in _tables_of(layout, found, usage)]
+            tables += [_marked(table, layout.tiny) for table in _tables_of(layout, found, usage)]
     for cells, make in ((rest, usage.model_tables), (selection.cells, views_of)):
         for model in sorted({cell.model for cell in cells}, key=model_order):
             of_model = {cell: chosen for cell, chosen in cells.items() if cell.model == model}
@@ -107,7 +107,7 @@ class _Usage:
         about = self.notes(found.values(), [(model, task) for task in tasks], by_model=False)
         notes = (SPREAD_NOTE if with_n else SPREAD_NOTE.replace(" (seeds)", ""), *about)
         title = f"{model}: test loss and accuracy"
-        if model in (*MODELS, *TWIN_MODELS):
+        if model in (*MODELS, *TINY_MODELS):
             title += " of runs that have no place in the paper's tables"
         ordered = [
             (task_name(task), found[cell])
@@ -141,10 +141,10 @@ def _seed_notes(cells: list[Chosen], by_model: bool) -> list[str]:
     return ["; ".join([f"Seeds: {most}", *others]) + "."]
 
 
-# ------------------------------------------------------------------- the paper's, and the twins'
+# ------------------------------------------------------------- the paper's, and the tiny models'
 def _tables_of(layout: Layout, found: dict[At, Chosen], usage: _Usage) -> list[Table]:
     name = f"Our Table {layout.number}"
-    if layout.twins:
+    if layout.tiny:
         name = f"Twin of Table {layout.number} (0.2 million parameters, generated text)"
     by_column = sorted(found.items(), key=lambda item: item[0][::-1])
     about = usage.notes(
@@ -165,7 +165,7 @@ def _tables_of(layout: Layout, found: dict[At, Chosen], usage: _Usage) -> list[T
     )
     lines = [(layout.columns[column].head, chosen) for (_, column), chosen in by_column]
     title = f"{name}: settings chosen for {layout.title}"
-    make = _spread_table if layout.twins else _beside
+    make = _spread_table if layout.tiny else _beside
     return [printed, make(layout, name, found), _settings(layout.key, title, layout.groups, lines)]
 
 
@@ -182,10 +182,10 @@ def _headings(
 
 def _printed_row(layout: Layout, number: int, found: Mapping[At, Chosen]) -> tuple[str, ...]:
     row, unit = layout.rows[number], "%" if layout.number == 3 else ""
-    cells = [layout.name(number, found) if layout.twins else layout.label(row)]
+    cells = [layout.name(number, found) if layout.tiny else layout.label(row)]
     if layout.number == 3:
         ours = layout.densities(number, found) or MISSING
-        cells = [layout.label(row), ours if layout.twins else results_of(3)[row.id]["density"]]
+        cells = [layout.label(row), ours if layout.tiny else results_of(3)[row.id]["density"]]
     for place, column in enumerate(layout.columns):
         chosen = found.get((number, place))
         cells.append(mean_of(chosen, "loss", layout.loss_digits))
@@ -196,7 +196,7 @@ def _printed_row(layout: Layout, number: int, found: Mapping[At, Chosen]) -> tup
 def _density_notes(layout: Layout, found: Mapping[At, Chosen]) -> list[str]:
     number = [row.id for row in layout.rows].index("sparta-lora")
     density = layout.densities(number, found)
-    if layout.twins:
+    if layout.tiny:
         return [f"SpaRTA ({density}) has about LoRA's parameter count."]
     notes = [
         f"The third row of SpaRTA ran with a density of {density}, which gives about "
@@ -256,7 +256,7 @@ def beside_paper(chosen: Chosen, metric: str, printed: str) -> tuple[float, bool
 
 
 def _spread_table(layout: Layout, name: str, found: Mapping[At, Chosen]) -> Table:
-    """The twins' second form: nothing of the paper's is beside it, for it is not comparable."""
+    """The tiny models' second form. It has no values of the paper, which are not comparable."""
     rows = []
     for place in sorted({place for _, place in found}):
         column = layout.columns[place]
@@ -298,7 +298,7 @@ def _settings(key: str, title: str, groups: str, lines: list[tuple[str, Chosen]]
 
 
 def _of_model(table: Table, model: str) -> Table:
-    if model not in TWIN_MODELS:
+    if model not in TINY_MODELS:
         return table
     return _marked(replace(table, title=f"{table.title} (embedded twin, generated text)"), True)
 
@@ -317,9 +317,9 @@ def _cap(task: str, found: Mapping[Cell, Chosen]) -> str:
     return f" ({' or '.join(texts)})"
 
 
-def _marked(table: Table, twins: bool) -> Table:
-    """The table; a twin's with the note that tells it from the paper's, first."""
-    return replace(table, notes=(TWIN_NOTE, *table.notes)) if twins else table
+def _marked(table: Table, tiny: bool) -> Table:
+    """The table; a tiny model's begins with the note that says so."""
+    return replace(table, notes=(TINY_NOTE, *table.notes)) if tiny else table
 
 
 def _with_own_keys(tables: list[Table]) -> list[Table]:

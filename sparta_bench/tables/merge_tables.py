@@ -14,7 +14,7 @@ from sparta_bench.records.read import files_below, read_merge
 from sparta_bench.records.record import MERGE, OVERLAP, Excluded, Record
 from sparta_bench.tables.format import MISSING, SCALE, spread_over
 from sparta_bench.tables.paper_tables import method_order, row_name, task_name
-from sparta_bench.tables.protocol import TWIN_MODELS
+from sparta_bench.tables.protocol import TINY_MODELS
 from sparta_bench.tables.select import Selection
 from sparta_bench.tables.table import Heading, Table, table_of
 from sparta_bench.text import counted, signed
@@ -108,13 +108,13 @@ def merging_tables(merges: Mapping[str, Sequence[Merge]]) -> list[Table]:
     return tables
 
 
-def _twin(model: str) -> str:
-    return " (embedded twin, generated text)" if model in TWIN_MODELS else ""
+def _tiny(model: str) -> str:
+    return " (embedded twin, generated text)" if model in TINY_MODELS else ""
 
 
 # ---------------------------------------------------------------------------------- Table 6
 def _table6(model: str, merges: Sequence[Merge]) -> list[Table]:
-    tasks = tuple(f"tiny-{task}" for task in TABLE6_TASKS) if model in TWIN_MODELS else TABLE6_TASKS
+    tasks = tuple(f"tiny-{task}" for task in TABLE6_TASKS) if model in TINY_MODELS else TABLE6_TASKS
     way = Way(*TABLE6, "sum", False)
     found = [merge for merge in merges if merge.way == way and set(merge.tasks) == set(tasks)]
     if not found:
@@ -130,7 +130,7 @@ def _table6(model: str, merges: Sequence[Merge]) -> list[Table]:
         f"{counted(len(found), 'pair')} of different seeds; accuracy and mcc × 100.",
     )
     name = "Our Table 6" if model == "gemma-2b" else f"Table 6 with {model}"
-    title = f"{name}: test loss and accuracy at 99% sparsity, alone and merged{_twin(model)}"
+    title = f"{name}: test loss and accuracy at 99% sparsity, alone and merged{_tiny(model)}"
     key = "table6" if model == "gemma-2b" else f"table6-{model}"
     return [Table(key, title, (tuple(over), tuple(under)), tuple(rows), notes)]
 
@@ -171,7 +171,7 @@ def _costs(model: str, merges: Sequence[Merge]) -> Table:
         "share of what the one with fewer changed; by chance: had both chosen as many at random; "
         "in conflict: with opposite signs, as a share of those shared; all three before DARE.",
     )
-    title = f"{model}: what merging two models costs{_twin(model)}"
+    title = f"{model}: what merging two models costs{_tiny(model)}"
     return table_of(f"merging-{model}", title, heads, rows, *notes)
 
 
@@ -225,7 +225,7 @@ def _by_tasks(model: str, merges: Sequence[Merge]) -> Table:
             lost = [merge.lost for merge in found if merge.tasks == tasks]
             cells.append(spread_over(lost, 1) if lost else MISSING)
         rows.append(cells)
-    title = f"{model}: points of test accuracy that merging costs, by tasks{_twin(model)}"
+    title = f"{model}: points of test accuracy that merging costs, by tasks{_tiny(model)}"
     note = "Mean over both tasks, mean ± standard deviation over pairs of seeds."
     heads = ("Tasks", *(way.name for way in by_way))
     return table_of(f"merging-tasks-{model}", title, heads, rows, note)

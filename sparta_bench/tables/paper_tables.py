@@ -1,4 +1,4 @@
-"""Which tables there are: Tables 3, 4, 5, 10 and 11 of the paper, and the same for the twins."""
+"""Which tables there are: Tables 3, 4, 5, 10 and 11 of the paper, and those of tiny models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sparta_bench.paper import results_of
 from sparta_bench.paper.densities import DENSITIES, LORA_DENSITY
 from sparta_bench.records.record import Cell
-from sparta_bench.tables.protocol import GLUE, MODELS, TASKS, TWIN_MODELS
+from sparta_bench.tables.protocol import GLUE, MODELS, TASKS, TINY_MODELS
 from sparta_bench.tables.select import Chosen
 
 METHOD_NAMES = {"full_ft": "Full FT", "sparta": "SpaRTA", "lora": "LoRA", "head": "Head"}
@@ -23,7 +23,7 @@ def score_of(task: str) -> str:
 
 
 def task_name(task: str) -> str:
-    """How the paper writes a task: SST2. Twins keep their `tiny-`."""
+    """How the paper writes a task: SST2. Generated tasks keep their `tiny-`."""
     known = task.removeprefix("tiny-")
     return task.replace(known, known.upper()) if known in TASKS else task
 
@@ -41,8 +41,8 @@ def row_name(method: str, density: float | None = None) -> str:
 
 
 def model_order(model: str) -> tuple[Any, ...]:
-    """What sorts models as the paper has them, the twins after them, others last."""
-    return _place((*MODELS, *TWIN_MODELS), model)
+    """What sorts models as the paper has them, the tiny ones after them, others last."""
+    return _place((*MODELS, *TINY_MODELS), model)
 
 
 def task_order(task: str) -> tuple[Any, ...]:
@@ -63,9 +63,9 @@ def cell_order(cell: Cell) -> tuple[Any, ...]:
 
 def lines_and_tasks(cells: Iterable[Cell]) -> tuple[list[tuple[str, float | None]], list[str]]:
     """Methods with densities in the order of the paper's rows, and tasks in that of its columns."""
-    found = list(cells)
-    lines = {(cell.method, cell.density) for cell in found}
-    tasks = {cell.task for cell in found}
+    all_cells = list(cells)
+    lines = {(cell.method, cell.density) for cell in all_cells}
+    tasks = {cell.task for cell in all_cells}
     return sorted(lines, key=lambda line: method_order(*line)), sorted(tasks, key=task_order)
 
 
@@ -102,7 +102,7 @@ At = tuple[int, int]  # row and column
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One table of the paper, or its twin. `groups` says what its columns are."""
+    """One table of the paper, or the same for tiny models. `groups` says what its columns are."""
 
     key: str
     number: int
@@ -111,7 +111,7 @@ class Layout:
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     loss_digits: int
-    twins: bool
+    tiny: bool
 
     def take(self, cells: dict[Cell, Chosen]) -> dict[At, Chosen]:
         """Take out of `cells` what stands in the table, by row and column: of each method the cell
@@ -137,14 +137,14 @@ class Layout:
         """The row's name as the paper prints it."""
         return results_of(self.number)[row.id]["label"]
 
-    def densities(self, row: int, found: Mapping[At, Chosen]) -> str:
+    def densities(self, row: int, chosen: Mapping[At, Chosen]) -> str:
         """The densities that ran in a row, or its own where none did; empty without densities."""
-        ran = {one.cell.density for (number, _), one in found.items() if number == row}
+        ran = {one.cell.density for (number, _), one in chosen.items() if number == row}
         return " or ".join(map(percent, sorted(filter(None, ran or {self.rows[row].density}))))
 
-    def name(self, row: int, found: Mapping[At, Chosen]) -> str:
+    def name(self, row: int, chosen: Mapping[At, Chosen]) -> str:
         """The row's name with the densities that ran."""
-        densities = self.densities(row, found)
+        densities = self.densities(row, chosen)
         return row_name(self.rows[row].method) + (f" ({densities})" if densities else "")
 
     def paper(self, row: Row, column: Column, metric: str) -> str:
@@ -153,9 +153,9 @@ class Layout:
 
 
 def _layout(number: int, columns: tuple[Column, ...], title: str) -> Layout:
-    twins = columns[0].model in TWIN_MODELS
+    tiny = columns[0].model in TINY_MODELS
     groups, loss_digits = ("Model", 3) if number == 3 else ("Task", 2)
-    key, lora = f"table{number}", LORA_DENSITY[f"{'tiny_' * twins}table{number}"]
+    key, lora = f"table{number}", LORA_DENSITY[f"{'tiny_' * tiny}table{number}"]
     rows = (
         Row("full_ft", "full_ft", None),
         *(Row(id, "sparta", density) for id, density in DENSITIES.items()),
@@ -163,8 +163,8 @@ def _layout(number: int, columns: tuple[Column, ...], title: str) -> Layout:
         Row("lora", "lora", None),
         Row("head", "head", None),
     )
-    key += "-twins" * twins
-    return Layout(key, number, title, groups, rows, columns, loss_digits, twins)
+    key += "-twins" * tiny
+    return Layout(key, number, title, groups, rows, columns, loss_digits, tiny)
 
 
 def _imdb(models: tuple[str, ...], task: str, title: str) -> Layout:
@@ -173,7 +173,7 @@ def _imdb(models: tuple[str, ...], task: str, title: str) -> Layout:
 
 
 def _glue(number: int, model: str) -> Layout:
-    tiny = "tiny-" if model in TWIN_MODELS else ""
+    tiny = "tiny-" if model in TINY_MODELS else ""
     columns = tuple(Column(task.upper(), model, tiny + task, task) for task in GLUE)
     return _layout(number, columns, f"{model} on {'the tiny GLUE tasks' if tiny else 'GLUE'}")
 
@@ -182,13 +182,13 @@ NUMBERS = (4, 5, 10, 11)  # of the tables on GLUE, each of one model
 LAYOUTS = (
     _imdb(MODELS, "imdb", "four models on IMDB"),
     *map(_glue, NUMBERS, ("gemma-2b-it", "mistral-7b-it", "gemma-2b", "mistral-7b")),
-    _imdb(TWIN_MODELS, "tiny-imdb", "the embedded models on tiny-imdb"),
+    _imdb(TINY_MODELS, "tiny-imdb", "the embedded models on tiny-imdb"),
     *map(_glue, NUMBERS, ("tiny-gemma-it", "tiny-mistral-it", "tiny-gemma", "tiny-mistral")),
 )
 
 
 def cells_at_loras_count(cells: Mapping[Cell, Chosen]) -> set[Cell]:
-    """Those that a table of the paper, or its twin, has in its row with LoRA's count."""
+    """Those that a table of the paper, or of tiny models, has in its row with LoRA's count."""
     return {
         chosen.cell
         for layout in LAYOUTS

@@ -1,4 +1,4 @@
-"""Which records may stand under the names that they bear: the paper's, the twins', others'.
+"""Which records may stand under the names that they bear: the paper's, the tiny models', others'.
 
 A model of 0.2 million parameters on generated text must never be taken for one of the paper's, nor
 a run on a part of the data for one on all of it.
@@ -23,8 +23,8 @@ BACKBONE = {
 MODELS = tuple(BACKBONE)
 GLUE = ("qnli", "rte", "sst2", "qqp", "mnli", "mrpc", "cola")  # the order of Tables 4, 5, 10, 11
 TASKS = (*GLUE, "imdb")
-TWIN_MODELS = ("tiny-gemma", "tiny-gemma-it", "tiny-mistral", "tiny-mistral-it")
-TWIN_TASKS = tuple(f"tiny-{task}" for task in TASKS)
+TINY_MODELS = ("tiny-gemma", "tiny-gemma-it", "tiny-mistral", "tiny-mistral-it")
+GENERATED_TASKS = tuple(f"tiny-{task}" for task in TASKS)
 MOST_TRAINED_ON = 100_000  # examples: "training sets limited to 100K samples" (Table 2)
 GLUE_EPOCHS = "2"  # "over 2 epochs of training" (Table 13)
 # Fewer would end a training before early stopping does; the paper gives no number for its "*".
@@ -48,13 +48,13 @@ def _reason_against(record: Record) -> str | None:
     name, task = record.cell.model, record.cell.task
     model_config, task_config = record.raw["config"]["model"], record.raw["config"]["task"]
     embedded, generated = model_config["embedded"], task_config["generated"] is not None
-    if embedded and name not in TWIN_MODELS:
+    if embedded and name not in TINY_MODELS:
         return "an embedded model under another name"
-    if name in TWIN_MODELS and not embedded:
+    if name in TINY_MODELS and not embedded:
         return "another model under the name of an embedded one"
-    if generated and task not in TWIN_TASKS:
+    if generated and task not in GENERATED_TASKS:
         return "generated data under another name"
-    if task in TWIN_TASKS and not generated:
+    if task in GENERATED_TASKS and not generated:
         return "other data under the name of a generated task"
     if embedded != generated:
         return "an embedded model on real data" if embedded else "a real model on generated data"

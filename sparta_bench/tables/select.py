@@ -83,8 +83,8 @@ def select(records: Iterable[Record]) -> Selection:
             by_cell[record.cell].append(record)
         else:
             selection.excluded.append(Excluded(record.path, reason, record.cell))
-    for cell, found in by_cell.items():
-        selection.cells[cell] = _best(cell, found, selection)
+    for cell, cell_records in by_cell.items():
+        selection.cells[cell] = _best(cell, cell_records, selection)
     return selection
 
 

@@ -29,8 +29,8 @@ def _table12() -> Table:
     for printed in rows_of("table12"):
         cells = [printed["method"], printed["parameter"]]
         for model in MODELS:
-            found = configs[printed["row"], model]
-            values = {_value(config, printed["parameter"]) for config in found}
+            printed_configs = configs[printed["row"], model]
+            values = {_value(config, printed["parameter"]) for config in printed_configs}
             ours = " / ".join(sorted(values))
             same = len(values) == 1 and is_the_papers(ours, printed[model])
             cells += [ours if same else f"{ours} {DIFFERS}", printed[model]]

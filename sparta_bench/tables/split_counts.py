@@ -60,10 +60,10 @@ def count_tables(sizes: Sizes) -> list[Table]:
 def _table(number: int, model: str, sizes: Sizes) -> Table:
     rows = []
     for printed in rows_of(f"table{number}"):
-        found = sizes.get((model, printed["task"]), {})
+        counts = sizes.get((model, printed["task"]), {})
         cells = [printed["dataset"], printed["classes"]]
         for split in SPLITS:
-            ours = found.get(split)
+            ours = counts.get(split)
             mark = "" if ours == number_of(printed[split]) else " ≠"
             cells += [MISSING if ours is None else f"{ours:,}{mark}", printed[split]]
         rows.append(tuple(cells))

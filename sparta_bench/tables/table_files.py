@@ -45,7 +45,7 @@ def summary(read: int, unread: Sequence[Excluded], selection: Selection) -> str:
 def missing(tables: Sequence[Table]) -> list[str]:
     """Which of the paper's tables there was nothing for."""
     keys = {table.key for table in tables}
-    wanted = {"records": [one.number for one in LAYOUTS if not one.twins], "plans": list(MODELS)}
+    wanted = {"records": [one.number for one in LAYOUTS if not one.tiny], "plans": list(MODELS)}
     lacking = {
         what: [str(number) for number in numbers if f"table{number}" not in keys]
         for what, numbers in wanted.items()

@@ -84,7 +84,7 @@ def ranks_of(scores: Mapping[str, Spread]) -> dict[str, int]:
 class Paired:
     """Of n differences: mean, half length of its 95 % interval, t and two-sided p.
 
-    All but the mean are None where they cannot be told: of one difference, or of equal ones.
+    All but the mean are None where they are not defined: of one difference, or of equal ones.
     """
 
     n: int
@@ -126,7 +126,7 @@ class _Comparison(NamedTuple):
 
 
 def _against_lora(model: str, done: Mapping[Cell, Chosen]) -> Table | None:
-    found: list[_Comparison] = []
+    comparisons: list[_Comparison] = []
     for task in lines_and_tasks(done)[1]:
         lora = done.get(Cell(model, task, "lora", None))
         sparta = lora and like_lora(lora, done)
@@ -136,15 +136,15 @@ def _against_lora(model: str, done: Mapping[Cell, Chosen]) -> Table | None:
             differences = _differences(sparta, lora, metric)
             if differences and sparta.cell.density is not None:
                 test = paired_test(differences)
-                found.append(_Comparison(task, metric, sparta.cell.density, test))
-    if not found:
+                comparisons.append(_Comparison(task, metric, sparta.cell.density, test))
+    if not comparisons:
         return None
     adjusted: dict[_Comparison, float] = {}
     for is_loss in (True, False):
-        family = [one for one in found if (one.metric == "loss") == is_loss]
+        family = [one for one in comparisons if (one.metric == "loss") == is_loss]
         ps = {one: one.test.p for one in family if one.test.p is not None}
         adjusted |= dict(zip(ps, holm(list(ps.values())), strict=True))
-    rows = [_comparison_row(one, adjusted.get(one)) for one in found]
+    rows = [_comparison_row(one, adjusted.get(one)) for one in comparisons]
     heads = ("Task", "metric", "SpaRTA", "seeds", "SpaRTA less LoRA", "95 % interval", "t", "p",
              "p, Holm")  # fmt: skip
     notes = (
