@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("--out", default="sparta-adapter")
     options = parser.parse_args()
 
+    if options.model == EMBEDDED:
+        torch.set_num_threads(1)  # it is so small that threads only wait for each other
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForSequenceClassification.from_pretrained(

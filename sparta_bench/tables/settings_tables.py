@@ -41,7 +41,7 @@ def _table12() -> Table:
     )
     most = max(config.train.epochs for some in configs.values() for config in some)
     notes = (
-        f"Composed from conf/method for task=imdb. {DIFFERS}: not what the paper says.",
+        f"From conf/presets.csv and conf/method, task imdb. {DIFFERS}: not what the paper says.",
         f"* in the number of epochs: early stopping, here after at most {most:g} epochs. "
         "No clipping (0 here) is - in the paper. LoRA's dropout is that of its adapters.",
     )
