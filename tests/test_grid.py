@@ -332,7 +332,7 @@ def test_the_heading_counts_and_what_failed_elsewhere_is_not_tried_again(
 
 def test_the_time_of_runs_that_nobody_has_made_is_unknown(tmp_path: Path) -> None:
     configs = compose_all(sweep_jobs(["method=head,lora", *QUICK, *places(tmp_path)]))
-    start, end = "2 runs: ", "time left unknown, since not every kind of run has been made"
+    start, end = "2 runs: ", "time left unknown: no run like some of these is done yet"
     assert Grid(configs, AssetCache()).heading() == f"{start}0 done, 2 to go; {end}"
     run(configs[0])
     assert Grid(configs, AssetCache()).heading() == f"{start}1 done, 1 to go; {end}"

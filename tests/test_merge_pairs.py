@@ -428,7 +428,7 @@ def test_tables_shows_what_was_merged(runs: Path, capfd: pytest.CaptureFixture[s
     call(capfd, "merge", "pairs", str(runs), *FEW_ROWS, "--seeds", "same")
     code, out, _ = call(capfd, "tables", str(runs))
     assert code == 0 and "- 4 pairs of merged runs" in out
-    assert "## tiny-gemma: what merging two models costs (embedded twin, generated text)" in out
+    assert "## tiny-gemma: what merging two models costs (tiny model, generated text)" in out
     assert "| sum, one seed |" in out
     for end in ("md", "csv", "tex"):
         assert (runs / "tables" / f"merging-tiny-gemma.{end}").is_file()

@@ -141,7 +141,7 @@ class Grid:
             return text
         seconds = self.times.left(map(kinds_of, self.pending.values()))
         if seconds is None:
-            return f"{text}; time left unknown, since not every kind of run has been made"
+            return f"{text}; time left unknown: no run like some of these is done yet"
         return f"{text}; about {as_duration(seconds)} left for one process, by what such runs took"
 
     def run_all(self, show: Callable[[Outcome], None], single: bool = False) -> list[Outcome]:

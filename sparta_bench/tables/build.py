@@ -34,7 +34,7 @@ from sparta_bench.tables.views import views_of
 from sparta_bench.text import counted, signed
 
 TINY_NOTE = (
-    "Embedded twins: models of 0.2 million parameters on generated text. They show that the code "
+    "Tiny models: 0.2 million parameters, on generated text. They show that the code "
     "does what it should, and say nothing about the paper's models."
 )
 SPREAD_NOTE = "Mean ± standard deviation (seeds); accuracy and mcc × 100."
@@ -145,7 +145,7 @@ def _seed_notes(cells: list[Chosen], by_model: bool) -> list[str]:
 def _tables_of(layout: Layout, found: dict[At, Chosen], usage: _Usage) -> list[Table]:
     name = f"Our Table {layout.number}"
     if layout.tiny:
-        name = f"Twin of Table {layout.number} (0.2 million parameters, generated text)"
+        name = f"Table {layout.number} with tiny models (0.2 million parameters, generated text)"
     by_column = sorted(found.items(), key=lambda item: item[0][::-1])
     about = usage.notes(
         (chosen for _, chosen in by_column),
@@ -300,7 +300,7 @@ def _settings(key: str, title: str, groups: str, lines: list[tuple[str, Chosen]]
 def _of_model(table: Table, model: str) -> Table:
     if model not in TINY_MODELS:
         return table
-    return _marked(replace(table, title=f"{table.title} (embedded twin, generated text)"), True)
+    return _marked(replace(table, title=f"{table.title} (tiny model, generated text)"), True)
 
 
 def _cap(task: str, found: Mapping[Cell, Chosen]) -> str:

@@ -109,7 +109,7 @@ def merging_tables(merges: Mapping[str, Sequence[Merge]]) -> list[Table]:
 
 
 def _tiny(model: str) -> str:
-    return " (embedded twin, generated text)" if model in TINY_MODELS else ""
+    return " (tiny model, generated text)" if model in TINY_MODELS else ""
 
 
 # ---------------------------------------------------------------------------------- Table 6
