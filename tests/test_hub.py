@@ -146,6 +146,7 @@ def everything_below(folder: Path) -> bytes:
 
 
 # --------------------------------------------------------------------------- what must work
+@pytest.mark.slow
 def test_a_run_from_the_hub_and_the_same_command_without_it(hub: Hub, command: Command) -> None:
     started = time.monotonic()
     code, out, err = command(hub.url, *GEMMA, *SHORT, HF_TOKEN=TOKEN)

@@ -162,6 +162,7 @@ print(pipeline("text-classification", model=sys.argv[1])("a fine film"))
 """
 
 
+@pytest.mark.slow
 def test_a_baked_folder_needs_nothing_of_this_project(trained: Any, tmp_path: Path) -> None:
     bake(trained("sparta")[2], tmp_path / "baked")
     done = subprocess.run(

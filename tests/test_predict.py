@@ -392,6 +392,7 @@ def test_a_description_of_another_kind_names_the_key(
     assert len(lines) == (4 if key == "prompt" else 1)
 
 
+@pytest.mark.slow
 def test_a_text_that_no_memory_holds_is_told_of(
     capsys: pytest.CaptureFixture[str], trained: Any, tmp_path: Path
 ) -> None:
