@@ -79,8 +79,8 @@ def completed(folder: Path) -> dict[str, int]:
     """The file (inode) of each completed record, by run: another file means another run."""
     return {
         str(path): path.stat().st_ino
-        for path in folder.rglob("result.json")
-        if json.loads(path.read_text())["status"] == "completed"
+        for path in files(folder)
+        if path.name == "result.json" and json.loads(path.read_text())["status"] == "completed"
     }
 
 
