@@ -69,11 +69,13 @@ def numbers(tree: Any) -> list[float]:
 
 
 # ------------------------------------------------------------------------------- the report
+@pytest.mark.slow
 def test_every_contender_has_a_row(report: tuple[dict[str, Any], Path]) -> None:
     assert list(rows_of(report[0])) == contenders.names()
     assert len(contenders.names()) == 13
 
 
+@pytest.mark.slow
 def test_figures_are_finite_and_name_where_they_come_from(
     report: tuple[dict[str, Any], Path],
 ) -> None:
@@ -90,6 +92,7 @@ def test_figures_are_finite_and_name_where_they_come_from(
     assert str(report[1]) not in json.dumps(found)
 
 
+@pytest.mark.slow
 def test_ratios_of_steps_have_a_spread_and_no_target(report: tuple[dict[str, Any], Path]) -> None:
     steps = [
         ratio
@@ -150,6 +153,7 @@ def test_crossover_times_every_shape_and_density(capsys: pytest.CaptureFixture[s
 
 
 # ------------------------------------------------------------------------------ what it counts
+@pytest.mark.slow
 def test_trainable_scalars(report: tuple[dict[str, Any], Path]) -> None:
     rows = rows_of(report[0])
     assert rows["full_ft"]["trainable"] == report[0]["settings"][0]["parameters"]
@@ -162,6 +166,7 @@ def test_trainable_scalars(report: tuple[dict[str, Any], Path]) -> None:
 
 
 @needs_peft_sparta
+@pytest.mark.slow
 def test_peft_sparta_trains_the_same_scalars(report: tuple[dict[str, Any], Path]) -> None:
     rows = rows_of(report[0])
     for density in PAPER_DENSITIES:
@@ -181,6 +186,7 @@ def test_peft_sparta_has_the_same_losses(setting: Setting) -> None:
     assert losses[0][0] - losses[0][-1] > 0.01
 
 
+@pytest.mark.slow
 def test_flops_of_the_linear_layers(report: tuple[dict[str, Any], Path]) -> None:
     rows = rows_of(report[0])
     tokens = ROWS * TOKENS

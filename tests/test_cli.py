@@ -288,6 +288,7 @@ assert main(["plan", "--json", "task=tiny-rte"]) == 0
 """
 
 
+@pytest.mark.slow
 def test_the_wheel_works_from_any_directory(tmp_path: Path) -> None:
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()

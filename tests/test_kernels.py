@@ -164,6 +164,7 @@ def fused(ptx: str) -> int:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.slow
 def test_the_gradient_kernel_compiles_within_its_budget(
     ahead_of_time: Compiled, tmp_path: Path, target: int
 ) -> None:
@@ -181,6 +182,7 @@ def test_the_gradient_kernel_compiles_within_its_budget(
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.slow
 def test_the_transposed_copy_compiles_within_its_budget(
     ahead_of_time: Compiled, tmp_path: Path, target: int
 ) -> None:
@@ -196,6 +198,7 @@ def test_the_transposed_copy_compiles_within_its_budget(
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.slow
 def test_the_merge_kernel_compiles_within_its_budget(
     ahead_of_time: Compiled, tmp_path: Path, target: int
 ) -> None:

@@ -96,6 +96,7 @@ def test_bfloat16_weights(name: str, trained: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["full_ft", slow("head"), slow("lora"), "sparta-0.05"])
+@pytest.mark.slow
 def test_peak_with_a_batch(name: str) -> None:
     found = estimated(name, TINY, rows=8, tokens=32)
     for way in (False, True):

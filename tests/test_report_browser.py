@@ -87,6 +87,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outline]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.slow
 def test_the_page_in_a_browser(
     browser: Any, report: tuple[Path, Outline], size: str, scheme: str
 ) -> None:

@@ -387,6 +387,7 @@ def test_a_secret_in_a_librarys_error_is_taken_out(
     assert one_line(f"hf download: {SECRET}") == "hf download: <HF_TOKEN>"
 
 
+@pytest.mark.slow
 def test_a_local_run_asks_no_network(tmp_path: Path, trained: Callable[..., Any]) -> None:
     """Nor does a prediction; in a process that may, since the client reads HF_HUB_OFFLINE once."""
     script = (
