@@ -326,6 +326,7 @@ NO_TOKEN = (401, "", "Invalid credentials in Authorization header")
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_model_that_may_not_be_had(
     hub: Hub, command: Command, refusal: tuple[int, str, str], reason: str
 ) -> None:
