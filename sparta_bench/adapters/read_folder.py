@@ -17,6 +17,7 @@ from sparta_bench.adapters.manifest import Manifest, read_object
 from sparta_bench.config.check import method_of
 from sparta_bench.config.schema import LoraConfig
 from sparta_bench.errors import InputError, reason_of
+from sparta_bench.files import why_no_folder
 from sparta_bench.methods.trained import HEAD
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.dtypes import DTYPES
@@ -71,8 +72,8 @@ def kind_of(folder: Path) -> str | None:
 
 def why_unreadable(folder: Path) -> str:
     """Say why a folder holds no single trained model."""
-    if not folder.is_dir():
-        return f"{folder}: there is no such folder"
+    if problem := why_no_folder(folder):
+        return f"{folder}: {problem}"
     if kind_of(folder) == MULTI_HEAD:
         return f"{folder}: a multi-head model, merged already; give what it was merged from"
     if kind_of(folder) == AUTHORS:

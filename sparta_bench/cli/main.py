@@ -120,9 +120,8 @@ def _hydras_own(arguments: list[str], overrides: list[str]) -> int:
     for word in overrides:
         others.remove(word)
     before, sys.argv = sys.argv, [sys.argv[0], *overrides, *others]
-    os.environ["HYDRA_FULL_ERROR"] = (
-        "1"  # raise faults, so that they are reported here, in one line
-    )
+    # raise faults, so that they are reported here, in one line
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         no_run()
     except HYDRA_ERRORS as error:

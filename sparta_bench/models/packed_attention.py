@@ -38,8 +38,9 @@ class Layout:
     @property
     def positions(self) -> Tensor:
         """Of each packed token in its input (1 x tokens)."""
-        places = torch.arange(self.prefix + self.own, device=self.last.device)
-        return torch.cat([places[: self.prefix], places[self.prefix :].repeat(self.rows)])[None]
+        of_input = torch.arange(self.prefix + self.own, device=self.last.device)
+        own = of_input[self.prefix :].repeat(self.rows)
+        return torch.cat([of_input[: self.prefix], own])[None]
 
     @property
     def last_tokens(self) -> Tensor:
@@ -74,9 +75,9 @@ class Layout:
         return self._seen[part, window]
 
     def _mask(self, part: str, window: int | None, like: Tensor, kind: str) -> Tensor:
-        places = torch.arange(self.prefix + self.own, device=like.device)
-        before, after = places[: self.prefix], places[self.prefix :]
-        keys = before if part == "prefix" else places
+        tokens = torch.arange(self.prefix + self.own, device=like.device)
+        before, after = tokens[: self.prefix], tokens[self.prefix :]
+        keys = before if part == "prefix" else tokens
         if part == "last":
             queries = self.prefix + self.last[:, None, None, None]
         else:

@@ -23,7 +23,7 @@ from sparta_bench.models.last_layer import (
 )
 from sparta_bench.models.packed_attention import KINDS, LAYOUT, Layout, know_layouts
 
-MIN_PREFIX_TOKENS = 8  # of a shorter one the second pass costs about what it saves
+MIN_PREFIX_TOKENS = 8  # for `auto`; a shorter one saves little
 # What sums in another order may change: of the features, and of the first layer's gradient, as a
 # share of their size. A key that is missed, or a position that is off, changes far more.
 TOLERANCES = {
@@ -104,12 +104,11 @@ def choose(
 ) -> tuple[TokensOnce | None, str | None]:
     """What a run computes with `train.share_prefix`, tried on a batch of its own; and why that is
     less than was asked for. `draws`: as for `tokens_once`."""
-    if share is False:
-        return None, None
     once, why_not = tokens_once(classifier.backbone, share, prefix_tokens, draws)
-    for way in (once, TokensOnce(0, once.last_layer)):
-        if not way.prefix_tokens and not way.last_layer:
-            continue
+    ways = [once] if once.prefix_tokens else []
+    if once.last_layer:
+        ways.append(TokensOnce(0, True, once.in_training))
+    for way in ways:
         difference = disagreement(classifier, way, batch, draws)
         if difference is None:
             return way, why_not
@@ -169,7 +168,7 @@ def disagreement(
         )
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # many kinds, where a model takes a cache otherwise
+    except Exception as error:  # many kinds, where a model does not take a layout
         return f"{type(error).__name__}: {reason_of(error)}"
     finally:
         classifier.train(was_training)

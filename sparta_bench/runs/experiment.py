@@ -127,6 +127,8 @@ def _make(spec: RunSpec, assets: AssetCache, findings: Findings) -> None:
 def _tokens_once(spec: RunSpec, classifier: Classifier, data: EncodedSplits) -> TokensOnce | None:
     """What of a batch is computed, tried on the shortest and the longest training example."""
     train, method = spec.config.train, spec.config.method
+    if train.share_prefix is False:
+        return None
     draws = train.dropout > 0 or (isinstance(method, LoraConfig) and method.lora_dropout > 0)
     by_length = sorted(range(len(data.train)), key=data.train.lengths().__getitem__)
     batch = data.train.collate([by_length[0], by_length[-1]])
