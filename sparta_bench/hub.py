@@ -62,6 +62,8 @@ def snapshot(repo: str, revision: str) -> Path:
                 tqdm_class=Silent,
             )
         except Exception as error:  # the client raises many kinds
+            if _is_of_connection(error):  # a file was cut off: what the cache has of it is a part
+                raise
             problem = problem or error
         else:
             return Path(folder)

@@ -235,9 +235,9 @@ def test_a_download_that_breaks_off_is_taken_up(hub: Hub, command: Command) -> N
         ),
         (
             "tokenizer.json",
-            "model=gemma-2b-it: the tokenizer of google/gemma-2b-it cannot be loaded from "
-            "the hub: the connection broke off (RemoteProtocolError); the same command tries "
-            "again. Ways out: give a folder with model.path=DIR",
+            "model=gemma-2b-it: google/gemma-2b-it cannot be loaded from the hub: the connection "
+            "broke off (RemoteProtocolError); the same command tries again. Ways out: give a "
+            "folder with model.path=DIR",
         ),
         (
             "train-00000-of-00001.parquet",
