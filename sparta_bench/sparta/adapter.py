@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,12 @@ class SpartaAdapter:
             patch(module, deltas[module], entries[module], gradient)
         # as long-lived as the model, also where nobody keeps the adapter
         object.__setattr__(model, "sparta_adapter", self)
-        self._attached = True
+        self._ignored_before = getattr(model, "_keys_to_ignore_on_save", None)
+        if hasattr(model, "save_pretrained"):  # writes the sums, which are the whole model
+            names = set(self._ignored_before or ()) | set(self.delta_names)
+            object.__setattr__(model, "_keys_to_ignore_on_save", names)
+        model.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
+        self._attached, self._is_off = True, False
         self._merges_after_step = merge_after_step
         if merge_after_step:
             _watch(self)
@@ -175,6 +181,13 @@ class SpartaAdapter:
     def deltas(self) -> dict[str, nn.Parameter]:
         """Per tensor name of the backbone: the trainable changes, 1-d, in `dtype`."""
         return {name: _deltas(holders[0]) for name, holders in self._holders.items()}
+
+    @property
+    def delta_names(self) -> list[str]:
+        """Names of the deltas in the model's `state_dict`; tied ones have several."""
+        own = {id(deltas) for deltas in self.deltas.values()}
+        named = self.model.named_parameters(remove_duplicate=False)
+        return [name for name, value in named if id(value) in own]
 
     def parameters(self) -> list[nn.Parameter]:
         """Deltas and head, for an optimizer."""
@@ -208,6 +221,55 @@ class SpartaAdapter:
             entries, holder = self._entries(name), self._holders[name][0]
             write_merged(_tensor(holder), entries.indices, entries.originals, _deltas(holder))
 
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Make the model the base model inside the block, head included, and the trained one again
+        after it, both bit for bit: a reference model, such as DPO's, without a second copy.
+
+        Deltas stay as they are. Raises ValueError if the adapter is detached.
+        """
+        if not self._attached:
+            raise ValueError("off: the adapter is detached, so that the model is the base already")
+        if self._is_off:  # a block within a block
+            yield
+            return
+        trained = self._head.swap_in_originals()
+        self._write_originals()
+        self._is_off = True
+        try:
+            yield
+        finally:
+            self._is_off = False
+            self._head.swap_back(trained)
+            self.merge()
+
+    @torch.no_grad()
+    def _write_originals(self) -> None:
+        for name, holders in self._holders.items():
+            entries = self._entries(name)
+            write_at(_tensor(holders[0]), entries.indices, entries.originals)
+
+    @torch.no_grad()
+    def _take_loaded(self, missing: list[str]) -> None:
+        """Bring weights and deltas together after `load_state_dict`, which did not find the keys
+        `missing`. Deltas that were loaded are written into the weights; where only weights were
+        (a checkpoint without deltas), deltas become their difference to the originals."""
+        names = {id(value): key for key, value in self.model.named_parameters()}
+
+        def was_loaded(value: Tensor) -> bool:
+            key = names[id(value)]
+            return not any(f".{gone}".endswith(f".{key}") for gone in missing)
+
+        for name, holders in self._holders.items():
+            weight, deltas = _tensor(holders[0]), _deltas(holders[0])
+            if not was_loaded(deltas) and was_loaded(weight):
+                entries = self._entries(name)
+                now = _at(weight, entries.indices)
+                deltas.copy_(now.to(deltas.dtype) - entries.originals.to(deltas.dtype))
+            self.merge([name])
+        filled = set(self.delta_names)
+        missing[:] = [key for key in missing if key not in filled]
+
     @torch.no_grad()
     def detach(self) -> None:
         """Give the model back as it was, every parameter bit for bit, head included. Buffers, such
@@ -215,9 +277,7 @@ class SpartaAdapter:
         if not self._attached:
             return
         try:
-            for name, holders in self._holders.items():
-                entries = self._entries(name)
-                write_at(_tensor(holders[0]), entries.indices, entries.originals)
+            self._write_originals()
             self._head.restore()
         finally:
             self._let_go()
@@ -239,6 +299,12 @@ class SpartaAdapter:
         for parameter, trainable in self._were_trainable:
             parameter.requires_grad_(trainable)
         del self.model.sparta_adapter
+        if hasattr(self.model, "save_pretrained"):
+            object.__setattr__(self.model, "_keys_to_ignore_on_save", self._ignored_before)
+        hooks = self.model._load_state_dict_post_hooks
+        for number, hook in list(hooks.items()):
+            if hook is _after_load:
+                del hooks[number]
         self._holders, self._patched = {}, []
 
     def __enter__(self) -> SpartaAdapter:
@@ -370,6 +436,12 @@ def _refuse(model: nn.Module) -> None:
         raise ValueError(
             f"the model is wrapped by peft ({type(model).__name__}); attach to the model itself"
         )
+
+
+def _after_load(model: nn.Module, keys: Any) -> None:
+    """A hook of `load_state_dict`."""
+    adapter: SpartaAdapter = model.sparta_adapter  # type: ignore[assignment]
+    adapter._take_loaded(keys.missing_keys)
 
 
 def _redraw(backbone: nn.Module, saved: store.Saved, folder: Path) -> dict[str, Tensor]:

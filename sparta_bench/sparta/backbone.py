@@ -69,6 +69,20 @@ class Head:
             return {f"head.{name.rpartition('.')[2]}": p for name, p in parameters.items()}
         return {f"head.{name}": p for name, p in parameters.items()}
 
+    @torch.no_grad()
+    def swap_in_originals(self) -> dict[str, Tensor]:
+        """Put the values from before in, in the dtype that the head trains in; returns the trained
+        ones, for `swap_back`."""
+        trained = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.swap_back(self._originals)
+        return trained
+
+    @torch.no_grad()
+    def swap_back(self, values: dict[str, Tensor]) -> None:
+        """Put these values in, by name in the model."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
     def restore(self) -> None:
         """The values and dtype from before."""
         for name, parameter in self.parameters.items():
