@@ -1,4 +1,4 @@
-"""The README's commands work as they stand there."""
+"""The commands of README.md and docs/commands.md work as they stand there; links lead somewhere."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [
-    line.partition("  #")[0].strip().partition(" # ")[0].strip()
-    for block in BLOCKS
-    for line in block.splitlines()
-    if line.strip()
-]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND_PAGES = README + (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", COMMAND_PAGES, flags=re.DOTALL)
+LINES = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
+COMMANDS = list(
+    dict.fromkeys(line.partition("  #")[0].strip().partition(" # ")[0].strip() for line in LINES)
+)
 OURS = [command for command in COMMANDS if command.startswith("sparta-bench")]
 # what needs a GPU, a hub or a cluster
 ELSEWHERE = [
@@ -51,9 +51,10 @@ def test_the_two_commands_come_first() -> None:
     assert COMMANDS[:2] == ["make demo", "make test"]
 
 
-def test_linked_files_are_there() -> None:
-    for target in re.findall(r"\]\(([^)h#][^)]*)\)", README):
-        assert (ROOT / target.partition("#")[0]).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_files_are_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)h#][^)]*)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target.partition("#")[0]).exists(), target
 
 
 def test_what_is_linked_within_the_page_is_a_heading() -> None:
