@@ -30,7 +30,8 @@ class Manifest:
     `dtypes` are those of model and trained values in training. A `model.path` is the folder's own
     name, since other machines have other paths; a `model.revision` is the hub's commit.
     `base_fingerprint` is that of the base's values (`store.fingerprint_of`); None in the layout of
-    the authors and in whole models of an earlier version.
+    the authors and in whole models of an earlier version. `tokens_once` is what of a batch the run
+    computed (`TokensOnce.as_dict`); None where that was all of it.
     """
 
     method: dict[str, Any]
@@ -47,6 +48,7 @@ class Manifest:
     dtypes: dict[str, str]
     tokenizer_fingerprint: str | None
     base_fingerprint: str | None = None
+    tokens_once: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for the file."""
@@ -68,7 +70,8 @@ class Manifest:
                 f"{source}: was saved by a script, without labels, prompt and base model; "
                 "SpartaAdapter.load(model, folder) puts it on its model"
             )
-        values = {"base_fingerprint": None, **values}  # not in older ones
+        # not in older ones
+        values = {"base_fingerprint": None, "tokens_once": None, **values}
         lines = faults_by(_RULES, values)
         if values.get("prompt") is not None:
             lines += faults_by(_PROMPT_RULES, values)
@@ -101,6 +104,11 @@ def _relation_faults(values: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _is_tokens_once(values: dict[str, Any]) -> bool:
+    tokens, ways = values.get("prefix_tokens"), ("last_layer", "in_training")
+    return type(tokens) is int and tokens >= 0 and all(type(values.get(w)) is bool for w in ways)
+
+
 _MODEL = ("name", "hub_id", "revision", "path", "tokenizer", "kind", "embedded")
 _PROMPT = ("instruction", "answers", "answers_text", "fields")
 _RULES = {  # what a configuration has as well is checked as there
@@ -118,6 +126,10 @@ _RULES = {  # what a configuration has as well is checked as there
     "dtypes.model": RULES["train.trained_dtype"],
     "dtypes.trained": RULES["train.trained_dtype"],
     "tokenizer_fingerprint": TEXT_OR_NULL,
+    "tokens_once": Rule(
+        lambda v: v is None or (isinstance(v, dict) and _is_tokens_once(v)),
+        "must be null, or have prefix_tokens, last_layer and in_training",
+    ),
 }
 _PROMPT_RULES = {f"prompt.{key}": RULES[f"task.prompt.{key}"] for key in _PROMPT}
 

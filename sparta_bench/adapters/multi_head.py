@@ -55,7 +55,10 @@ class MultiHead(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, **ignored: Any
     ) -> dict[str, Tensor]:
         """Per head: logits (rows x classes, at least float32) of ids and mask (rows x longest)."""
-        states = pooled(self.backbone, input_ids, attention_mask)
+        return self.logits(pooled(self.backbone, input_ids, attention_mask))
+
+    def logits(self, states: Tensor) -> dict[str, Tensor]:
+        """The same of the last real tokens' final hidden states (rows x hidden)."""
         return {
             name: logits_of(states, head) for name, head in zip(self.names, self.heads, strict=True)
         }

@@ -134,6 +134,12 @@ def shared_prefix_length(*splits: Sequence[Ids]) -> int:
     return max(longest, 0)
 
 
+def shortest_and_longest(data: Encoded) -> dict[str, Tensor]:
+    """A batch of two, or one where there is no other."""
+    by_length = sorted(range(len(data)), key=data.lengths().__getitem__)
+    return data.collate(list(dict.fromkeys((by_length[0], by_length[-1]))))
+
+
 def _as_rows(ids: Sequence[Ids]) -> TokenRows:
     if isinstance(ids, TokenRows):
         return ids

@@ -9,17 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sparta_bench.adapters.load_adapter import Loaded
 from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.config.conf_folder import choices
 from sparta_bench.config.schema import Config, TaskConfig
 from sparta_bench.data.splits import Splits, load_splits
-from sparta_bench.data.tokenize import Encoded, cache_folder, encode
+from sparta_bench.data.tokenize import (
+    Encoded,
+    cache_folder,
+    encode,
+    shared_prefix_length,
+    shortest_and_longest,
+)
 from sparta_bench.devices import accelerator_of
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, log
 from sparta_bench.inference.predict import ready
-from sparta_bench.models.classifier import Classifier, why_not_finite
+from sparta_bench.models.classifier import Classifier, pooled, why_not_finite
 from sparta_bench.models.dtypes import DTYPES, Precision
+from sparta_bench.models.tokens_once import TokensOnce, that_agrees, tokens_once
 from sparta_bench.records.write import environment, now
 from sparta_bench.training.evaluation import evaluate, evaluation_batch_size
 
@@ -58,19 +67,44 @@ def sets_of(about: Manifest, tokenizer: Any, config: Config, splits: Splits | No
     return Sets(dev, test, raw.fingerprint())
 
 
-def scores_of(classifier: Classifier, sets: Sets, config: Config) -> dict[str, dict[str, float]]:
-    """Loss (nats per example), accuracy and mcc on dev and test, on `config.device`. Raises
-    InputError if a loss is not finite."""
+def scores_of(
+    classifier: Classifier, sets: Sets, config: Config, about: Manifest
+) -> dict[str, dict[str, float]]:
+    """Loss (nats per example), accuracy and mcc on dev and test, on `config.device`, computed as
+    the run did (`about.tokens_once`). Raises InputError if a loss is not finite."""
     accelerator = accelerator_of(config)
     classifier.to(accelerator.device)
     size = evaluation_batch_size(config.train)
-    scores = {
-        name: evaluate(accelerator, classifier, data, size)
-        for name, data in (("dev", sets.dev), ("test", sets.test))
-    }
+    once = _as_in_the_run(classifier, sets, about)
+    classifier.pool = once.pooled
+    try:
+        scores = {
+            name: evaluate(accelerator, classifier, data, size)
+            for name, data in (("dev", sets.dev), ("test", sets.test))
+        }
+    finally:
+        classifier.pool = pooled  # other inputs may begin with other tokens
     if not all(math.isfinite(split["loss"]) for split in scores.values()):
         raise InputError(f"no scores come out: {why_not_finite(classifier)}")
     return scores
+
+
+@torch.no_grad()
+def _as_in_the_run(classifier: Classifier, sets: Sets, about: Manifest) -> TokensOnce:
+    """What the run computed of a batch, as far as these inputs allow it and it proves right."""
+    run = about.tokens_once
+    if run is None:
+        return TokensOnce()
+    common = shared_prefix_length(sets.dev.ids, sets.test.ids)
+    share = run["prefix_tokens"] > 0
+    once, why_not = tokens_once(classifier.backbone, share, min(common, run["prefix_tokens"]))
+    once.last_layer &= run["last_layer"]
+    device = classifier.head_weight.device
+    batch = {name: t.to(device) for name, t in shortest_and_longest(sets.dev).items()}
+    way, difference = that_agrees(classifier, once, batch)
+    if why_not := difference or why_not:
+        log(f"more of each input is computed than in the run: {why_not}")
+    return way or TokensOnce()
 
 
 def settings_for(about: Manifest, settings: Sequence[str], what: Path) -> list[str]:
@@ -113,7 +147,7 @@ def evaluation_of(
     computes_in = ready(loaded, accelerator.device, dtype)
     precision = Precision(DTYPES[computes_in], DTYPES[about.dtypes["trained"]])
     started = time.perf_counter()
-    scores = scores_of(loaded.classifier, sets, config)
+    scores = scores_of(loaded.classifier, sets, config, about)
     return {
         "schema": SCHEMA,
         "task": task.name,

@@ -7,10 +7,10 @@ import sys
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +22,17 @@ from sparta_bench.data.batches import evaluation_batches
 from sparta_bench.data.examples import BadRowError, is_unicode, parse_texts
 from sparta_bench.data.local_files import json_object, numbered_lines
 from sparta_bench.data.prompts import render
-from sparta_bench.data.tokenize import Encoded, tokenize
+from sparta_bench.data.tokenize import (
+    Encoded,
+    shared_prefix_length,
+    shortest_and_longest,
+    tokenize,
+)
 from sparta_bench.devices import is_lack_of_memory
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, log
 from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.dtypes import DTYPES
+from sparta_bench.models.tokens_once import TokensOnce, that_agrees, tokens_once
 
 Texts = tuple[str, ...]  # of one example, in the model's reading order
 Example = tuple[str, Texts]  # its source for messages (`FILE, line 3`), and what
@@ -186,12 +192,32 @@ def as_json(predictions: Mapping[str, Prediction]) -> str:
     return json.dumps({name: asdict(one) for name, one in predictions.items()})
 
 
-class _Reader(NamedTuple):
-    """A model, and those of its heads that read a text alike."""
+@dataclass
+class _Reader:
+    """A model, and those of its heads that read a text alike. `tried` is what of a batch it
+    computes rightly, by whether inputs begin with the same tokens."""
 
     model: MultiHead
     tokenizer: Any
     heads: dict[str, Manifest]
+    tried: dict[bool, TokensOnce] = field(default_factory=dict)
+
+    def once_for(self, encoded: Encoded) -> TokensOnce:
+        """What of these inputs is computed; tried on two of them, the first time."""
+        if len(encoded) < 2:
+            return TokensOnce()  # trying takes longer than one input
+        prefix = shared_prefix_length(encoded.ids)
+        once, _ = tokens_once(self.model.backbone, "auto", prefix)
+        shares = once.prefix_tokens > 0
+        if shares not in self.tried:
+            device = next(self.model.parameters()).device
+            batch = {name: t.to(device) for name, t in shortest_and_longest(encoded).items()}
+            way, difference = that_agrees(self.model, once, batch)
+            if difference is not None:
+                log(f"more of each input is computed than need be: {difference}")
+            self.tried[shares] = way or TokensOnce()
+        way = self.tried[shares]
+        return TokensOnce(prefix if way.prefix_tokens else 0, way.last_layer)
 
 
 def _predict_all(
@@ -254,10 +280,12 @@ def _predict(reader: _Reader, encoded: Encoded, batch_size: int) -> list[dict[st
         name: torch.zeros(len(encoded), len(about.labels), dtype=torch.float64)
         for name, about in reader.heads.items()
     }
+    once = reader.once_for(encoded)
     for rows in evaluation_batches(encoded.lengths(), batch_size):
         batch = encoded.collate(rows)
         batch.pop("labels")
-        out = reader.model(**{name: tensor.to(device) for name, tensor in batch.items()})
+        on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+        out = reader.model.logits(once.pooled(reader.model.backbone, **on_device))
         for name, values in logits.items():
             values[torch.tensor(rows)] = out[name].cpu().double()
     if not all(values.isfinite().all() for values in logits.values()):

@@ -8,6 +8,7 @@ floating-point sums, where the backbone draws nothing at random.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,19 +106,29 @@ def choose(
     """What a run computes with `train.share_prefix`, tried on a batch of its own; and why that is
     less than was asked for. `draws`: as for `tokens_once`."""
     once, why_not = tokens_once(classifier.backbone, share, prefix_tokens, draws)
+    way, difference = that_agrees(classifier, once, batch, draws)
+    return way, difference or why_not
+
+
+def that_agrees(
+    model: Any, once: TokensOnce, batch: dict[str, Tensor], draws: bool = False
+) -> tuple[TokensOnce | None, str | None]:
+    """`once`, or else its last layer alone: the first that gives for a batch what the whole
+    computation gives, None where neither does; and how the last that does not differs. `model` is
+    as for `disagreement`."""
     ways = [once] if once.prefix_tokens else []
     if once.last_layer:
         ways.append(TokensOnce(0, True, once.in_training))
+    difference = None
     for way in ways:
-        difference = disagreement(classifier, way, batch, draws)
+        last, difference = difference, disagreement(model, way, batch, draws)
         if difference is None:
-            return way, why_not
-        why_not = difference
-    return None, why_not
+            return way, last
+    return None, difference
 
 
 def tokens_once(
-    backbone: nn.Module, share: str | bool, prefix_tokens: int, draws: bool
+    backbone: nn.Module, share: str | bool, prefix_tokens: int, draws: bool = False
 ) -> tuple[TokensOnce, str | None]:
     """What to compute with `train.share_prefix` (auto, true or false); and why the prefix is not
     shared though it was asked for, in words.
@@ -150,29 +161,30 @@ def cannot_share(backbone: nn.Module) -> str | None:
 
 
 def disagreement(
-    classifier: Classifier, once: TokensOnce, batch: dict[str, Tensor], draws: bool = False
+    model: Any, once: TokensOnce, batch: dict[str, Tensor], draws: bool = False
 ) -> str | None:
     """Whether `once` gives for a batch what the whole computation gives: in words by how much it
     does not; None where it does.
 
     The features and, where something in the backbone trains, the gradient of its first tensors are
     compared, in training mode, or in evaluation mode where training `draws` dropout. No gradient
-    is left behind.
+    is left behind. `model` is a `Classifier`; where gradients are off, and features are compared
+    alone and in evaluation mode, anything that has a `backbone`.
     """
-    was_training = classifier.training
-    classifier.train(not draws)
-    trained = _first_trained(classifier.backbone)
+    was_training, with_gradients = model.training, torch.is_grad_enabled()
+    model.train(with_gradients and not draws)
+    trained = _first_trained(model.backbone) if with_gradients else []
     try:
         whole, mine = (
-            _features_and_gradient(classifier, way, batch, trained) for way in (TokensOnce(), once)
+            _features_and_gradient(model, way, batch, trained) for way in (TokensOnce(), once)
         )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # many kinds, where a model does not take a layout
         return f"{type(error).__name__}: {reason_of(error)}"
     finally:
-        classifier.train(was_training)
-    tolerances = TOLERANCES[next(classifier.backbone.parameters()).dtype]
+        model.train(was_training)
+    tolerances = TOLERANCES[next(model.backbone.parameters()).dtype]
     for what, tolerance, a, b in zip(
         ("features", "gradients"), tolerances, whole, mine, strict=True
     ):
@@ -191,13 +203,13 @@ def _first_trained(backbone: nn.Module) -> Sequence[Tensor]:
 
 
 def _features_and_gradient(
-    classifier: Classifier, once: TokensOnce, batch: dict[str, Tensor], trained: Sequence[Tensor]
+    model: Any, once: TokensOnce, batch: dict[str, Tensor], trained: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Both as one vector of float64."""
     with torch.set_grad_enabled(bool(trained)):
-        states = once.pooled(classifier.backbone, batch["input_ids"], batch["attention_mask"])
+        states = once.pooled(model.backbone, batch["input_ids"], batch["attention_mask"])
     if not trained:
         return states.double().flatten(), states.new_zeros(1, dtype=torch.float64)
-    loss = F.cross_entropy(logits_of(states, classifier.head_weight), batch["labels"])
+    loss = F.cross_entropy(logits_of(states, model.head_weight), batch["labels"])
     grads = torch.autograd.grad(loss, trained, materialize_grads=True)
     return states.detach().double().flatten(), torch.cat([g.double().flatten() for g in grads])

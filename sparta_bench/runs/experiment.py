@@ -11,7 +11,12 @@ from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.adapters.whole_model import check_whole, write_whole
 from sparta_bench.config.schema import LoraConfig
 from sparta_bench.data.batches import BatchSource, evaluation_batches
-from sparta_bench.data.tokenize import EncodedSplits, cache_folder, tokenizer_fingerprint
+from sparta_bench.data.tokenize import (
+    EncodedSplits,
+    cache_folder,
+    shortest_and_longest,
+    tokenizer_fingerprint,
+)
 from sparta_bench.devices import forget_peak, is_lack_of_memory, peak_bytes
 from sparta_bench.errors import InputError, TrainingError, log, reason_of
 from sparta_bench.files import whole_folder
@@ -120,7 +125,7 @@ def _make(spec: RunSpec, assets: AssetCache, findings: Findings) -> None:
         classifier.pool, facts["tokens_once"] = once.pooled, once.as_dict()
     _train(spec, classifier, trained, data, facts, findings)
     if accelerator.is_main_process:
-        save(spec, classifier, tokenizer, trained)
+        save(spec, classifier, tokenizer, trained, once)
     assets.give_back(classifier, trained, config)
 
 
@@ -130,8 +135,7 @@ def _tokens_once(spec: RunSpec, classifier: Classifier, data: EncodedSplits) -> 
     if train.share_prefix is False:
         return None
     draws = train.dropout > 0 or (isinstance(method, LoraConfig) and method.lora_dropout > 0)
-    by_length = sorted(range(len(data.train)), key=data.train.lengths().__getitem__)
-    batch = data.train.collate([by_length[0], by_length[-1]])
+    batch = shortest_and_longest(data.train)
     on_device = {name: tensor.to(spec.accelerator.device) for name, tensor in batch.items()}
     prefix = data.summary["shared_prefix_tokens"]
     once, why_not = choose(classifier, train.share_prefix, prefix, on_device, draws)
@@ -207,9 +211,15 @@ def _features(
     return sets
 
 
-def save(spec: RunSpec, classifier: Classifier, tokenizer: Any, trained: Trained) -> None:
+def save(
+    spec: RunSpec,
+    classifier: Classifier,
+    tokenizer: Any,
+    trained: Trained,
+    once: TokensOnce | None = None,
+) -> None:
     """Write what `save` asks for beside the record."""
-    manifest = _manifest(spec, tokenizer, trained.base_fingerprint)
+    manifest = _manifest(spec, tokenizer, trained.base_fingerprint, once)
     if spec.config.save == "adapter" and (adapter := trained.adapter()) is not None:
         tensors, about = adapter
         with whole_folder(spec.folder / SAVED["adapter"]) as temporary:
@@ -220,7 +230,9 @@ def save(spec: RunSpec, classifier: Classifier, tokenizer: Any, trained: Trained
             write_whole(classifier, tokenizer, manifest, temporary)
 
 
-def _manifest(spec: RunSpec, tokenizer: Any, base_fingerprint: str | None) -> Manifest:
+def _manifest(
+    spec: RunSpec, tokenizer: Any, base_fingerprint: str | None, once: TokensOnce | None
+) -> Manifest:
     """What somebody needs to know to use what was trained; without paths, as the record."""
     config, task = spec.config, spec.config.task
     model = model_without_paths(config.model)
@@ -241,6 +253,7 @@ def _manifest(spec: RunSpec, tokenizer: Any, base_fingerprint: str | None) -> Ma
         dtypes=spec.precision.as_dict(),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         base_fingerprint=base_fingerprint,
+        tokens_once=once.as_dict() if once else None,
     )
 
 

@@ -123,7 +123,7 @@ class Merger:
         if key not in self.sets:
             self.sets[key] = sets_of(about, self.base.tokenizer, config)
         classifier = Classifier(self.base.backbone, vector.heads[HEAD]).requires_grad_(False)
-        return scores_of(classifier, self.sets[key], config)
+        return scores_of(classifier, self.sets[key], config, about)
 
 
 def _attempted(make: Callable[[], T]) -> T | InputError:
