@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory.parts import is_sampled_at
 from sparta_bench.config.schema import LoraConfig, SpartaConfig
-from sparta_bench.devices import TensorMemory
+from sparta_bench.models.tensor_memory import TensorMemory
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.methods.full_ft import train_all
 from sparta_bench.methods.lora import wrap_in_lora
