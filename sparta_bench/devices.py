@@ -41,7 +41,7 @@ def device_kind(name: str, option: str) -> str:
 
 def _has_cuda() -> bool:
     """What torch says; without its import, which takes seconds, where it would find no driver."""
-    if "torch" not in sys.modules and "rocm" not in metadata.version("torch"):
+    if sys.modules.get("torch") is None and "rocm" not in metadata.version("torch"):
         try:
             CDLL(DRIVER)
         except OSError:

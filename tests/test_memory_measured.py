@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from sparta_bench import devices
 from sparta_bench.analysis.bench import setting as setting_module
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory import estimate, findings

@@ -23,11 +23,11 @@ from test_models import CPU, config_for, save_model
 from sparta_bench.analysis.memory.parts import STOCHASTIC_UPDATE
 from sparta_bench.config.compose import compose
 from sparta_bench.data.tokenize import Encoded
-from sparta_bench.models.tensor_memory import TensorMemory
 from sparta_bench.errors import TrainingError
 from sparta_bench.methods import prepare
 from sparta_bench.models.dtypes import DTYPES, Precision
 from sparta_bench.models.load import load_classifier
+from sparta_bench.models.tensor_memory import TensorMemory
 from sparta_bench.training import loop
 from sparta_bench.training.checkpoint import Checkpoint
 from sparta_bench.training.loop import Training, never_trained
