@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparta_bench.sparta.adapter import SpartaAdapter
 
 __version__ = "0.1.0"
+__all__ = ["SpartaAdapter", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """`SpartaAdapter`, and with it torch, when it is asked for."""
+    if name != "SpartaAdapter":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sparta_bench.sparta.adapter import SpartaAdapter
+
+    return SpartaAdapter
 
 
 def run(overrides: list[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -170,9 +171,10 @@ def write_json(path: Path, value: Any) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file of torch tensors. Raises OSError as `whole_file` does."""
-    from safetensors.torch import save_file
-
+    """Write a safetensors file of torch's tensors, or of numpy's arrays, for which no torch is
+    imported. Raises OSError as `whole_file` does."""
+    of_numpy = any(type(tensor).__module__ == "numpy" for tensor in tensors.values())
+    save_file = import_module(f"safetensors.{'numpy' if of_numpy else 'torch'}").save_file
     with whole_file(path) as temporary:
         save_file(dict(tensors), temporary, metadata)
 

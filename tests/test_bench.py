@@ -18,8 +18,8 @@ from sparta_bench.analysis.bench.sampled_gradient import CROSSOVER_DENSITIES
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.cli import bench_command
 from sparta_bench.cli.main import main
-from sparta_bench.devices import TensorMemory
 from sparta_bench.errors import InputError
+from sparta_bench.models.tensor_memory import TensorMemory
 from sparta_bench.paper import PAPER_DENSITIES
 from sparta_bench.sparta.gradient import weight_gradient_at
 

@@ -207,7 +207,7 @@ def test_a_failed_run_leaves_nothing_to_the_next(
 def test_a_failed_run_is_freed_before_the_next_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparta_bench.runs import assets as module
+    from sparta_bench.models import load as module
     from sparta_bench.training import loop
 
     seen: list[weakref.ref[Any]] = []

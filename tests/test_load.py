@@ -34,7 +34,7 @@ def load() -> ModuleType:
 def test_runs_leave_no_tensor_behind(load: ModuleType, tmp_path: Path) -> None:
     from sparta_bench.config.compose import compose_all
     from sparta_bench.config.sweeps import sweep_jobs
-    from sparta_bench.devices import live_bytes
+    from sparta_bench.models.tensor_memory import live_bytes
     from sparta_bench.runs.assets import AssetCache
     from sparta_bench.runs.grid import Grid
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from sparta_bench import devices
 from sparta_bench.analysis.bench import setting as setting_module
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory import estimate, findings
@@ -19,7 +18,7 @@ from sparta_bench.analysis.memory.memory_tables import tables_of
 from sparta_bench.analysis.memory.parts import Footprint, Parts
 from sparta_bench.cli import memory_command
 from sparta_bench.cli.bench_command import SMALL, SMALL_ROWS
-from sparta_bench.devices import live_bytes
+from sparta_bench.models.tensor_memory import live_bytes, peak_of
 from sparta_bench.text import as_bytes
 
 TINY = [
@@ -203,8 +202,8 @@ def test_cuda_asks_its_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", says("most", 9))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", says("reset", 0))
     device = torch.device("cuda")
-    assert devices.live_bytes(device) == 7
-    assert devices.peak_of(lambda: calls.append("work"), device) == 9
+    assert live_bytes(device) == 7
+    assert peak_of(lambda: calls.append("work"), device) == 9
     assert calls == ["now", "reset", "work", "most"]
 
 

@@ -6,16 +6,19 @@ import json
 from typing import Any
 
 import pytest
-from torch import nn
-from transformers import AutoConfig
 
 from sparta_bench.analysis.memory.formula import paper_formula_bytes
 from sparta_bench.analysis.plan import as_json, as_text, plan
 from sparta_bench.config.compose import compose
+from sparta_bench.data.splits import load_splits
+from sparta_bench.data.tokenize import tokenize, tokenizer_fingerprint
 from sparta_bench.errors import InputError
-from sparta_bench.models.counts import count_parameters, empty_backbone
-from sparta_bench.models.skeleton import skeleton
-from sparta_bench.models.source import load_architecture
+from sparta_bench.files import json_of
+from sparta_bench.models.answers import answer_tokens
+from sparta_bench.models.counts import count_parameters, empty_backbone, shapes_of
+from sparta_bench.models.decoder_shapes import decoder_shapes, known_shapes
+from sparta_bench.models.plain_tokenizer import PlainTokenizer
+from sparta_bench.models.source import EMBEDDED, load_architecture, load_tokenizer
 
 # total, input embeddings, head, sparsifiable, norm vectors, SpaRTA at 5 % and 0.5 %, LoRA
 GOLDEN = {
@@ -32,7 +35,8 @@ GOLDEN = {
 @pytest.fixture(scope="module")
 def backbones() -> dict[str, Any]:
     return {
-        name: empty_backbone(load_architecture(compose([f"model={name}"]).model)) for name in GOLDEN
+        name: shapes_of(empty_backbone(load_architecture(compose([f"model={name}"]).model)))
+        for name in GOLDEN
     }
 
 
@@ -55,23 +59,36 @@ def test_the_counts_of_the_real_models(backbones: dict[str, Any], name: str) -> 
 
 
 @pytest.mark.parametrize("name", [*GOLDEN, "tiny-gemma", "tiny-mistral"])
-def test_a_skeleton_has_the_tensors_of_the_model(name: str) -> None:
-    architecture = load_architecture(compose([f"model={name}"]).model)
-    bare = skeleton(architecture)
-    assert bare is not None
-    whole = empty_backbone(architecture)
-    for kind in (nn.Linear, nn.Embedding):
-        assert [n for n, m in bare.named_modules() if isinstance(m, kind)] == [
-            n for n, m in whole.named_modules() if isinstance(m, kind)
-        ]
-    assert [(n, t.shape) for n, t in bare.named_parameters()] == [
-        (n, t.shape) for n, t in whole.named_parameters()
+def test_the_shapes_are_those_of_the_model(name: str) -> None:
+    model = compose([f"model={name}"]).model
+    assert known_shapes(model) == shapes_of(empty_backbone(load_architecture(model)))
+
+
+def test_other_architectures_are_left_to_transformers() -> None:
+    shape = json_of(EMBEDDED / "tiny-gemma" / "config.json")
+    assert decoder_shapes(shape) is not None
+    for change in ({"model_type": "gpt2"}, {"attention_bias": True}, {"num_attention_heads": 3},
+                   {"hidden_size": "64"}, {"head_dim": None}):  # fmt: skip
+        assert decoder_shapes(shape | change) is None
+    given = compose(["model=gemma-2b", "+model.shape.rope_theta=high"]).model
+    assert known_shapes(given) is None
+
+
+@pytest.mark.parametrize("name", ["tiny-gemma", "tiny-gemma-it", "tiny-mistral", "tiny-mistral-it"])
+def test_a_plain_tokenizer_reads_as_that_of_transformers_does(name: str) -> None:
+    config = compose([f"model={name}", "task=tiny-rte"])
+    plain, whole = PlainTokenizer(EMBEDDED / name), load_tokenizer(config.model, config.task)
+    assert tokenizer_fingerprint(plain) == tokenizer_fingerprint(whole)
+    assert plain.unk_token_id == whole.unk_token_id
+    texts = [" ".join(pair) for pair in load_splits(config.task).dev.texts[:20]] + [
+        "",
+        "\u00e9 <s>",
     ]
-
-
-def test_a_skeleton_is_of_two_architectures_alone() -> None:
-    assert skeleton(AutoConfig.for_model("gpt2")) is None
-    assert skeleton(AutoConfig.for_model("gemma", attention_bias=True)) is None
+    ids = tokenize(texts, plain)
+    assert ids == tokenize(texts, whole)
+    assert [plain.decode(row) for row in ids] == [whole.decode(row) for row in ids]
+    answers = list(config.task.prompt.answers)
+    assert answer_tokens(plain, answers) == answer_tokens(whole, answers)
 
 
 def test_instruct_models_have_the_shapes_of_their_base_models() -> None:

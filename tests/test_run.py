@@ -185,7 +185,7 @@ def test_the_run_id_is_of_the_number_of_processes_where_dropout_is_drawn(
     tmp_path: Path, settings: list[str], ids: int
 ) -> None:
     config, assets = quick(tmp_path, *settings), AssetCache()
-    found = [identify(config, assets, torch.device("cpu"), processes) for processes in (1, 2, 3)]
+    found = [identify(config, assets, "cpu", processes) for processes in (1, 2, 3)]
     assert len(set(found)) == ids
     # what stands in no run_id of one process changes none
     assert "processes" not in identity_of(config.as_dict(), 1)
@@ -196,7 +196,7 @@ def test_a_checkpoint_of_another_number_of_processes_is_told_and_not_gone_on_fro
 ) -> None:
     def told(*settings: str) -> list[str]:
         config = quick(tmp_path, *settings, "device=cpu", "save=none")
-        folder = run_folder(config, identify(config, AssetCache(), torch.device("cpu"), 2))
+        folder = run_folder(config, identify(config, AssetCache(), "cpu", 2))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CHECKPOINT).write_text("of two processes")
         record, path, _ = run(config)
@@ -219,7 +219,7 @@ def test_the_run_id_is_of_what_changes_the_outcome(tmp_path: Path) -> None:
     assets = AssetCache()
 
     def run_id(*overrides: str) -> str:
-        return identify(quick(tmp_path, *overrides), assets, torch.device("cpu"), 1)
+        return identify(quick(tmp_path, *overrides), assets, "cpu", 1)
 
     assert run(quick(tmp_path), assets)[0]["run_id"] == run_id()
     for harmless in ("train.checkpoint_every=100", "save=none", "device=cpu"):

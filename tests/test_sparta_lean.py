@@ -9,7 +9,7 @@ import torch
 from small_models import backbone, classifier, loss_of
 from torch import Tensor, nn
 
-from sparta_bench.devices import TensorMemory
+from sparta_bench.models.tensor_memory import TensorMemory
 from sparta_bench.sparta import SpartaAdapter
 from sparta_bench.training.optimizer import StochasticAdamW
 

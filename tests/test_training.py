@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from sklearn.metrics import log_loss
+from sklearn.metrics import accuracy_score, log_loss, matthews_corrcoef
 from test_methods import METHODS
 from test_models import CPU, config_for, save_model
 
 from sparta_bench.analysis.memory.parts import STOCHASTIC_UPDATE
 from sparta_bench.config.compose import compose
 from sparta_bench.data.tokenize import Encoded
-from sparta_bench.devices import TensorMemory
 from sparta_bench.errors import TrainingError
 from sparta_bench.methods import prepare
 from sparta_bench.models.dtypes import DTYPES, Precision
 from sparta_bench.models.load import load_classifier
+from sparta_bench.models.tensor_memory import TensorMemory
 from sparta_bench.training import loop
 from sparta_bench.training.checkpoint import Checkpoint
 from sparta_bench.training.loop import Training, never_trained
@@ -94,7 +94,12 @@ def test_scores_equal_scikit_learn() -> None:
     wide = logits.astype(np.float64)
     shares = np.exp(wide) / np.exp(wide).sum(axis=1, keepdims=True)
     assert got["loss"] == pytest.approx(log_loss(labels, shares), rel=1e-12)
-    assert got["accuracy"] == (logits.argmax(axis=1) == labels).mean()
+    for classes, count in ((2, 300), (3, 50), (3, 19_647), (2, 1)):  # bit for bit
+        logits, labels = draw.normal(size=(count, classes)), draw.integers(0, classes, count)
+        predicted = logits.argmax(axis=1)
+        got = score(logits, labels)
+        assert got["accuracy"] == accuracy_score(labels, predicted)
+        assert got["mcc"] == (count > 1 and matthews_corrcoef(labels, predicted))
     assert set(got) == {"loss", "accuracy", "mcc"}
     assert score(np.array([[3.0, 0.0]] * 4), np.array([0, 1, 0, 1]))["mcc"] == 0.0
     assert score(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([1, 0]))["mcc"] == -1.0

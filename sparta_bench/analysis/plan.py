@@ -7,14 +7,15 @@ from typing import Any
 
 from sparta_bench.analysis.memory.formula import paper_formula_bytes
 from sparta_bench.config.presets import preset_rows
-from sparta_bench.config.schema import Config
+from sparta_bench.config.schema import Config, ModelConfig
 from sparta_bench.data.splits import load_splits
 from sparta_bench.data.tokenize import encode_splits
 from sparta_bench.errors import InputError
 from sparta_bench.models.answers import answer_tokens
-from sparta_bench.models.counts import count_parameters, empty_backbone
-from sparta_bench.models.skeleton import skeleton
-from sparta_bench.models.source import is_local, load_architecture, load_tokenizer
+from sparta_bench.models.counts import Shapes, count_parameters, empty_backbone, shapes_of
+from sparta_bench.models.decoder_shapes import known_shapes
+from sparta_bench.models.plain_tokenizer import PlainTokenizer
+from sparta_bench.models.source import folder_of, is_local, load_architecture, load_tokenizer
 from sparta_bench.training.steps import plan_steps
 
 
@@ -25,9 +26,8 @@ def plan(config: Config) -> dict[str, Any]:
     `unavailable` says why. Raises InputError if something local cannot be used, or the method does
     not fit.
     """
-    architecture = load_architecture(config.model)
-    backbone = skeleton(architecture) or empty_backbone(architecture)
-    counts = count_parameters(backbone, len(config.task.labels), config.method)
+    shapes = _shapes(config.model)
+    counts = count_parameters(shapes, len(config.task.labels), config.method)
     data, unavailable = _data(config)
     steps = plan_steps(data["train"], config.train).steps if data else None
     return {
@@ -46,6 +46,19 @@ def plan(config: Config) -> dict[str, Any]:
     }
 
 
+def _shapes(model: ModelConfig) -> Shapes:
+    known = known_shapes(model)
+    return known or shapes_of(empty_backbone(load_architecture(model)))
+
+
+def _tokenizer(config: Config) -> Any:
+    model, task = config.model, config.task
+    is_plain = model.path is None and model.embedded and model.tokenizer is None
+    if is_plain and task.separator == "newline":
+        return PlainTokenizer(folder_of(model))
+    return load_tokenizer(model, task)
+
+
 def _data(config: Config) -> tuple[dict[str, Any] | None, list[str]]:
     """The record's `data`, as far as it can be had, and what could not be."""
     task = config.task
@@ -56,7 +69,7 @@ def _data(config: Config) -> tuple[dict[str, Any] | None, list[str]]:
             raise
         return None, list(error.lines)
     try:
-        tokenizer = load_tokenizer(config.model, task)
+        tokenizer = _tokenizer(config)
     except InputError as error:
         if is_local(config.model) or config.model.tokenizer is not None:
             raise

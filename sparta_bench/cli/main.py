@@ -169,10 +169,6 @@ def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
     from sparta_bench.runs.launch import launch, launcher_of
 
     elsewhere = bool(jobs) and launcher_of(jobs[0]) is not None
-    if not elsewhere:
-        from sparta_bench.devices import device_for
-
-        device_for(configs[0])  # before transformers and the like come, which takes many seconds
     from sparta_bench.runs.grid import Grid
 
     grid = Grid(configs, assets(), elsewhere)

@@ -185,6 +185,13 @@ class Config:
     force: bool
     save: str
 
+    def dtypes(self, device_kind: str) -> dict[str, str]:
+        """What model and trained values are computed in, on `cpu` or `cuda`. `auto` is bfloat16 on
+        CUDA, else float32: a CPU without instructions for bfloat16 is hundreds of times slower."""
+        auto = "bfloat16" if device_kind == "cuda" else "float32"
+        model = auto if self.model.dtype == "auto" else self.model.dtype
+        return {"model": model, "trained": self.train.trained_dtype}
+
     def as_dict(self) -> dict[str, Any]:
         """The whole configuration as the plain values that a JSON file gives: lists, no tuples."""
         return plain(self)

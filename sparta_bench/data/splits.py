@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sparta_bench import hub
 from sparta_bench.config.schema import Hub, TaskConfig
 from sparta_bench.data import local_files
 from sparta_bench.data.examples import Examples, add_rows
@@ -90,6 +89,8 @@ def _hub_rows(repository: Hub, split: str) -> Any:
     except InputError:
         raise
     except Exception as error:  # the client raises many kinds, all of them about access or content
+        from sparta_bench import hub
+
         reason, cause = hub.why(error)
         page = f"https://huggingface.co/datasets/{repository.path}"
         ways = hub.ways_out(cause, page, "download the files and set task.data_dir=DIR")
@@ -102,6 +103,8 @@ def _hub_rows(repository: Hub, split: str) -> Any:
 def _prepared(repository: Hub) -> Any:
     """The data set's builder, with its files in the cache."""
     import datasets  # here, because it takes seconds
+
+    from sparta_bench import hub
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)

@@ -8,11 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sparta_bench.config.schema import Config
 from sparta_bench.data.examples import Examples
@@ -21,6 +19,9 @@ from sparta_bench.data.splits import Splits
 from sparta_bench.data.tensor_cache import read_kept, try_to_keep
 from sparta_bench.errors import InputError
 from sparta_bench.files import hash_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 TEXTS_AT_ONCE = 10_000  # given to the tokenizer, whose own lists take kilobytes for each
@@ -66,6 +67,8 @@ class Encoded:
         Padding, on the right, has id 0, whatever that token is: the mask alone says what is
         padding, so models without a pad token work, and a real EOS stays what it is.
         """
+        import torch
+
         longest = max(len(self.ids[row]) for row in rows)
         input_ids = torch.zeros(len(rows), longest, dtype=torch.int64)
         mask = torch.zeros(len(rows), longest, dtype=torch.int64)
@@ -185,13 +188,12 @@ def encode(
         return (render(text, reading, kind) for text in examples.texts)
 
     path = folder / f"{_cache_key(texts(), tokenizer)}.safetensors"
-    kept = read_kept(path)  # the name is a hash of the content
+    kept = read_kept(path, "numpy")  # the name is a hash of the content
     if kept is not None:
-        ids = TokenRows(kept[0]["ids"].numpy(), kept[0]["lengths"].numpy())
+        ids = TokenRows(kept[0]["ids"], kept[0]["lengths"])
     else:
         ids = _token_rows(texts(), tokenizer)
-        flat, lengths = torch.from_numpy(ids.flat), torch.from_numpy(ids.row_lengths)
-        try_to_keep(path, {"ids": flat, "lengths": lengths})
+        try_to_keep(path, {"ids": ids.flat, "lengths": ids.row_lengths})
     if not ids.row_lengths.all():
         row = int(np.argmin(ids.row_lengths)) + 1
         raise InputError(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from sparta_bench.errors import InputError
-from sparta_bench.models.weight_files import file_with
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 CONTEXT = "Response:"  # how every prompt ends
 
@@ -61,6 +59,11 @@ def vocabulary_rows(backbone: nn.Module, folder: Path, ids: list[int]) -> Tensor
     A tied head is the embedding. An untied one is read from the checkpoint row by row, so that
     the whole of it is never in memory.
     """
+    import torch
+    from safetensors import safe_open
+
+    from sparta_bench.models.weight_files import file_with
+
     embedding: Tensor = backbone.get_input_embeddings().weight  # type: ignore[operator, union-attr, assignment]
     scale = scale_of_logits(backbone.config)
     if backbone.config.tie_word_embeddings:  # type: ignore[union-attr]

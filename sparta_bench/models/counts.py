@@ -1,16 +1,28 @@
-"""Parameter counts, from an architecture alone (Tables 3 and 4, appendix C)."""
+"""Parameter counts, from shapes alone (Tables 3 and 4, appendix C); torch only for a module's."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
-
-import torch
-from torch import nn
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, NamedTuple
 
 from sparta_bench.config.schema import LoraConfig, MethodConfig, SpartaConfig
 from sparta_bench.errors import InputError
-from sparta_bench.sparta.sample import sampled_tensors
+from sparta_bench.sparta.targets import chances_of
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig
+
+
+class Shapes(NamedTuple):
+    """What of a backbone decides counts: the shapes of its tensors by name, which of them look
+    tokens (or positions) up, its linear layers (inputs, outputs) by name, and its width."""
+
+    tensors: dict[str, tuple[int, ...]]
+    embeddings: set[str]
+    linear: dict[str, tuple[int, int]]
+    hidden: int
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,8 @@ class ParameterCounts:
 def empty_backbone(architecture: PreTrainedConfig) -> nn.Module:
     """The backbone on the meta device: shapes, no memory. Raises InputError if transformers cannot
     make a model of these settings."""
-    from transformers import AutoModel  # seconds, of which a plan has no need
+    import torch
+    from transformers import AutoModel
 
     try:
         with torch.device("meta"):
@@ -47,50 +60,56 @@ def empty_backbone(architecture: PreTrainedConfig) -> nn.Module:
     return backbone
 
 
-def embedding_names(backbone: nn.Module) -> set[str]:
-    """Names of the tensors that look tokens (or positions) up."""
-    return {
-        f"{name}.weight"
-        for name, module in backbone.named_modules()
-        if isinstance(module, nn.Embedding)
-    }
+def shapes_of(backbone: nn.Module) -> Shapes:
+    """The shapes of a module on any device."""
+    from torch import nn
+
+    modules = dict(backbone.named_modules())
+    return Shapes(
+        {name: tuple(tensor.shape) for name, tensor in backbone.named_parameters()},
+        {f"{name}.weight" for name, one in modules.items() if isinstance(one, nn.Embedding)},
+        {
+            name: (one.in_features, one.out_features)
+            for name, one in modules.items()
+            if isinstance(one, nn.Linear)
+        },
+        backbone.config.hidden_size,  # type: ignore[union-attr, arg-type]
+    )
 
 
-def count_parameters(backbone: nn.Module, classes: int, method: MethodConfig) -> ParameterCounts:
-    """Counts of the classifier that `backbone` (on any device) would make with the method. Raises
+def count_parameters(shapes: Shapes, classes: int, method: MethodConfig) -> ParameterCounts:
+    """Counts of the classifier that a backbone of these shapes would make with the method. Raises
     InputError if the method does not fit the model."""
-    sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
-    hidden: int = backbone.config.hidden_size  # type: ignore[union-attr, assignment]
-    head = classes * hidden
-    embeddings = sum(sizes.get(name, 0) for name in embedding_names(backbone))
+    sizes = {name: math.prod(shape) for name, shape in shapes.tensors.items()}
+    head = classes * shapes.hidden
+    embeddings = sum(sizes.get(name, 0) for name in shapes.embeddings)
     total = sum(sizes.values()) + head
     sampled = None
     if isinstance(method, SpartaConfig):
+        asked = method.density, method.targets, method.density_of
         try:
-            chances = sampled_tensors(backbone, method.density, method.targets, method.density_of)
+            chances = chances_of(sizes, shapes.embeddings, *asked)
         except ValueError as error:
             raise InputError(f"method.{error}") from None
         expected = sum(sizes[name] * chance for name, chance in chances.items())
         sampled, trainable = round(expected), round(expected + head)
     elif isinstance(method, LoraConfig):
-        trainable = head + sum(lora_sizes(backbone, method))
+        trainable = head + sum(lora_sizes(shapes, method))
     else:
         trainable = head if method.name == "head" else total
-    norms = sum(tensor.numel() for tensor in backbone.parameters() if tensor.dim() == 1)
+    norms = sum(sizes[name] for name, shape in shapes.tensors.items() if len(shape) == 1)
     return ParameterCounts(
         total, embeddings, head, total - embeddings - head, norms, trainable, sampled
     )
 
 
-def lora_sizes(backbone: nn.Module, method: LoraConfig) -> list[int]:
+def lora_sizes(shapes: Shapes, method: LoraConfig) -> list[int]:
     """Scalars of each low-rank matrix that LoRA would put beside the backbone."""
     layers = [
-        module
-        for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in method.targets
+        layer for name, layer in shapes.linear.items() if name.rpartition(".")[2] in method.targets
     ]
     if not layers:
         raise InputError(
             f"method.targets={list(method.targets)}: no linear layer of the model is called so"
         )
-    return [method.r * size for one in layers for size in (one.in_features, one.out_features)]
+    return [method.r * size for layer in layers for size in layer]

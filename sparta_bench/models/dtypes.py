@@ -49,9 +49,6 @@ class Precision:
 
 
 def precision_of(config: Config, device: torch.device) -> Precision:
-    """Resolve `model.dtype=auto`: bfloat16 on CUDA, float32 elsewhere, since a CPU without
-    instructions for bfloat16 multiplies hundreds of times slower in it."""
-    name = config.model.dtype
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float32"
-    return Precision(DTYPES[name], DTYPES[config.train.trained_dtype])
+    """The dtypes of a run on this device (`Config.dtypes`)."""
+    names = config.dtypes(device.type)
+    return Precision(DTYPES[names["model"]], DTYPES[names["trained"]])

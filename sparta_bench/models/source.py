@@ -1,20 +1,22 @@
-"""Where model and tokenizer come from: always a folder, the hub's in its client's cache."""
+"""Where model and tokenizer come from: always a folder, the hub's in its client's cache.
+
+transformers is imported where something is loaded: it takes seconds, and fingerprints need it not.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
-
-from sparta_bench import hub
 from sparta_bench.config.schema import ModelConfig
 from sparta_bench.data.prompts import SEP_TOKEN, Reading
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.files import hash_of, json_of, sha256_of
-from sparta_bench.models.weight_files import download_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 EMBEDDED = Path(str(resources.files("sparta_bench") / "tiny_models"))
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -43,6 +45,8 @@ def folder_of(model: ModelConfig) -> Path:
 def hub_folder(label: str, repo: str, revision: str, without: str) -> Path:
     """Return the folder of a model of the hub; its name is the commit. Raises InputError if it
     cannot be had; `without` says how to do without the hub."""
+    from sparta_bench import hub
+
     try:
         return hub.snapshot(repo, revision)
     except Exception as error:  # the client raises many kinds
@@ -58,6 +62,8 @@ def folder_with_weights(model: ModelConfig) -> Path:
     """The same with the weights, downloaded where the cache lacks them."""
     folder = folder_of(model)
     if not is_local(model):
+        from sparta_bench.models.weight_files import download_weights
+
         download_weights(label_of(model), str(model.hub_id), folder)
     return folder
 
@@ -70,6 +76,8 @@ def load_architecture(model: ModelConfig) -> PreTrainedConfig:
     InputError
         If there is neither, or the folder's shape is not the one that the YAML states.
     """
+    from transformers import AutoConfig
+
     if not is_local(model) and model.shape is not None:
         shape = dict(model.shape)
         try:
@@ -105,6 +113,8 @@ def load_tokenizer(model: ModelConfig, task: Reading) -> Any:
     folder = Path(model.tokenizer) if model.tokenizer else folder_of(model)
     label = f"model.tokenizer={folder}" if model.tokenizer else label_of(model)
     _check_tokenizer_files(label, folder)
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer("a", add_special_tokens=True, verbose=False)  # a broken one may load

@@ -12,8 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from sparta_bench import __version__
 from sparta_bench.config.schema import Config, ModelConfig, SpartaConfig
 from sparta_bench.errors import without_secrets
@@ -22,6 +20,7 @@ from sparta_bench.records.read import read_json
 from sparta_bench.records.record import PROTOCOL, RESULT, SAVED, SCHEMA
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
     from sparta_bench.models.dtypes import Precision
@@ -168,6 +167,8 @@ def _module_file(filename: str) -> str:
 
 def environment(device: torch.device, precision: Precision, processes: int) -> dict[str, Any]:
     """Versions, device, dtypes and the code's revision."""
+    import torch
+
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {
         "versions": {

@@ -1,23 +1,26 @@
-"""What the runs of one process share, so that each pays only for its own training."""
+"""What the runs of one process share, so that each pays only for its own training.
+
+torch is imported where a run needs it: which runs are done is known without.
+"""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sparta_bench.config.schema import Config, ModelConfig, TaskConfig
 from sparta_bench.data.splits import Splits, load_splits
-from sparta_bench.data.tokenize import EncodedSplits, encode_splits
 from sparta_bench.errors import InputError
-from sparta_bench.methods.trained import Trained
-from sparta_bench.models.classifier import Classifier
-from sparta_bench.models.dtypes import Precision
-from sparta_bench.models.load import load_classifier
 from sparta_bench.models.source import load_architecture, load_tokenizer, source_fingerprint
-from sparta_bench.sparta.store import fingerprint_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparta_bench.data.tokenize import EncodedSplits
+    from sparta_bench.methods.trained import Trained
+    from sparta_bench.models.classifier import Classifier
+    from sparta_bench.models.dtypes import Precision
 
 T = TypeVar("T")
 
@@ -58,6 +61,8 @@ class AssetCache:
 
     def data(self, config: Config) -> EncodedSplits:
         """Token ids of the three sets."""
+        from sparta_bench.data.tokenize import encode_splits
+
         model, task = config.model, config.task
         tokenizer = self.tokenizer(model, task)
         return self._keep_last(
@@ -73,6 +78,9 @@ class AssetCache:
 
         It is this run's alone from now on: where the run fails, the next one loads anew.
         """
+        from sparta_bench.models.load import load_classifier
+        from sparta_bench.sparta.store import fingerprint_of
+
         tokenizer = self.tokenizer(config.model, config.task)
         self.keep_only(config, precision, device)
         _, backbone = self._last.pop("backbone", (None, None))
@@ -95,6 +103,8 @@ class AssetCache:
         """Free the backbone, also one that a failed run has left in a reference cycle."""
         self._last.pop("backbone", None)
         gc.collect()
+        import torch
+
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -24,7 +24,7 @@ from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import Trained
 from sparta_bench.models.attention import attention_of
 from sparta_bench.models.classifier import Classifier
-from sparta_bench.models.counts import count_parameters
+from sparta_bench.models.counts import count_parameters, shapes_of
 from sparta_bench.models.dropout import dropout_of
 from sparta_bench.models.features import (
     FeatureClassifier,
@@ -110,7 +110,9 @@ def _make(spec: RunSpec, assets: AssetCache, findings: Findings) -> None:
             check_whole(classifier, tokenizer, list(config.task.labels))
         except InputError as error:
             raise InputError(f"save=full: {error}") from None
-    counts = count_parameters(classifier.backbone, len(config.task.labels), config.method)
+    counts = count_parameters(
+        shapes_of(classifier.backbone), len(config.task.labels), config.method
+    )
     trained = prepare(classifier, config, precision)
     facts["kernels"] = trained.kernels
     findings.parameters = {

@@ -10,10 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sparta_bench.config.schema import Config
-from sparta_bench.devices import accelerator_of
+from sparta_bench.devices import accelerator_of, device_kind, is_one_of_several
 from sparta_bench.errors import InputError, TrainingError, log, refusal_of, without_secrets
 from sparta_bench.records.read import read_json, seconds_of
 from sparta_bench.records.record import LOCK, RESULT, RUNNING
@@ -66,7 +64,8 @@ def _failed(config: Config, reason: str) -> Outcome:
 
 
 class Grid:
-    """The runs of a sweep, each once; looks at data and base models to know which are done.
+    """The runs of a sweep, each once; looks at data and base models to know which are done, and
+    needs no torch for that.
 
     `elsewhere`: the runs will be made by other machines, whose devices are not known here.
     """
@@ -81,33 +80,43 @@ class Grid:
         self.outcomes: list[Outcome] = []
         self.failed_before = 0
         self.times = Times()
-        accelerator = None if elsewhere else accelerator_of(configs[0])
-        processes = accelerator.num_processes if accelerator else 1  # a launcher's worker is one
-        if accelerator:
-            self._devices = [accelerator.device]
-        else:  # with model.dtype=auto the device decides the dtype, and so the run_id
-            kinds = [kind for kind in ("cuda", "cpu") if asked & {kind, "auto"}]
-            self._devices = [torch.device(kind) for kind in kinds]
+        several = not elsewhere and is_one_of_several()  # a launcher's worker is one
+        accelerator = accelerator_of(configs[0]) if several else None
+        processes = accelerator.num_processes if accelerator else 1
+        # with model.dtype=auto the device decides the dtype, and so the run_id
+        self._devices = [kind for kind in ("cuda", "cpu") if asked & {kind, "auto"}]
+        if not elsewhere:
+            self._devices = [device_kind(configs[0].device, f"device={configs[0].device}")]
         self._folders: dict[str, list[Path]] = {}  # by run_id: where the run's record may be
         self._before: dict[Path, tuple[int, ...]] = {}  # by folder: its record at the start
         identified: dict[str, Config] = {}
         for config in configs:
             try:
-                ids = [identify(config, assets, device, processes) for device in self._devices]
+                ids = [identify(config, assets, kind, processes) for kind in self._devices]
             except InputError as error:
-                self.outcomes.append(Outcome("refused", str(error)))
+                self._refuse(error)
                 continue
             identified.setdefault(ids[0], config)
             self._folders[ids[0]] = [run_folder(config, run_id) for run_id in ids]
             self._before |= {folder: stamp_of(folder) for folder in self._folders[ids[0]]}
-        self.refused = len(self.outcomes)
-        self.runs = len(identified) + self.refused
-        pending = [run_id for run_id in identified if not self._is_done(run_id, identified[run_id])]
+        self.runs = len(identified) + len(self.outcomes)
+        pending = []
+        for run_id, config in identified.items():
+            if not self._is_done(run_id, config):
+                try:
+                    assets.check_architecture(config.model)
+                    pending.append(run_id)
+                except InputError as error:
+                    self._refuse(error)
         # a run that a process has died of, for lack of memory say, must not keep others from theirs
         pending.sort(key=self._was_killed)
         pending = agreed(accelerator, pending)  # another may have ended a run in between
         self.pending = {run_id: identified[run_id] for run_id in pending}  # two jobs may be one run
-        self.done = len(identified) - len(self.pending)
+        self.refused = sum(outcome.kind == "refused" for outcome in self.outcomes)
+        self.done = self.runs - self.refused - len(self.pending)
+
+    def _refuse(self, error: InputError) -> None:
+        self.outcomes.append(Outcome("refused", str(error)))
 
     def _records(self, run_id: str) -> list[tuple[dict[str, Any], Path]]:
         """What there is of a run, a completed record first."""
@@ -197,8 +206,10 @@ class Grid:
         return self.outcomes
 
 
-def _answers(device: torch.device) -> bool:
+def _answers(device: str) -> bool:
     """Whether the device still works; after some errors a CUDA context does nothing any more."""
+    import torch
+
     try:
         return bool(torch.ones(1, device=device).sum().item() == 1)
     except RuntimeError:

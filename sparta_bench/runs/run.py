@@ -1,4 +1,7 @@
-"""One run: `resolve` decides all that it needs, `execute` makes it, `write_record` records it."""
+"""One run: `resolve` decides all that it needs, `execute` makes it, `write_record` records it.
+
+torch comes with `resolve`: a run's folder is known without.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sparta_bench.config.schema import Config
 from sparta_bench.devices import accelerator_of, set_threads
 from sparta_bench.errors import InputError, log
 from sparta_bench.files import hash_of, write_json
-from sparta_bench.models.dtypes import precision_of
 from sparta_bench.records.read import look_into
 from sparta_bench.records.record import NOT_TO_REPLACE, PROTOCOL, RESULT, RUNNING, identity_of
 from sparta_bench.records.write import (
@@ -27,7 +27,6 @@ from sparta_bench.records.write import (
     write_record,
 )
 from sparta_bench.runs.assets import AssetCache
-from sparta_bench.runs.experiment import RunInterrupted, execute
 from sparta_bench.runs.lock import CHECKPOINT, agreed, run_lock
 
 MOST_PROCESSES = 64  # of one run, whose checkpoints are looked for
@@ -48,6 +47,8 @@ def run(
     that another process has written since `before` is taken also where the run has failed or
     `force` is set.
     """
+    from sparta_bench.runs.experiment import RunInterrupted, execute
+
     assets = AssetCache() if assets is None else assets
     spec = resolve(config, assets)
     accelerator = spec.accelerator
@@ -81,10 +82,17 @@ def run(
 
 
 def resolve(config: Config, assets: AssetCache) -> RunSpec:
-    """Decide everything that a run needs; `identify` says what is read and raised."""
+    """Decide everything that a run needs.
+
+    Raises InputError as `identify` does, and if the folder's model is of another shape than the one
+    that is named.
+    """
+    from sparta_bench.models.dtypes import precision_of
+
+    assets.check_architecture(config.model)
     accelerator = accelerator_of(config)
     set_threads(config)
-    run_id = identify(config, assets, accelerator.device, accelerator.num_processes)
+    run_id = identify(config, assets, accelerator.device.type, accelerator.num_processes)
     if agreed(accelerator, run_id) != run_id:
         raise RuntimeError("the processes of one run do not see the same data or base model")
     return RunSpec(
@@ -97,15 +105,13 @@ def resolve(config: Config, assets: AssetCache) -> RunSpec:
     )
 
 
-def identify(config: Config, assets: AssetCache, device: torch.device, processes: int) -> str:
+def identify(config: Config, assets: AssetCache, device_kind: str, processes: int) -> str:
     """The `run_id`: a hash (12 hex digits) of everything that can change the outcome.
 
-    Reads data and the base model's files, no weights. InputError: either cannot be had, or the
-    folder's model is of another shape than the one named.
+    Reads data and the base model's files; no torch. Raises InputError if either cannot be had.
     """
-    assets.check_architecture(config.model)
     settings = identity_of(config.as_dict(), processes)
-    settings["model"]["dtype"] = precision_of(config, device).as_dict()
+    settings["model"]["dtype"] = config.dtypes(device_kind)
     settings["base"] = assets.base_fingerprint(config.model)
     settings["data"] = assets.data_fingerprint(config.task)
     settings["protocol"] = PROTOCOL
@@ -174,10 +180,10 @@ def _is_final(existing: dict[str, Any], spec: RunSpec, before: tuple[int, ...] |
 def _warn_of_other_checkpoints(spec: RunSpec, assets: AssetCache) -> None:
     """Name a checkpoint that another number of processes has left: with dropout theirs is another
     run, and this one begins anew."""
-    config, device = spec.config, spec.accelerator.device
+    config, kind = spec.config, spec.accelerator.device.type
 
     def checkpoint_of(processes: int) -> Path:
-        return run_folder(config, identify(config, assets, device, processes)) / CHECKPOINT
+        return run_folder(config, identify(config, assets, kind, processes)) / CHECKPOINT
 
     # without dropout a run is the same in any number of processes
     if config.force or (spec.folder / CHECKPOINT).exists() or checkpoint_of(1) == checkpoint_of(2):

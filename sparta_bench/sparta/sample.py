@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-DENSITY_OF = ("sampled", "backbone")  # what a density is a share of
+from sparta_bench.sparta.targets import chances_of
+
 _BLOCK = 1 << 16  # draws at a time
 
 
@@ -43,54 +44,23 @@ def sampled_tensors(
         If no tensor fits, one that does cannot be chosen from (quantized, not contiguous), the
         tensors hold too few scalars for the density, or `density_of` is neither.
     """
-    if density_of not in DENSITY_OF:
-        raise ValueError(f"density_of={density_of}: must be {' or '.join(DENSITY_OF)}")
-    tensors = _targeted(model, targets)
-    chance = density
-    if density_of == "backbone":
-        backbone = sum(tensor.numel() for tensor in model.parameters())
-        scalars = sum(tensor.numel() for tensor in tensors.values())
-        chance = density * backbone / scalars
-        if chance > 1:
-            raise ValueError(
-                f"density={density}: the sampled tensors hold {scalars:,} scalars, "
-                f"which is {scalars / backbone:.2%} of the backbone's {backbone:,}"
-            )
-    return dict.fromkeys(tensors, chance)
-
-
-def _targeted(model: nn.Module, targets: str | Sequence[str]) -> dict[str, Tensor]:
-    """By name the tensors that `targets` means (see `sampled_tensors`), all of which can be chosen
-    from."""
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    tensors: dict[str, Tensor] = {
-        name: tensor for name, tensor in model.named_parameters() if id(tensor) not in embeddings
+    tensors = dict(model.named_parameters())
+    looked_up = {
+        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
     }
-    if targets == "all":
-        if not tensors:
-            raise ValueError(f"targets={targets}: the model has nothing but embeddings")
-    else:
-        targets = targets if isinstance(targets, str) else list(targets)  # as messages show it
-        wanted = {targets} if isinstance(targets, str) else set(targets)
-        tensors = {name: t for name, t in tensors.items() if _module_of_weight(name) in wanted}
-        missing = sorted(wanted - set(map(_module_of_weight, tensors)))
-        if missing or not wanted:
-            called = ", ".join(missing) or "nothing"
-            raise ValueError(f"targets={targets}: no module of the model is called {called}")
-    for name, tensor in tensors.items():
+    embeddings = {name for name, tensor in tensors.items() if id(tensor) in looked_up}
+    sizes = {name: tensor.numel() for name, tensor in tensors.items()}
+    chances = chances_of(sizes, embeddings, density, targets, density_of)
+    for name in chances:
+        tensor = tensors[name]
         if not (tensor.is_floating_point() and tensor.is_contiguous()):
+            shown = targets if isinstance(targets, str) else list(targets)
             raise ValueError(
-                f"targets={targets}: {name} is {tensor.dtype} and "
+                f"targets={shown}: {name} is {tensor.dtype} and "
                 f"{'' if tensor.is_contiguous() else 'not '}contiguous; only contiguous "
                 "floating-point tensors can be chosen from (no quantized ones)"
             )
-    return tensors
-
-
-def _module_of_weight(name: str) -> str | None:
-    """`v_proj` of `layers.0.self_attn.v_proj.weight`; None where it is no module's weight."""
-    path, _, own_name = name.rpartition(".")
-    return path.rpartition(".")[2] if path and own_name == "weight" else None
+    return chances
 
 
 def sample_indices(count: int, chance: float, seed: int, name: str) -> Tensor:

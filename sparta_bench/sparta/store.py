@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparta_bench.files import json_of, sha256_of, write_json, write_tensors
-from sparta_bench.sparta.sample import DENSITY_OF
+from sparta_bench.sparta.targets import DENSITY_OF
 
 TENSORS, CONFIG = "adapter.safetensors", "adapter_config.json"
 INDICES, DELTAS = ".indices", ".deltas"  # endings of tensors' names

@@ -17,7 +17,7 @@ from sparta_bench.config.schema import Config
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import HEAD
 from sparta_bench.models.classifier import Classifier
-from sparta_bench.models.counts import embedding_names, empty_backbone
+from sparta_bench.models.counts import empty_backbone, shapes_of
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.models.source import load_architecture
 from sparta_bench.paper import PAPER_DENSITIES
@@ -128,7 +128,9 @@ def _peft_sparta(setting: Setting, density: float) -> Ready:
 
     indices = _indices(setting, density)
     classifier = setting.classifier()
-    theirs = package.SpaRTA(classifier, 1 - density, sorted(embedding_names(classifier.backbone)))
+    theirs = package.SpaRTA(
+        classifier, 1 - density, sorted(shapes_of(classifier.backbone).embeddings)
+    )
     rows: dict[str, Tensor] = {}
     for name, tensor in classifier.named_parameters():
         flat = indices.get(name.removeprefix("backbone."), torch.empty(0, dtype=torch.int32))

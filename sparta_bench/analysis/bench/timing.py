@@ -16,9 +16,9 @@ from sparta_bench.analysis.bench.counters import flops_of, kernel_launches, seco
 from sparta_bench.analysis.bench.counters import product_flops_per_second as speed_of_product
 from sparta_bench.analysis.bench.sampled_gradient import shares_of
 from sparta_bench.analysis.bench.setting import Setting
-from sparta_bench.devices import peak_of
 from sparta_bench.models.counts import empty_backbone
 from sparta_bench.models.source import load_architecture
+from sparta_bench.models.tensor_memory import peak_of
 from sparta_bench.paper import PAPER_DENSITIES
 
 WARM_UP = 2  # steps before the clock runs; the first one makes the optimizer's state

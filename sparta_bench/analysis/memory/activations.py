@@ -18,12 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory.parts import is_sampled_at
 from sparta_bench.config.schema import LoraConfig, SpartaConfig
-from sparta_bench.devices import TensorMemory
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.methods.full_ft import train_all
 from sparta_bench.methods.lora import wrap_in_lora
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.source import load_architecture
+from sparta_bench.models.tensor_memory import TensorMemory
 from sparta_bench.sparta.layer import ChosenEntries, patch
 from sparta_bench.sparta.sample import sampled_tensors
 

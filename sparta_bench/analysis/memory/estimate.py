@@ -11,7 +11,7 @@ from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory.activations import Activations, activations_of
 from sparta_bench.analysis.memory.formula import paper_formula_bytes
 from sparta_bench.analysis.memory.parts import Footprint, Parts, Transient, parts_of, transient_of
-from sparta_bench.models.counts import ParameterCounts, count_parameters, empty_backbone
+from sparta_bench.models.counts import ParameterCounts, count_parameters, empty_backbone, shapes_of
 from sparta_bench.models.source import load_architecture
 from sparta_bench.paper import PAPER_DENSITIES
 
@@ -110,7 +110,9 @@ def estimate(name: str, like: Setting) -> Estimate:
     setting = setting_of(name, like)
     architecture = load_architecture(setting.config.model)
     backbone = empty_backbone(architecture)
-    counts = count_parameters(backbone, len(setting.config.task.labels), setting.config.method)
+    counts = count_parameters(
+        shapes_of(backbone), len(setting.config.task.labels), setting.config.method
+    )
     return Estimate(
         name,
         setting,

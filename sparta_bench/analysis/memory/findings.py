@@ -16,7 +16,7 @@ from sparta_bench.analysis.memory.estimate import estimate as estimate_of
 from sparta_bench.analysis.memory.measured_memory import measure
 from sparta_bench.analysis.memory.parts import Footprint, parts_of, per_scalar
 from sparta_bench.errors import InputError
-from sparta_bench.models.counts import count_parameters, empty_backbone
+from sparta_bench.models.counts import count_parameters, empty_backbone, shapes_of
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.models.source import load_architecture
 from sparta_bench.paper import rows_of
@@ -176,7 +176,7 @@ def _table1_column(setting: Setting, column: str, say: Callable[[str], None]) ->
     row: dict[str, Any] = {"column": column, "status": "measured", **unknown}
     backbone = empty_backbone(load_architecture(config.model))
     try:
-        counts = count_parameters(backbone, len(config.task.labels), config.method)
+        counts = count_parameters(shapes_of(backbone), len(config.task.labels), config.method)
     except InputError as error:  # so many scalars cannot be chosen beside the embeddings
         return row | {"status": error.lines[0]}
     sizes = formula.paper_formula_bytes(counts, config.method.name)

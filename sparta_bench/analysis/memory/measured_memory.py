@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparta_bench.analysis.bench.contenders import Ready, with_own_optimizer
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory.parts import Footprint, Parts
-from sparta_bench.devices import live_bytes, peak_of
+from sparta_bench.models.tensor_memory import live_bytes, peak_of
 
 
 def measure(setting: Setting) -> Footprint:

@@ -11,7 +11,7 @@ from torch import nn
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory.formula import PerScalar
 from sparta_bench.config.schema import LoraConfig, SpartaConfig
-from sparta_bench.models.counts import ParameterCounts, lora_sizes
+from sparta_bench.models.counts import ParameterCounts, lora_sizes, shapes_of
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.sparta.gradient import sampling_pays
 from sparta_bench.sparta.sample import sampled_tensors
@@ -123,7 +123,7 @@ def transient_of(setting: Setting, backbone: nn.Module, counts: ParameterCounts)
         last = precision.trained_dtype.itemsize * counts.embeddings
         dense = 0 if _trains_weights(setting) else largest  # before it moves to the master weight
     elif isinstance(method, LoraConfig):
-        largest = max(largest, *lora_sizes(backbone, method))
+        largest = max(largest, *lora_sizes(shapes_of(backbone), method))
     stochastic = precision.trained_dtype == torch.bfloat16
     update = STOCHASTIC_UPDATE * min(largest, PIECE) if stochastic else 0
     return Transient(precision.model_dtype.itemsize * dense, update, last)
