@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sparta_bench.sparta import SpartaAdapter
 from sparta_bench.sparta.gradient import (
     columns_of,
     is_sampled,
@@ -61,33 +62,61 @@ def test_flops_are_two_per_token_and_chosen_entry() -> None:
 @pytest.mark.parametrize(
     ("shape", "density", "tokens", "device", "sampled"),
     [
-        ((16384, 2048), 0.05, 1000, CPU, True),
-        ((16384, 2048), 0.3, 1000, CPU, False),
-        ((64, 384), 0.05, 1000, CPU, True),  # few outputs: laying the operands out anew weighs more
-        ((64, 384), 0.1, 1000, CPU, False),
-        ((16, 16), 0.05, 1000, CPU, False),
-        ((16384, 2048), 0.05, 10_800, CUDA, False),
-        ((16384, 2048), 0.0005, 10_800, CUDA, True),
-        ((16384, 2048), 0.0005, 800, CUDA, False),  # starting more kernels takes longer
-        ((256, 2048), 0.0005, 10_800, CUDA, False),
+        # which numbers of threads, of 1, 2, 4 and 8
+        ((16384, 2048), 0.05, 1000, CPU, (1,)),
+        ((16384, 2048), 0.3, 1000, CPU, ()),
+        ((16384, 2048), 0.005, 1000, CPU, (1, 2, 4, 8)),
+        ((768, 768), 0.05, 1000, CPU, (1,)),
+        ((384, 384), 0.05, 1000, CPU, ()),
+        ((384, 384), 0.03, 1000, CPU, (1,)),
+        # few entries: their columns are gathered
+        ((384, 384), 0.003, 1000, CPU, (1, 2)),
+        ((64, 384), 0.05, 1000, CPU, ()),
+        ((64, 384), 0.005, 1000, CPU, (1,)),
+        # the widest layers of hidden size 192
+        ((512, 192), 0.05, 640, CPU, ()),
+        ((512, 192), 0.005, 640, CPU, (1,)),
+        ((512, 192), 0.0005, 640, CPU, (1, 2, 4, 8)),
+        ((16, 16), 0.05, 1000, CPU, ()),
+        ((16384, 2048), 0.05, 10_800, CUDA, ()),
+        ((16384, 2048), 0.0005, 10_800, CUDA, (1, 2, 4, 8)),
+        ((16384, 2048), 0.0005, 800, CUDA, ()),  # starting more kernels takes longer
+        ((256, 2048), 0.0005, 10_800, CUDA, ()),
     ],
 )
-def test_the_choice_is_by_density_shape_and_tokens(
+def test_the_choice_is_by_density_shape_tokens_and_threads(
     shape: tuple[int, int],
     density: float,
     tokens: int,
     device: torch.device,
-    sampled: bool,
+    sampled: tuple[int, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sparta_bench.sparta.gradient._TRITON", True)
     weight = torch.Size(shape)
     chosen = round(weight.numel() * density)
-    assert is_sampled("auto", weight, chosen, tokens, device) is sampled
-    assert is_sampled("dense", weight, chosen, tokens, device) is False
-    assert is_sampled("sampled", weight, chosen, tokens, device) is True
+    counts = (1, 2, 4, 8)
+    assert sampled == tuple(
+        threads for threads in counts if is_sampled("auto", weight, chosen, tokens, device, threads)
+    )
+    assert is_sampled("dense", weight, chosen, tokens, device, 1) is False
+    assert is_sampled("sampled", weight, chosen, tokens, device, 1) is True
     monkeypatch.setattr("sparta_bench.sparta.gradient._TRITON", False)
-    assert is_sampled("auto", weight, chosen, tokens, CUDA) is False  # no Triton, no kernel
+    assert is_sampled("auto", weight, chosen, tokens, CUDA, 1) is False  # no Triton, no kernel
+
+
+def test_threads_count_when_the_adapter_is_attached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later ones change no step: all sum in the same order."""
+    asked = []
+    monkeypatch.setattr(
+        "sparta_bench.sparta.layer.is_sampled", lambda *named: asked.append(named[-1])
+    )
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    with SpartaAdapter(model, 0.5, seed=0):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+        model(torch.ones(1, 8))
+    assert asked == [3]
 
 
 def test_columns_are_kept_where_they_are_fewer_than_half() -> None:

@@ -5,7 +5,7 @@ each the dot product of a column of the output's gradient with a column of the i
 in float32. Where fewer entries are chosen than half of the input has columns, these columns are
 taken in the forward pass already, so that the rest of the input need not be kept.
 
-Which is faster depends on shape and share; docs/benchmark.md has the measurements.
+Which is faster depends on shape, share and threads; docs/benchmark.md has the measurements.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ COSTS = {"cpu": _Cost(4.0, 40.0, 0.0), "cuda": _Cost(120.0, 600.0, 6e10)}
 # On a CPU, with fewer entries than this per row and column, gathering columns beats laying the
 # operands out anew for a sparse product.
 _FEW_ENTRIES = 0.75
+_GATHERED = _Cost(60.0, 0.0, 0.0)
+# On a CPU a thread more makes the dense product faster, and the sampled way hardly: its transposed
+# copies and sparse products are work of one thread. It must win by so much to be taken.
+_COST_PER_THREAD = 2.0
+_MARGIN = 0.8
 _CHUNK = 1 << 18  # elements of a temporary
 _TOKENS = 256  # tokens of a piece that is laid out anew, so that it stays in the cache
 
@@ -95,34 +100,44 @@ def weight_gradient_of_columns(
 
 
 def is_sampled(
-    way: str, shape: torch.Size, chosen: int, tokens: float, device: torch.device
+    way: str, shape: torch.Size, chosen: int, tokens: float, device: torch.device, threads: int
 ) -> bool:
     """Whether a layer whose weight has this shape (out x in), with so many entries chosen, takes
-    the sampled way for a batch of so many tokens."""
+    the sampled way for a batch of so many tokens. `threads`: as for `sampling_pays`."""
     if way != "auto":
         return way == "sampled"
     if device.type == "cuda" and not _TRITON:
         return False
-    return sampling_pays(shape, chosen, tokens, device)
+    return sampling_pays(shape, chosen, tokens, device, threads)
 
 
 def takes_kernel(way: str, shape: torch.Size, chosen: int, device: torch.device) -> bool:
     """Whether such a layer's gradient may be the Triton kernel's work, where that is usable."""
     return (
         device.type == "cuda"
-        and is_sampled(way, shape, chosen, math.inf, device)
+        and is_sampled(way, shape, chosen, math.inf, device, 1)
         and not keeps_columns(shape, chosen)
     )
 
 
-def sampling_pays(shape: torch.Size, chosen: int, tokens: float, device: torch.device) -> bool:
+def sampling_pays(
+    shape: torch.Size, chosen: int, tokens: float, device: torch.device, threads: int
+) -> bool:
     """Whether the sampled way is the cheaper one for a weight of this shape (out x in) with so many
-    entries chosen and a batch of so many tokens, on such a device, which need not be there."""
+    entries chosen and a batch of so many tokens, on such a device, which need not be there.
+    `threads` is how many compute where it is a CPU."""
     cost = COSTS.get(device.type)
     if cost is None:
         return False
-    sampled = chosen * cost.entry + sum(shape) * cost.line + cost.call / tokens
-    return sampled < shape.numel()
+    dense = float(shape.numel())
+    if device.type == "cpu":
+        cost = _GATHERED if _gathers_columns(shape, chosen) else cost
+        dense *= _MARGIN / (_COST_PER_THREAD * threads)
+    return chosen * cost.entry + sum(shape) * cost.line + cost.call / tokens < dense
+
+
+def _gathers_columns(shape: torch.Size, chosen: int) -> bool:
+    return chosen <= _FEW_ENTRIES * sum(shape)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -136,7 +151,7 @@ def _on_cpu(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
     ins = x.shape[1]
     rows = torch.div(indices, ins, rounding_mode="floor")
     columns = indices - rows * ins
-    if len(indices) <= _FEW_ENTRIES * (outs + ins):
+    if _gathers_columns(torch.Size((outs, ins)), len(indices)):
         return _column_products(grad, rows, x, columns)
     starts = torch.arange(0, outs * ins + 1, ins, dtype=torch.int64)
     row_starts = torch.searchsorted(indices, starts.to(torch.int32), out_int32=True)

@@ -68,6 +68,7 @@ class _Patched:
     sparta_names: tuple[str, ...]
     sparta_entries: dict[str, ChosenEntries]
     sparta_gradient: str
+    sparta_threads: int
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         parameters: dict[str, Tensor] = self._parameters  # type: ignore[attr-defined]
@@ -104,7 +105,12 @@ class _PatchedLinear(_Patched, nn.Linear):
         indices = self.sparta_entries["weight"].indices
         tokens = x.numel() // x.shape[-1]
         sampled = is_sampled(
-            self.sparta_gradient, weight.shape, indices.numel(), tokens, weight.device
+            self.sparta_gradient,
+            weight.shape,
+            indices.numel(),
+            tokens,
+            weight.device,
+            self.sparta_threads,
         )
         return _SparseLinear.apply(x, weight, self.bias, deltas, indices, casts, sampled)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -213,14 +219,16 @@ def patch(
 ) -> None:
     """Let `deltas` receive the gradients of the module's tensors of these names at `entries`.
 
-    `way` is `auto`, `dense` or `sampled` (see `gradient.weight_gradient_at`). The values
-    stay as they are, here and in `unpatch`.
+    `way` is `auto`, `dense` or `sampled` (see `gradient.weight_gradient_at`). What `auto` takes is
+    decided by the number of threads at this moment, so that all steps sum in the same order. The
+    values stay as they are, here and in `unpatch`.
     """
     plain, names = type(module), tuple(sorted(deltas))
     for name, values in deltas.items():
         module.register_parameter(DELTAS.format(name), values)
     module.sparta_entries = dict(entries)  # type: ignore[assignment]
     module.sparta_gradient = way  # type: ignore[assignment]
+    module.sparta_threads = torch.get_num_threads()  # type: ignore[assignment]
     # a forward pass that somebody put on the module, as accelerate does, reads the weight itself
     own_forward = plain is nn.Linear and "weight" in names and "forward" not in vars(module)
     module.__class__ = _patched_class(plain, names, own_forward)  # type: ignore[arg-type]
@@ -231,7 +239,7 @@ def unpatch(module: nn.Module) -> None:
     assert isinstance(module, _Patched)
     names = module.sparta_names
     module.__class__ = module.sparta_plain
-    del module.sparta_entries, module.sparta_gradient
+    del module.sparta_entries, module.sparta_gradient, module.sparta_threads
     for name in names:
         del module._parameters[DELTAS.format(name)]
 

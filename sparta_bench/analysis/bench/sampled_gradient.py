@@ -35,7 +35,7 @@ def shares_of(
     for shape, count in _layer_shapes(setting).items():
         times = gradient_seconds(setting, shape[0], shape[1], density, repeats)
         chosen = round(density * shape.numel())
-        sampled = is_sampled("auto", shape, chosen, tokens, setting.device)
+        sampled = is_sampled("auto", shape, chosen, tokens, setting.device, torch.get_num_threads())
         seconds = times["sampled" if sampled else "dense"]
         gradient += count * seconds
         gather += count * max(seconds - times["product"], 0.0)

@@ -138,7 +138,9 @@ def _trains_weights(setting: Setting) -> bool:
 def is_sampled_at(shape: torch.Size, chance: float, setting: Setting) -> bool:
     """Return whether a tensor's gradient is computed at its chosen entries alone."""
     chosen, tokens = round(chance * shape.numel()), setting.rows * setting.tokens
-    return len(shape) == 2 and sampling_pays(shape, chosen, tokens, setting.device)
+    return len(shape) == 2 and sampling_pays(
+        shape, chosen, tokens, setting.device, torch.get_num_threads()
+    )
 
 
 def per_scalar(full_ft: Precision, sparta: Precision) -> PerScalar:
