@@ -79,6 +79,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     "task.test_splits=[]: must be one or more different names": (),
     f"task.draw_seed=-1: {NUMBERS} 0": (),
     f"task.max_train_examples=0: {NUMBERS} 1, or null": (),
+    "task.cap_takes=last: must be first or random": (),
     f"task.max_train_tokens=0: {NUMBERS} 1": (),
     "task.separator=sep: must be newline or sep_token (did you mean sep_token?)": (),
     "task.undo_spacing=5: must be true or false": (),

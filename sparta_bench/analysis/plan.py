@@ -8,9 +8,10 @@ from typing import Any
 from sparta_bench.analysis.memory.formula import paper_formula_bytes
 from sparta_bench.config.presets import preset_rows
 from sparta_bench.config.schema import Config
+from sparta_bench.data.classes import as_line, check_classes
 from sparta_bench.data.splits import load_splits
 from sparta_bench.data.tokenize import encode_splits
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, log
 from sparta_bench.models.answers import answer_tokens
 from sparta_bench.models.counts import count_parameters, empty_backbone
 from sparta_bench.models.skeleton import skeleton
@@ -65,14 +66,19 @@ def _data(config: Config) -> tuple[dict[str, Any] | None, list[str]]:
         return sizes | unknown, list(error.lines)
     if config.model.kind == "instruct":
         answer_tokens(tokenizer, list(task.prompt.answers))
-    return encode_splits(config, splits, tokenizer).summary, []
+    summary = encode_splits(config, splits, tokenizer).summary
+    log(*check_classes(task.name, summary["labels"]))
+    return summary, []
 
 
 def as_text(planned: dict[str, Any]) -> str:
     """The plan for people."""
     lines = [f"{planned['method']} on {planned['task']} with {planned['model']}", ""]
     lines += _section("parameters", planned["parameters"])
-    lines += _section("data", planned["data"] or {})
+    data = dict(planned["data"] or {})
+    labels = data.pop("labels", {})
+    data |= {f"labels of {split}": as_line(counts) for split, counts in labels.items()}
+    lines += _section("data", data)
     lines += _section(
         "training",
         {key: planned[key] for key in ("batch_size", "learning_rate", "epochs", "steps")},

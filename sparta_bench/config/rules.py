@@ -140,6 +140,7 @@ RULES: dict[str, Rule] = {
     ),
     "task.draw_seed": COUNT_OR_0,
     "task.max_train_examples": COUNT_OR_NULL,
+    "task.cap_takes": _in("first", "random"),
     "task.max_train_tokens": COUNT,
     "task.separator": _in("newline", "sep_token"),
     "task.undo_spacing": SWITCH,

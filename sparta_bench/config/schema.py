@@ -84,6 +84,7 @@ class TaskConfig:
     test_splits: tuple[str, ...]
     draw_seed: int
     max_train_examples: int | None
+    cap_takes: str
     max_train_tokens: int
     separator: str
     undo_spacing: bool

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sparta_bench.config.schema import Config
+from sparta_bench.data.classes import class_counts
 from sparta_bench.data.examples import Examples
 from sparta_bench.data.prompts import Reading, render
 from sparta_bench.data.splits import Splits
@@ -104,6 +105,10 @@ def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSpli
         "train_dropped": len(every) - len(train),
         "dev": len(dev),
         "test": len(test),
+        "labels": {
+            name: class_counts(encoded.labels, config.task.labels)
+            for name, encoded in (("train", train), ("dev", dev), ("test", test))
+        },
         "max_train_tokens": config.task.max_train_tokens,
         "longest_train_tokens": max(lengths),
         "longest_eval_tokens": max(dev.lengths() + test.lengths()),

@@ -11,6 +11,7 @@ from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.adapters.whole_model import check_whole, write_whole
 from sparta_bench.config.schema import LoraConfig
 from sparta_bench.data.batches import BatchSource, evaluation_batches
+from sparta_bench.data.classes import check_classes
 from sparta_bench.data.tokenize import EncodedSplits, cache_folder, tokenizer_fingerprint
 from sparta_bench.devices import forget_peak, is_lack_of_memory, peak_bytes
 from sparta_bench.errors import InputError, TrainingError, log, reason_of
@@ -89,6 +90,7 @@ def _make(spec: RunSpec, assets: AssetCache, findings: Findings) -> None:
 
     data = assets.data(config)
     findings.data = data.summary
+    log(*check_classes(config.task.name, data.summary["labels"]))
     unknown_share = data.summary["unknown_train_share"]
     if unknown_share is not None and unknown_share > MOST_UNKNOWN:
         log(
