@@ -18,12 +18,14 @@ from safetensors.numpy import save_file
 from sparta_bench.config.compose import compose
 from sparta_bench.config.schema import Config, Dev, TaskConfig
 from sparta_bench.data.batches import evaluation_batches, training_batches
+from sparta_bench.data.classes import check_classes, class_counts
 from sparta_bench.data.examples import Examples
 from sparta_bench.data.generated.data_sets import SIZES
 from sparta_bench.data.prompts import render, undo_spacing
-from sparta_bench.data.splits import Splits, load_splits
+from sparta_bench.data.splits import Splits, load_splits, stratified
 from sparta_bench.data.tokenize import Encoded, cache_folder, encode_splits
 from sparta_bench.errors import InputError
+from sparta_bench.records.record import identity_of
 
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "imdb")
 
@@ -68,6 +70,8 @@ def test_the_splits_of_tables_2_and_9(tasks: dict[str, TaskConfig]) -> None:
     last = {"cola": 1000, "sst2": 1000, "qnli": 5000, "qqp": 5000, "mnli": 10_000, "rte": 300}
     for name, examples in last.items():
         assert tasks[name].dev == Dev("train", "last", examples)
+    capped = {name for name in GLUE if tasks[name].cap_takes == "first"}
+    assert capped == {"mnli", "qnli", "qqp"}
     caps = {name: tasks[name].max_train_examples for name in GLUE}
     assert caps == {name: 100_000 if name in ("mnli", "qnli", "qqp") else None for name in GLUE}
     limits = {name: tasks[name].max_train_tokens for name in GLUE}
@@ -124,6 +128,63 @@ def test_the_cap_comes_after_dev_and_before_the_filter(
     assert len(load(task, tmp_path, {"train": 6, "validation": 2}, dev=3).train) == 3
 
 
+def test_a_cap_of_the_users_draws_each_label_in_its_share() -> None:
+    labels = [0] * 600 + [1] * 300 + [2] * 100  # sorted, as IMDB's files are
+    rows = stratified(labels, 20, seed=0)
+    assert rows == sorted(set(rows))
+    assert Counter(labels[row] for row in rows) == {0: 12, 1: 6, 2: 2}
+    assert stratified(labels, 20, seed=0) == rows != stratified(labels, 20, seed=1)
+    assert stratified(labels, 1000, seed=0) == list(range(1000))
+    # where shares are below one: each label once, as long as there is room
+    rare = [0] * 97 + [1, 2, 3]
+    assert Counter(rare[row] for row in stratified(rare, 10, 0)) == {0: 7, 1: 1, 2: 1, 3: 1}
+    assert Counter(rare[row] for row in stratified(rare, 4, 0)) == {0: 1, 1: 1, 2: 1, 3: 1}
+    assert [rare[row] for row in stratified(rare, 3, 0)] == [0, 0, 0]
+
+
+def test_a_cap_is_drawn_where_the_command_line_gives_it() -> None:
+    def takes(*overrides: str) -> tuple[int | None, str]:
+        task = compose(list(overrides)).task
+        return task.max_train_examples, task.cap_takes
+
+    assert takes("task=qqp") == (100_000, "first")
+    assert takes("task=qqp", "task.max_train_examples=500") == (500, "random")
+    assert takes("task=qqp", "++task.max_train_examples=500") == (500, "random")
+    capped = ("task.max_train_examples=500", "task.cap_takes=first")
+    assert takes("task=tiny-sst2", *capped) == (500, "first")
+    # what the setting cannot change, or what was there before it, has the run_id that it had
+    kept = [
+        identity_of(compose(["task=tiny-sst2", *words]).as_dict(), 1)["task"]
+        for words in ([], capped, capped[:1])
+    ]
+    assert ["cap_takes" in task for task in kept] == [False, False, True]
+
+
+def test_a_cap_takes_the_same_rows_whatever_the_runs_seed(
+    tasks: dict[str, TaskConfig], tmp_path: Path
+) -> None:
+    task = replace(tasks["mrpc"], max_train_examples=4, cap_takes="random")
+    splits = load(task, tmp_path, {"train": 10, "validation": 2, "test": 2})
+    assert sorted(splits.train.labels) == [0, 0, 1, 1]
+    assert firsts(splits.train) != [f"train {row}" for row in range(4)]
+    assert splits == load(task, tmp_path, {"train": 10, "validation": 2, "test": 2})
+
+
+def test_one_class_is_refused_and_rare_ones_are_named() -> None:
+    names = ("no", "yes", "maybe")
+    assert class_counts([1, 0, 1], names) == {"no": 1, "yes": 2, "maybe": 0}
+    with pytest.raises(InputError) as caught:
+        check_classes("t", {"train": class_counts([1, 1], names)})
+    assert caught.value.lines == (
+        "task=t: take training examples of at least two labels; all 2 have the label yes",
+    )
+    assert check_classes("t", {"train": class_counts([1, 0, 1], names)}) == [
+        "task=t: training has fewer than two examples of no (1), maybe (0), from which little can "
+        "be learnt"
+    ]
+    assert check_classes("t", {"train": class_counts([0, 0, 1, 1, 2, 2], names)}) == []
+
+
 @pytest.mark.parametrize("rows", [4, 5, 9, 10, 11, 30])
 @pytest.mark.parametrize("cap", [1, 3, 7, 100])
 def test_what_is_let_go_under_a_cap_was_of_no_use(
@@ -132,7 +193,8 @@ def test_what_is_let_go_under_a_cap_was_of_no_use(
     sizes = {"train": rows, "validation": 5, "test": 6}
     for name, dev in (("sst2", 3), ("mrpc", None), ("imdb", 4)):
         whole = load(tasks[name], tmp_path, sizes, dev=dev)
-        capped = load(replace(tasks[name], max_train_examples=cap), tmp_path, sizes, dev=dev)
+        task = replace(tasks[name], max_train_examples=cap, cap_takes="first")
+        capped = load(task, tmp_path, sizes, dev=dev)
         assert capped.train == whole.train.select(range(min(cap, len(whole.train))))
         assert (capped.dev, capped.test) == (whole.dev, whole.test)
 
@@ -294,6 +356,11 @@ def test_the_limit_counts_bos_and_keeps_equality(limited: Any, word_tokenizer: A
     assert all(ids.dtype == np.int32 for ids in data.train.ids)
     summary = data.summary
     assert (summary["train"], summary["train_dropped"], summary["max_train_tokens"]) == (3, 1, 4)
+    assert summary["labels"] == {
+        "train": {"negative": 1, "positive": 2},
+        "dev": {"negative": 1, "positive": 0},
+        "test": {"negative": 1, "positive": 0},
+    }
     assert (summary["longest_train_tokens"], summary["mean_train_tokens"]) == (4, 3.0)
 
 
@@ -315,6 +382,46 @@ def test_dev_and_test_are_never_filtered(limited: Any, word_tokenizer: Any) -> N
     assert (data.dev.lengths(), data.test.lengths()) == ([6, 2], [7])
     assert (data.summary["dev"], data.summary["test"]) == (2, 1)
     assert data.summary["longest_eval_tokens"] == 7
+
+
+def test_inputs_longer_than_the_models_context_are_refused_or_cut(
+    tiny_config: Callable[..., Config], word_tokenizer: Any
+) -> None:
+    splits = splits_of(["a"] * 2, ["a b c d e", "a"], ["a b", "a b c d"])
+
+    def encoded(*overrides: str, context: int | None = 4) -> Any:
+        config = tiny_config("task.max_train_tokens=99", *overrides)
+        return encode_splits(config, splits, word_tokenizer, context)
+
+    with pytest.raises(InputError) as caught:
+        encoded()
+    assert caught.value.lines == (
+        "task.truncate_eval=false: set it to true to cut inputs of dev and test (recorded), or "
+        "take a model with a longer context than 4 tokens: 1 of dev and 1 of test are longer, the "
+        "longest has 6",
+    )
+    with pytest.raises(InputError, match=r"^task.max_train_tokens=99: must be at most 1, the mod"):
+        encoded(context=1)
+    for whole in (encoded(context=None), encoded(context=6)):
+        assert whole.summary["truncated"] == {"dev": 0, "test": 0}
+        assert whole.summary["longest_eval_tokens"] == 6
+    data = encoded("task.truncate_eval=true")
+    assert data.dev.ids[0].tolist() == [1, 11, 12, 13]
+    assert (data.dev.lengths(), data.test.lengths()) == ([4, 2], [3, 4])
+    assert data.summary["truncated"] == {"dev": 1, "test": 1}
+    assert data.summary["longest_eval_tokens"] == 4
+
+
+def test_a_prompt_that_is_cut_keeps_its_end(
+    tiny_config: Callable[..., Config], word_tokenizer: Any
+) -> None:
+    config = tiny_config("task.truncate_eval=true", "model=tiny-gemma-it")
+    splits = splits_of(["a"] * 2, ["a " * 99, "a"], ["a"])
+    data = encode_splits(config, splits, word_tokenizer, 30)
+    assert data.dev.lengths()[0] == 30
+    end = word_tokenizer("Response:", add_special_tokens=False)["input_ids"]
+    assert data.dev.ids[0][-len(end) :].tolist() == end == data.dev.ids[1][-len(end) :].tolist()
+    assert data.dev.ids[0][-len(end) - 1] == 11  # the last word that is left of the text
 
 
 def test_a_limit_that_drops_everything(limited: Any, word_tokenizer: Any) -> None:

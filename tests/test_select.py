@@ -302,7 +302,22 @@ TWIN = {"model": "tiny-gemma", "task": "tiny-rte"}
             {"config__task__max_train_examples": 16_000},
             "trained on the first 16,000 examples only",
         ),
+        (
+            PAPER,
+            {"config__task__max_train_examples": 16_000, "config__task__cap_takes": "random"},
+            "trained on 16,000 examples only",
+        ),
         (PAPER, {"config__task__max_train_examples": 100_000}, None),
+        (
+            {"model": "gemma-2b", "task": "mnli"},
+            {
+                "config__task__max_train_examples": 100_000,
+                "config__task__cap_takes": "random",
+                "data__train": 99_990,
+                "data__train_dropped": 10,
+            },
+            "trained on 100,000 examples drawn at random, in the paper on the first",
+        ),
         (
             {"model": "gemma-2b", "task": "mnli"},
             {"config__task__max_train_examples": 100_020, "data__train": 100_000},

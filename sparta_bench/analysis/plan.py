@@ -8,14 +8,21 @@ from typing import Any
 from sparta_bench.analysis.memory.formula import paper_formula_bytes
 from sparta_bench.config.presets import preset_rows
 from sparta_bench.config.schema import Config, ModelConfig
+from sparta_bench.data.classes import as_line, check_classes
 from sparta_bench.data.splits import load_splits
 from sparta_bench.data.tokenize import encode_splits
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, log
 from sparta_bench.models.answers import answer_tokens
 from sparta_bench.models.counts import Shapes, count_parameters, empty_backbone, shapes_of
-from sparta_bench.models.decoder_shapes import known_shapes
+from sparta_bench.models.decoder_shapes import known_context, known_shapes
 from sparta_bench.models.plain_tokenizer import PlainTokenizer
-from sparta_bench.models.source import folder_of, is_local, load_architecture, load_tokenizer
+from sparta_bench.models.source import (
+    context_of,
+    folder_of,
+    is_local,
+    load_architecture,
+    load_tokenizer,
+)
 from sparta_bench.training.steps import plan_steps
 
 
@@ -78,14 +85,20 @@ def _data(config: Config) -> tuple[dict[str, Any] | None, list[str]]:
         return sizes | unknown, list(error.lines)
     if config.model.kind == "instruct":
         answer_tokens(tokenizer, list(task.prompt.answers))
-    return encode_splits(config, splits, tokenizer).summary, []
+    context = known_context(config.model) or context_of(load_architecture(config.model))
+    summary = encode_splits(config, splits, tokenizer, context).summary
+    log(*check_classes(task.name, summary["labels"]))
+    return summary, []
 
 
 def as_text(planned: dict[str, Any]) -> str:
     """The plan for people."""
     lines = [f"{planned['method']} on {planned['task']} with {planned['model']}", ""]
     lines += _section("parameters", planned["parameters"])
-    lines += _section("data", planned["data"] or {})
+    data = dict(planned["data"] or {})
+    labels = data.pop("labels", {})
+    data |= {f"labels of {split}": as_line(counts) for split, counts in labels.items()}
+    lines += _section("data", data)
     lines += _section(
         "training",
         {key: planned[key] for key in ("batch_size", "learning_rate", "epochs", "steps")},

@@ -61,13 +61,21 @@ def compose_all(jobs: list[list[str]]) -> list[Config]:
     return configs
 
 
+def with_implied(job: list[str]) -> list[str]:
+    """Return a job with what its overrides imply: a cap of one's own draws its rows at random,
+    since files are often sorted by label; `first` belongs to the caps of `conf/task`."""
+    keys = {text.lstrip("+~").partition("=")[0] for text in job}
+    implied = "task.max_train_examples" in keys and "task.cap_takes" not in keys
+    return [*job, "task.cap_takes=random"] if implied else job
+
+
 def _compose(job: list[str]) -> Config:
     chosen: dict[str, str] = {}
     lines: list[str] = []
     values: list[Override] = []
     of_hydra: list[str] = []
     misused: list[str] = []  # groups, whose keys cannot be known
-    for override in parse_all(job):
+    for override in parse_all(with_implied(job)):
         key, text = override.key_or_group, str(override.input_line)
         if fault := _misuse(override):
             lines.append(f"{text}: {fault}")

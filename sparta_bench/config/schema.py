@@ -84,7 +84,9 @@ class TaskConfig:
     test_splits: tuple[str, ...]
     draw_seed: int
     max_train_examples: int | None
+    cap_takes: str
     max_train_tokens: int
+    truncate_eval: bool
     separator: str
     undo_spacing: bool
     on_bad_row: str

@@ -44,8 +44,38 @@ def load_splits(task: TaskConfig) -> Splits:
         test.texts += raw[split].texts
         test.labels += raw[split].labels
     train = raw[task.train_split]
-    train = train.select(range(len(train))[: task.max_train_examples])
+    train = train.select(_capped(task, train.labels))
     return Splits(train, dev, test, bad_rows)
+
+
+def _capped(task: TaskConfig, labels: Sequence[int]) -> Sequence[int]:
+    """Numbers of the training rows that the cap leaves."""
+    rows, cap = range(len(labels)), task.max_train_examples
+    if cap is None or cap >= len(rows) or task.cap_takes == "first":
+        return rows[:cap]
+    return stratified(labels, cap, task.draw_seed)
+
+
+def stratified(labels: Sequence[int], wanted: int, seed: int) -> list[int]:
+    """Draw so many row numbers, in order: each label in its share of all, and at least once where
+    there is room for all."""
+    rows_of: dict[int, list[int]] = {}
+    for row, label in enumerate(labels):
+        rows_of.setdefault(label, []).append(row)
+    least = int(wanted >= len(rows_of))
+    counts = {
+        label: max(least, wanted * len(rows_of[label]) // len(labels)) for label in sorted(rows_of)
+    }
+
+    def owed(label: int) -> int:  # times the number of rows
+        return wanted * len(rows_of[label]) - counts[label] * len(labels)
+
+    while (left := wanted - sum(counts.values())) > 0:
+        counts[max(counts, key=owed)] += 1
+    for _ in range(-left):  # the least of one was more than the share of some
+        counts[min((label for label in counts if counts[label] > least), key=owed)] -= 1
+    draw = random.Random(seed)
+    return sorted(row for label in counts for row in draw.sample(rows_of[label], counts[label]))
 
 
 def _draw_dev(task: TaskConfig, rows: int) -> tuple[Sequence[int], Sequence[int]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sparta_bench.adapters.load_adapter import Loaded
 from sparta_bench.adapters.manifest import Manifest
@@ -20,6 +21,7 @@ from sparta_bench.data.tokenize import (
     Encoded,
     cache_folder,
     encode,
+    fit_context,
     shared_prefix_length,
     shortest_and_longest,
 )
@@ -28,6 +30,7 @@ from sparta_bench.errors import InputError, log
 from sparta_bench.inference.predict import ready
 from sparta_bench.models.classifier import Classifier, pooled, why_not_finite
 from sparta_bench.models.dtypes import DTYPES, Precision
+from sparta_bench.models.source import context_of
 from sparta_bench.models.tokens_once import TokensOnce, that_agrees, tokens_once
 from sparta_bench.records.write import environment, now
 from sparta_bench.training.evaluation import evaluate, evaluation_batch_size
@@ -55,15 +58,23 @@ def check_fits(about: Manifest, task: TaskConfig, what: str) -> None:
             )
 
 
-def sets_of(about: Manifest, tokenizer: Any, config: Config, splits: Splits | None = None) -> Sets:
+def sets_of(
+    about: Manifest,
+    tokenizer: Any,
+    config: Config,
+    backbone: nn.Module,
+    splits: Splits | None = None,
+) -> Sets:
     """The sets of `config.task`, read as the classifier was trained to. Raises InputError if the
-    data cannot be had, or an input has no token."""
+    data cannot be had, or an input has no token or more than the backbone reads."""
     raw = splits or load_splits(config.task)
     folder = cache_folder(config)
     dev, test = (
         encode(examples, about, about.model.kind, tokenizer, folder, name)
         for examples, name in ((raw.dev, "dev"), (raw.test, "test"))
     )
+    context, cut = context_of(backbone.config), config.task.truncate_eval
+    dev, test, _ = fit_context(dev, test, about, about.model.kind, tokenizer, context, cut)
     return Sets(dev, test, raw.fingerprint())
 
 
@@ -142,7 +153,7 @@ def evaluation_of(
     """
     about, task = loaded.about, config.task
     check_fits(about, task, what)
-    sets = sets_of(about, loaded.tokenizer, config)
+    sets = sets_of(about, loaded.tokenizer, config, loaded.classifier.backbone)
     accelerator = accelerator_of(config)
     computes_in = ready(loaded, accelerator.device, dtype)
     precision = Precision(DTYPES[computes_in], DTYPES[about.dtypes["trained"]])

@@ -38,6 +38,13 @@ def known_shapes(model: ModelConfig) -> Shapes | None:
     return decoder_shapes(shape)
 
 
+def known_context(model: ModelConfig) -> int | None:
+    """How many tokens an embedded model reads at most; None for all others."""
+    if model.path is not None or not model.embedded:
+        return None
+    return int(json_of(folder_of(model) / "config.json")["max_position_embeddings"])
+
+
 def decoder_shapes(config: Mapping[str, Any]) -> Shapes | None:
     """The shapes by a model's configuration; None where that is of another architecture, or
     something is amiss, of which transformers says what."""

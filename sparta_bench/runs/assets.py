@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sparta_bench.config.schema import Config, ModelConfig, TaskConfig
 from sparta_bench.data.splits import Splits, load_splits
 from sparta_bench.errors import InputError
-from sparta_bench.models.source import load_architecture, load_tokenizer, source_fingerprint
+from sparta_bench.models.source import (
+    context_of,
+    load_architecture,
+    load_tokenizer,
+    source_fingerprint,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -50,9 +55,10 @@ class AssetCache:
         """What identifies the base model's files. Raises InputError if the hub cannot be asked."""
         return self._once(("base", model), lambda: source_fingerprint(model))
 
-    def check_architecture(self, model: ModelConfig) -> None:
-        """Raise InputError if a folder's shape is not that of the model whose name it bears."""
-        self._once(("architecture", model), lambda: load_architecture(model))
+    def architecture(self, model: ModelConfig) -> Any:
+        """The model's transformers configuration. Raises InputError if a folder's shape is not that
+        of the model whose name it bears."""
+        return self._once(("architecture", model), lambda: load_architecture(model))
 
     def tokenizer(self, model: ModelConfig, task: TaskConfig) -> Any:
         """The model's tokenizer for inputs of such a task."""
@@ -65,10 +71,11 @@ class AssetCache:
 
         model, task = config.model, config.task
         tokenizer = self.tokenizer(model, task)
+        context = context_of(self.architecture(model))
         return self._keep_last(
             "data",
             (model, task, config.cache_dir),
-            lambda: encode_splits(config, self.splits(task), tokenizer),
+            lambda: encode_splits(config, self.splits(task), tokenizer, context),
         )
 
     def take_classifier(

@@ -9,8 +9,10 @@ from typing import Any
 
 from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.adapters.whole_model import check_whole, write_whole
+from sparta_bench.config.presets import guessed_rate
 from sparta_bench.config.schema import LoraConfig
 from sparta_bench.data.batches import BatchSource, evaluation_batches
+from sparta_bench.data.classes import check_classes
 from sparta_bench.data.tokenize import (
     EncodedSplits,
     cache_folder,
@@ -94,6 +96,7 @@ def _make(spec: RunSpec, assets: AssetCache, findings: Findings) -> None:
 
     data = assets.data(config)
     findings.data = data.summary
+    log(*check_classes(config.task.name, data.summary["labels"]))
     unknown_share = data.summary["unknown_train_share"]
     if unknown_share is not None and unknown_share > MOST_UNKNOWN:
         log(
@@ -114,6 +117,11 @@ def _make(spec: RunSpec, assets: AssetCache, findings: Findings) -> None:
         shapes_of(classifier.backbone), len(config.task.labels), config.method
     )
     trained = prepare(classifier, config, precision)
+    if (rate := guessed_rate(config)) is not None:
+        log(
+            f"train.learning_rate={rate:g}: a guess from {config.model.name}'s size; give one, "
+            "or try others with -m train.learning_rate=…,…"
+        )
     facts["kernels"] = trained.kernels
     findings.parameters = {
         **counts.as_dict(),

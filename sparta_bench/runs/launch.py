@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 
-from sparta_bench.config.compose import is_of_hydra, our_hydra, parse_all
+from sparta_bench.config.compose import is_of_hydra, our_hydra, parse_all, with_implied
 from sparta_bench.errors import InputError, reason_of
 
 
@@ -55,7 +55,9 @@ def launch(jobs: list[list[str]], task: Callable[[Any], Any]) -> None:
     Exception
         One of the launcher's, for instance where a worker died.
     """
-    own = [[text for text in job if not is_of_hydra(text.lstrip("+~"))] for job in jobs]
+    own = [
+        [text for text in with_implied(job) if not is_of_hydra(text.lstrip("+~"))] for job in jobs
+    ]
     with our_hydra():
         config = hydra_compose("config", jobs[0], return_hydra_config=True)
         loader = GlobalHydra.instance().config_loader()

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sparta_bench.config.rules import is_number
 from sparta_bench.config.schema import Config
 from sparta_bench.devices import accelerator_of, set_threads
 from sparta_bench.errors import InputError, log
@@ -29,6 +30,7 @@ from sparta_bench.records.write import (
 from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.lock import CHECKPOINT, agreed, run_lock
 
+MOVED = 0.02  # nats that the dev loss rises where the rate is too high, not too low
 MOST_PROCESSES = 64  # of one run, whose checkpoints are looked for
 
 
@@ -158,7 +160,26 @@ def summary_line(config: Config, record: dict[str, Any], path: Path, was_there: 
         f"accuracy {test['accuracy']:.2%}, mcc {test['mcc']:.3f}; "
         f"{parameters['trainable']:,} of {parameters['total']:,} scalars trained ({share:.3%}); "
         f"{done} → {path}"
-    )
+    ) + "".join(f"\n{line}" for line in advice(record.get("history"), config.train.learning_rate))
+
+
+def advice(history: Any, rate: float) -> list[str]:
+    """Return a line where training did not lower the dev loss: what was seen, and what to try."""
+    rows = history if isinstance(history, list) else []
+    losses: list[Any] = [row.get("dev_loss") if isinstance(row, dict) else None for row in rows]
+    if len(losses) < 2 or not all(map(is_number, losses)):  # a record may be from elsewhere
+        return []
+    before, *after = losses
+    if min(after) < before and after[-1] <= before:
+        return []
+    seen = f"from {before:.4f} before training to {after[-1]:.4f}"
+    if min(after) < before:
+        return [
+            f"dev loss ended above where it began ({seen}; the scores are those of its lowest, "
+            f"{min(after):.4f}): try train.learning_rate={rate / 3:.1e}, or train.patience=3"
+        ]
+    other = rate / 10 if after[-1] > before + MOVED else rate * 10
+    return [f"dev loss has not fallen ({seen}): try train.learning_rate={other:.1e}"]
 
 
 def _make_folder(folder: Path) -> None:

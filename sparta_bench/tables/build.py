@@ -304,17 +304,16 @@ def _of_model(table: Table, model: str) -> Table:
 
 
 def _cap(task: str, found: Mapping[Cell, Chosen]) -> str:
-    """` (first 16,000)` where training used a part of the examples, in a heading."""
+    """What of the examples training used, in a heading: ` (first 16,000)` or ` (16,000 drawn)`."""
     caps = set()
     for cell, chosen in found.items():
         for run in chosen.runs if cell.task == task else ():
-            cap = run.raw["config"]["task"].get("max_train_examples")
-            data = run.raw["data"]
-            caps.add(cap if data["train"] + data["train_dropped"] == cap else None)
-    if caps <= {None}:
-        return ""
-    texts = ("all" if cap is None else f"first {cap:,}" for cap in sorted(caps, key=str))
-    return f" ({' or '.join(texts)})"
+            settings, data = run.raw["config"]["task"], run.raw["data"]
+            cap = settings.get("max_train_examples")
+            drawn = settings.get("cap_takes") == "random"
+            text = f"{cap:,} drawn" if drawn and cap else f"first {cap:,}" if cap else "all"
+            caps.add(text if data["train"] + data["train_dropped"] == cap else "all")
+    return "" if caps <= {"all"} else f" ({' or '.join(sorted(caps))})"
 
 
 def _marked(table: Table, tiny: bool) -> Table:

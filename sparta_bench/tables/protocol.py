@@ -67,7 +67,8 @@ def _against_the_paper(record: Record, task: dict[str, Any]) -> str | None:
         return f"max_train_tokens is {task['max_train_tokens']}, in the paper {tokens}"
     cap = task["max_train_examples"]
     if cap is not None and cap < MOST_TRAINED_ON:
-        return f"trained on the first {cap:,} examples only"
+        drawn = task.get("cap_takes") == "random"
+        return f"trained on {'' if drawn else 'the first '}{cap:,} examples only"
     if record.train["max_steps"] is not None:
         return f"training was limited to {record.train['max_steps']:,} steps"
     if reason := _against_the_epochs(record):
@@ -77,6 +78,9 @@ def _against_the_paper(record: Record, task: dict[str, Any]) -> str | None:
         if ours != printed:
             counts = [f"{dev:,} and {test:,}" for dev, test in (ours, printed)]
             return f"dev and test are {counts[0]}, in the paper {counts[1]}"
+        capped = cap is not None and data["train"] + (data["train_dropped"] or 0) == cap
+        if capped and task.get("cap_takes") == "random":
+            return f"trained on {cap:,} examples drawn at random, in the paper on the first"
         if data["train"] > MOST_TRAINED_ON:
             return (
                 f"trained on {data['train']:,} examples, in the paper at most {MOST_TRAINED_ON:,}"
