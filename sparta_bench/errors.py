@@ -22,7 +22,12 @@ class InputError(Exception):
 
 
 class TrainingError(Exception):
-    """A run that started and cannot go on, with the likely cause (exit code 1)."""
+    """A run that started and cannot go on, with the likely cause (exit code 1); `diverged`: its
+    loss was finite before."""
+
+    def __init__(self, message: str, diverged: bool = False) -> None:
+        super().__init__(message)
+        self.diverged = diverged
 
 
 def log(*lines: str) -> None:

@@ -182,21 +182,28 @@ def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
             for outcome in dict.fromkeys(grid.outcomes):
                 show(outcome)
             job_of = {id(config): job for config, job in zip(configs, jobs, strict=True)}
-            left = [job_of[id(config)] for config in grid.pending.values()]
-            try:
-                if left:
-                    launch(left, run_composed)
-            except InputError:  # nothing was started
-                raise
-            except Exception as error:  # a worker died, or its machines refused
-                log(f"hydra/launcher: {type(error).__name__}: {reason_of(error)}")
-            grid.look_again()
+            # a race has several rounds: what is needed next depends on what came out
+            while left := grid.next_runs():
+                round_jobs = [_job(job_of[id(grid.pending[key])], left[key]) for key in left]
+                try:
+                    launch(round_jobs, run_composed)
+                except InputError:  # nothing was started
+                    raise
+                except Exception as error:  # a worker died, or its machines refused
+                    log(f"hydra/launcher: {type(error).__name__}: {reason_of(error)}")
+                grid.look_again(left)
     except KeyboardInterrupt:
-        outcomes = grid.look_again(wait=False) if elsewhere else grid.outcomes
-        done = sum(outcome.kind == "done" for outcome in outcomes)
+        if elsewhere:
+            grid.look_again(grid.pending.copy(), wait=False)
+        done = sum(outcome.kind == "done" for outcome in grid.outcomes)
         log(f"interrupted: {done:,} of {grid.runs:,} runs are done; the same command goes on")
         return INTERRUPTED
     return _close(grid.outcomes)
+
+
+def _job(job: list[str], config: Config) -> list[str]:
+    """The overrides of a run, with the rival that a race has given it."""
+    return job if config.search.rival is None else [*job, f"search.rival={config.search.rival}"]
 
 
 def _close(outcomes: list[Outcome]) -> int:

@@ -20,6 +20,7 @@ from sparta_bench.config.schema import (
     MethodConfig,
     ModelConfig,
     Prompt,
+    SearchConfig,
     TaskConfig,
     TrainConfig,
     Tsv,
@@ -28,7 +29,7 @@ from sparta_bench.errors import InputError, did_you_mean
 
 Faults = dict[str, str]  # a line for each dotted key
 PARTS: dict[str, type] = {
-    "model": ModelConfig, "task": TaskConfig, "train": TrainConfig,
+    "model": ModelConfig, "task": TaskConfig, "train": TrainConfig, "search": SearchConfig,
     "task.dev": Dev, "task.prompt": Prompt, "task.hub": Hub, "task.tsv": Tsv,
 }  # fmt: skip
 
@@ -73,6 +74,7 @@ def from_dict(composed: Mapping[str, Any]) -> Config:
         "task": _made(TaskConfig, task),
         "method": _made(METHOD_CLASSES[raw["method"]["name"]], raw["method"]),
         "train": _made(TrainConfig, raw["train"]),
+        "search": _made(SearchConfig, raw["search"]),
     }
     config: Config = _made(Config, raw | parts)
     return config

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from sparta_bench.errors import InputError, reason_of
 
-GROUPS = ("model", "task", "method", "train")
+GROUPS = ("model", "task", "method", "train", "search")
 
 
 def config_dir() -> Path:

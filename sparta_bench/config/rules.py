@@ -156,6 +156,10 @@ RULES: dict[str, Rule] = {
     "method.r": COUNT,
     "method.alpha": POSITIVE,
     "method.lora_dropout": BELOW_1,
+    "search.name": _in("grid", "race"),
+    "search.confirm": COUNT,
+    "search.margin": POSITIVE,
+    "search.rival": or_null(FOLDER_NAME),
     "train.learning_rate": POSITIVE,
     "train.batch_size": COUNT,
     "train.epochs": Rule(

@@ -166,6 +166,16 @@ class TrainConfig:
     checkpoint_every: int | None
 
 
+@dataclass(frozen=True)
+class SearchConfig:
+    """Which settings of a grid are run, and how far; see `conf/search/race.yaml`."""
+
+    name: str
+    confirm: int
+    margin: float
+    rival: str | None
+
+
 def plain(settings: Any) -> dict[str, Any]:
     """A dataclass as the plain values that a JSON file gives: lists, no tuples."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
@@ -180,6 +190,7 @@ class Config:
     task: TaskConfig
     method: MethodConfig
     train: TrainConfig
+    search: SearchConfig
     seed: int
     device: str
     results_dir: str

@@ -11,7 +11,7 @@ DEFAULT = Path("results")  # where commands look that no folder is given to
 SCHEMA = 1
 PROTOCOL = 3  # counted up when the code changes in a way that changes outcomes
 MERGE, MERGE_SCHEMA = "merge.json", 1  # of two merged runs (analysis/merging)
-STATUSES = ("completed", "failed", "interrupted")
+STATUSES = ("completed", "failed", "interrupted", "stopped")
 RESULT = "result.json"  # in a run's folder
 LOCK = ".lock"  # beside it, held by the process that is at it
 SAVED = {"adapter": "adapter", "full": "model"}  # folders beside it, by `save`
@@ -26,7 +26,7 @@ INCOMPLETE = "lacks a key of a record, or has one of another type"
 # Where things are and what is kept, not what comes out. What the data and the base model are is in
 # their fingerprints, so that the same files elsewhere are the same run.
 NOT_IN_RUN_ID = {
-    "": ("results_dir", "cache_dir", "force", "save", "device"),
+    "": ("results_dir", "cache_dir", "force", "save", "device", "search"),
     "model": ("path", "tokenizer", "hub_id", "revision", "shape", "embedded"),
     "task": ("hub", "data_dir", "tsv", "generated", "on_bad_row"),
     "train": ("checkpoint_every",),

@@ -69,13 +69,16 @@ class Findings:
 class RunResult:
     """How a run ended and what it has found.
 
-    `raise_after` is an error of one of several processes of a run. The others may not have it, and
-    would wait, so it ends the process once the record is written.
+    `rival` is the `run_id` of the run that a stopped one was behind. `raise_after` is an error of
+    one of several processes of a run. The others may not have it, and would wait, so it ends the
+    process once the record is written.
     """
 
     findings: Findings
-    status: Literal["completed", "failed", "interrupted"]
+    status: Literal["completed", "failed", "interrupted", "stopped"]
     error: dict[str, str] | None = None
+    rival: str | None = None
+    reason: str | None = None
     finished: str | None = field(default_factory=now)
     raise_after: Exception | None = None
 
@@ -117,6 +120,7 @@ def as_record(spec: RunSpec, result: RunResult) -> dict[str, Any]:
         "base_model": {"name": config.model.name, "fingerprint": spec.base_fingerprint},
         "finished": result.finished,
         **vars(result.findings),
+        **({"rival": result.rival, "reason": result.reason} if result.rival else {}),
     }
 
 

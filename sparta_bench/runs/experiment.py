@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +37,8 @@ from sparta_bench.models.features import (
 )
 from sparta_bench.models.source import is_local
 from sparta_bench.models.tokens_once import TokensOnce, choose
-from sparta_bench.records.record import PROTOCOL, SAVED
+from sparta_bench.records.read import read_json
+from sparta_bench.records.record import METRICS, PROTOCOL, SAVED
 from sparta_bench.records.write import (
     Findings,
     RunResult,
@@ -49,10 +50,11 @@ from sparta_bench.records.write import (
 )
 from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.lock import CHECKPOINT, agreed
+from sparta_bench.runs.race import curve_of, why_hopeless
 from sparta_bench.sparta import store
 from sparta_bench.training.checkpoint import Checkpoint
 from sparta_bench.training.evaluation import evaluation_batch_size
-from sparta_bench.training.loop import Training
+from sparta_bench.training.loop import HopelessError, Training
 from sparta_bench.training.progress import ProgressReporter, watched
 
 MOST_UNKNOWN = 0.05  # of the training tokens, before a warning
@@ -75,15 +77,28 @@ def execute(spec: RunSpec, assets: AssetCache) -> RunResult:
         _make(spec, assets, findings)
     except InputError:
         raise
+    except HopelessError as end:
+        return _stopped(spec, findings, str(end))
     except KeyboardInterrupt:
         raise RunInterrupted(RunResult(findings, "interrupted")) from None
     except Exception as error:
+        if isinstance(error, TrainingError) and error.diverged and spec.config.search.rival:
+            return _stopped(spec, findings, str(error))
         alone = spec.accelerator.num_processes > 1 and not isinstance(error, TrainingError)
         # under the same name, which Python deletes at the end: its traceback holds the model
         error = _explained(error, spec, findings)
         raise_after = error if alone else None
         return RunResult(findings, "failed", error_of(error), raise_after=raise_after)
     return RunResult(findings, "completed")
+
+
+def _stopped(spec: RunSpec, findings: Findings, reason: str) -> RunResult:
+    """A run that its race ended, with the dev scores of its best evaluation."""
+    trained = [entry for entry in findings.history if entry["step"] > 0]
+    if trained:
+        best = min(trained, key=lambda entry: entry["dev_loss"])
+        findings.dev = {metric: best[f"dev_{metric}"] for metric in METRICS}
+    return RunResult(findings, "stopped", rival=spec.config.search.rival, reason=reason)
 
 
 def _make(spec: RunSpec, assets: AssetCache, findings: Findings) -> None:
@@ -184,7 +199,7 @@ def _train(
     )
     try:
         with ProgressReporter(training.plan.steps, accelerator.is_main_process) as reporter:
-            training.train(reporter)
+            training.train(reporter, why_hopeless=_why_hopeless(spec))
         findings.dev = training.evaluate(dev)
         findings.test = training.evaluate(test)
     finally:
@@ -195,6 +210,25 @@ def _train(
             "deltas_lost_to_rounding": trained.lost_to_rounding(),
         }
         findings.history = training.progress.history
+
+
+def _why_hopeless(spec: RunSpec) -> Callable[[Sequence[dict[str, Any]], int], str | None] | None:
+    """What ends a run of a race early: a comparison with the run that the race has named."""
+    search = spec.config.search
+    if search.rival is None:
+        return None
+    record = read_json(spec.folder.parent / search.rival)
+    rival = None if record is None or record["status"] != "completed" else curve_of(record)
+    rival = agreed(spec.accelerator, rival)
+    if rival is None:
+        log(f"search.rival={search.rival}: has no completed record; the run goes on to its end")
+        return None
+
+    def ask(history: Sequence[dict[str, Any]], steps: int) -> str | None:
+        curve = [(entry["step"] / steps, entry["dev_loss"]) for entry in history]
+        return why_hopeless(curve, rival, search.margin)
+
+    return ask
 
 
 def _features(

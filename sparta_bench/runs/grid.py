@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from sparta_bench.errors import InputError, TrainingError, log, refusal_of, with
 from sparta_bench.records.read import read_json, seconds_of
 from sparta_bench.records.record import LOCK, RESULT, RUNNING
 from sparta_bench.runs.assets import AssetCache
+from sparta_bench.runs.cell_race import CellRace, races_of
 from sparta_bench.runs.lock import BusyError, agreed, is_held, tidy
 from sparta_bench.runs.outcome import Outcome
+from sparta_bench.runs.race import share_done
 from sparta_bench.runs.run import identify, name_of, run, run_folder, stamp_of, summary_line
 from sparta_bench.runs.time_estimates import Times, kinds_of
 from sparta_bench.text import as_duration, counted
@@ -56,7 +59,7 @@ def attempt(
 
 def _outcome(config: Config, record: dict[str, Any], path: Path, was_there: bool) -> Outcome:
     line = summary_line(config, record, path, was_there)
-    return Outcome("done" if record["status"] == "completed" else "failed", line)
+    return Outcome("done" if record["status"] in ("completed", "stopped") else "failed", line)
 
 
 def _failed(config: Config, reason: str) -> Outcome:
@@ -76,12 +79,15 @@ class Grid:
         asked = {config.device for config in configs}
         if {"cpu", "cuda"} <= asked:
             raise InputError("device=cpu,cuda: the runs of one grid share a device")
+        if len({config.search for config in configs}) > 1:
+            raise InputError("search: has several values, and the runs of one grid share one")
         self.assets = assets
         self.outcomes: list[Outcome] = []
         self.failed_before = 0
         self.times = Times()
         several = not elsewhere and is_one_of_several()  # a launcher's worker is one
         accelerator = accelerator_of(configs[0]) if several else None
+        self._accelerator = accelerator
         processes = accelerator.num_processes if accelerator else 1
         # with model.dtype=auto the device decides the dtype, and so the run_id
         self._devices = [kind for kind in ("cuda", "cpu") if asked & {kind, "auto"}]
@@ -101,19 +107,24 @@ class Grid:
             self._before |= {folder: stamp_of(folder) for folder in self._folders[ids[0]]}
         self.runs = len(identified) + len(self.outcomes)
         pending = []
-        for run_id, config in identified.items():
+        for run_id, config in list(identified.items()):
             if not self._is_done(run_id, config):
                 try:
-                    assets.check_architecture(config.model)
+                    assets.architecture(config.model)
                     pending.append(run_id)
                 except InputError as error:
                     self._refuse(error)
+                    del identified[run_id]
         # a run that a process has died of, for lack of memory say, must not keep others from theirs
         pending.sort(key=self._was_killed)
         pending = agreed(accelerator, pending)  # another may have ended a run in between
         self.pending = {run_id: identified[run_id] for run_id in pending}  # two jobs may be one run
         self.refused = sum(outcome.kind == "refused" for outcome in self.outcomes)
         self.done = self.runs - self.refused - len(self.pending)
+        self._force = any(config.force for config in configs)
+        self._lost: set[str] = set()  # runs that this process has tried in vain
+        self.races = races_of(identified) if configs[0].search.name == "race" else []
+        self._undecided = list(self.races)
 
     def _refuse(self, error: InputError) -> None:
         self.outcomes.append(Outcome("refused", str(error)))
@@ -141,6 +152,8 @@ class Grid:
 
     def heading(self) -> str:
         """How many runs there are, how many are done, and how long the others will take."""
+        if self.races:
+            return self._heading_of_races()
         text = f"{counted(self.runs, 'run')}: {self.done:,} done, {len(self.pending):,} to go"
         if self.failed_before:
             text += f" ({self.failed_before:,} of them failed before)"
@@ -153,6 +166,68 @@ class Grid:
             return f"{text}; time left unknown: no run like some of these is done yet"
         return f"{text}; about {as_duration(seconds)} left for one process, by what such runs took"
 
+    def _heading_of_races(self) -> str:
+        """The runs of the whole grid, what was spent so far, and what races took elsewhere."""
+        records = [record for race in self.races for record in map(self._record, race.runs)]
+        spent = math.fsum(share_done(record) for record in records if record)
+        all_runs = sum(len(race.runs) for race in self.races)
+        need = math.fsum(race.share() * len(race.runs) for race in self.races)
+        text = (
+            f"{counted(all_runs, 'run')} in {counted(len(self.races), 'race')}, which will make "
+            f"about {need:,.0f} of them; {spent:,.1f} made so far, in run-equivalents"
+        )
+        if self.refused:
+            text += f"; {self.refused:,} cannot run"
+        seconds = self.times.left(map(kinds_of, self.pending.values()))
+        left = max(0.0, need - spent)
+        if not self.pending or seconds is None or not left:
+            return text
+        seconds *= left / len(self.pending)
+        return f"{text}; about {as_duration(seconds)} left for one process, by what such runs took"
+
+    # ------------------------------------------------------------------------------- what is next
+    def next_runs(self) -> dict[str, Config]:
+        """What can run now, by `run_id`: all that is pending, or what each race needs next."""
+        if not self.races:
+            return dict(self.pending)
+        runs: dict[str, Config] = {}
+        for race in list(self._undecided):
+            wanted = race.wanted(self._dev_loss, self._is_running)
+            if not wanted:
+                self._decide(race)
+            runs |= wanted
+        return agreed(self._accelerator, runs)
+
+    def _decide(self, race: CellRace) -> None:
+        """Note that a race needs nothing more, and so none of its runs that are pending."""
+        self._undecided.remove(race)
+        self.pending = {key: one for key, one in self.pending.items() if key not in race.runs}
+        log(f"race: {race.summary(self._record)}")
+        if all(self._dev_loss(run_ids[0], True) == math.inf for run_ids in race.settings.values()):
+            self.outcomes.append(_failed(race.config, "no setting of its race has completed"))
+        elif self._accelerator is None or self._accelerator.is_main_process:
+            race.write()
+
+    def _record(self, run_id: str) -> dict[str, Any] | None:
+        return next((record for record, _ in self._records(run_id)), None)
+
+    def _dev_loss(self, run_id: str, may_be_stopped: bool) -> float | None:
+        """What a race knows of a run: its final dev loss; inf if it was stopped or failed; None if
+        it is still to be made."""
+        for record, folder in self._records(run_id)[:1]:
+            is_new, status = stamp_of(folder) != self._before[folder], record["status"]
+            if status == "completed" and (is_new or not self._force):
+                return float(record["dev"]["loss"])
+            if status == "stopped" and may_be_stopped and (is_new or not self._force):
+                return math.inf
+            if status == "failed" and is_new:
+                return math.inf
+        return math.inf if run_id in self._lost else None
+
+    def _is_running(self, run_id: str) -> bool:
+        return any(is_held(folder / LOCK) for folder in self._folders[run_id])
+
+    # --------------------------------------------------------------------------------------- runs
     def run_all(self, show: Callable[[Outcome], None], single: bool = False) -> list[Outcome]:
         """Run what is not done, and give `show` each outcome; a `single` run has no number.
 
@@ -163,9 +238,9 @@ class Grid:
             show(outcome)
         number = self.runs - len(self.pending)
         waited = False
-        while self.pending:
+        while runs := self.next_runs():
             count = len(self.pending)
-            for run_id, config in list(self.pending.items()):
+            for run_id, config in runs.items():
                 label = f"[{number + 1}/{self.runs}] "
                 before = self._before[self._folders[run_id][0]]
                 try:
@@ -174,24 +249,31 @@ class Grid:
                 except BusyError:
                     continue
                 number += 1
-                del self.pending[run_id]
-                self.outcomes.append(outcome)
+                self._note(run_id, outcome)
                 show(outcome)
                 if outcome.kind == "failed" and not _answers(self._devices[0]):
                     # each run would fail here, and other processes take a failure as it is
                     self.outcomes += [_failed(c, "not tried") for c in self.pending.values()]
                     log("the device does not answer any more, so that no other run is tried")
                     return self.outcomes
+                if self.races:
+                    break  # what is needed next depends on what came out
             if len(self.pending) == count:
                 if not waited:
-                    log(f"waiting for {counted(count, 'run')} that other processes are at")
+                    log(f"waiting for {counted(len(runs), 'run')} that other processes are at")
                 waited = True
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         return self.outcomes
 
-    def look_again(self, wait: bool = True) -> list[Outcome]:
-        """Take what others have made of the runs that were to do; waits for those in progress."""
-        for run_id, config in self.pending.items():
+    def _note(self, run_id: str, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        self.pending.pop(run_id, None)
+        if outcome.kind != "done":
+            self._lost.add(run_id)
+
+    def look_again(self, runs: Mapping[str, Config], wait: bool = True) -> None:
+        """Take what others have made of runs that were to do; waits for those in progress."""
+        for run_id, config in runs.items():
             for folder in self._folders[run_id]:
                 while wait and is_held(folder / LOCK):
                     time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -199,11 +281,10 @@ class Grid:
                 is_new = stamp_of(folder) != self._before[folder]
                 completed = record["status"] == "completed" and not config.force
                 if record["status"] != "interrupted" and (is_new or completed):
-                    self.outcomes.append(_outcome(config, record, folder / RESULT, False))
+                    self._note(run_id, _outcome(config, record, folder / RESULT, False))
                     break
             else:
-                self.outcomes.append(_failed(config, "no result; give the same command again"))
-        return self.outcomes
+                self._note(run_id, _failed(config, "no result; give the same command again"))
 
 
 def _answers(device: str) -> bool:

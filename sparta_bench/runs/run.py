@@ -29,6 +29,7 @@ from sparta_bench.records.write import (
 )
 from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.lock import CHECKPOINT, agreed, run_lock
+from sparta_bench.runs.race import share_done
 
 MOVED = 0.02  # nats that the dev loss rises where the rate is too high, not too low
 MOST_PROCESSES = 64  # of one run, whose checkpoints are looked for
@@ -91,7 +92,7 @@ def resolve(config: Config, assets: AssetCache) -> RunSpec:
     """
     from sparta_bench.models.dtypes import precision_of
 
-    assets.check_architecture(config.model)
+    assets.architecture(config.model)
     accelerator = accelerator_of(config)
     set_threads(config)
     run_id = identify(config, assets, accelerator.device.type, accelerator.num_processes)
@@ -150,6 +151,9 @@ def name_of(config: Config) -> str:
 def summary_line(config: Config, record: dict[str, Any], path: Path, was_there: bool) -> str:
     """What came out, in one line."""
     name = name_of(config)
+    if record["status"] == "stopped":
+        done = f"stopped after {100 * share_done(record):.0f} % of its steps"
+        return f"{done}: {name}: {record['reason']} of {record['rival']} → {path}"
     if record["status"] != "completed":
         return f"{record['status']}: {name}: {record['error']['message']} → {path}"
     dev, test, parameters = record["dev"], record["test"], record["parameters"]
@@ -192,9 +196,11 @@ def _make_folder(folder: Path) -> None:
 
 
 def _is_final(existing: dict[str, Any], spec: RunSpec, before: tuple[int, ...] | None) -> bool:
-    if existing["status"] == "completed" and not spec.config.force:
+    # a grid completes what a race has stopped, and so does a race for the best of its settings
+    final = ("completed", "stopped") if spec.config.search.rival else ("completed",)
+    if existing["status"] in final and not spec.config.force:
         return True
-    ended = existing["status"] in ("completed", "failed")
+    ended = existing["status"] in (*final, "failed")
     return ended and before is not None and stamp_of(spec.folder) != before
 
 

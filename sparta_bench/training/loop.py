@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from typing import Any
@@ -39,6 +39,10 @@ from sparta_bench.training.steps import plan_steps
 STEPS_BETWEEN_LOOKS = 10
 # `layers.0.mlp.experts.3.w1.weight`: the list of experts, and one of them
 EXPERT = re.compile(r"(.*experts)\.[^.]*\d\.")
+
+
+class HopelessError(Exception):
+    """The run was ended at an evaluation, since it can no longer win its race."""
 
 
 @dataclass
@@ -83,21 +87,30 @@ class Training:
 
     # ------------------------------------------------------------------ the protocol
     def train(
-        self, reporter: ProgressReporter, after_step: Callable[[int], None] | None = None
+        self,
+        reporter: ProgressReporter,
+        after_step: Callable[[int], None] | None = None,
+        why_hopeless: Callable[[Sequence[dict[str, Any]], int], str | None] | None = None,
     ) -> Progress:
         """Train until the steps are used up or the dev loss no longer falls, then restore the
         state with the lowest dev loss.
+
+        `why_hopeless` is asked at each evaluation but the last with the history and the number of
+        all steps, and ends the run with a reason.
 
         Raises
         ------
         TrainingError
             If a loss is not finite, or a value has no gradient in the first step.
+        HopelessError
+            If `why_hopeless` says so. Where checkpoints are on there is one of this step.
         """
         if not self._resume(reporter):
             self._evaluate_dev(reporter)
         progress = self.progress
         looked_at = time.perf_counter()
         pending: list[tuple[int, Tensor, int]] = []
+        reason: str | None = None
         for rows in self._batches_to_go():
             rate = learning_rate_at(progress.step, self.plan.steps, self.settings)
             pending.append((progress.step + 1, self._step(rows, rate), len(rows)))
@@ -112,8 +125,14 @@ class Training:
                 looked_at = time.perf_counter()
             if evaluate:
                 self._evaluate_dev(reporter)
+            is_last = progress.step == self.plan.steps or progress.stopped_early
+            if evaluate and why_hopeless is not None and not is_last:
+                reason = why_hopeless(progress.history, self.plan.steps)
+                save |= every is not None and reason is not None
             if save:
                 self._save_checkpoint(reporter)
+            if reason is not None:
+                raise HopelessError(reason)
             if evaluate or save:  # neither is time of training
                 looked_at = time.perf_counter()
             if after_step is not None:
@@ -233,7 +252,8 @@ class Training:
             last = float(loss)
             if not math.isfinite(last):
                 raise TrainingError(
-                    f"the training loss is {last} at step {step}: {self._cause(step, rate)}"
+                    f"the training loss is {last} at step {step}: {self._cause(step, rate)}",
+                    diverged=step > 1,
                 )
             self.progress.loss_sum += last * examples
             self.progress.loss_examples += examples
@@ -258,7 +278,8 @@ class Training:
         if not math.isfinite(scores["loss"]):
             cause = self._cause(progress.step, self._last_rate())
             raise TrainingError(
-                f"the dev loss is {scores['loss']} after step {progress.step}: {cause}"
+                f"the dev loss is {scores['loss']} after step {progress.step}: {cause}",
+                diverged=progress.step > 1,
             )
         gained = scores["loss"] < progress.best_loss - settings.min_improvement
         better = progress.step > 0 and scores["loss"] < progress.best_loss

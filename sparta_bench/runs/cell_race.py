@@ -1,0 +1,163 @@
+"""The races of a grid: its cells, what the records say of their runs, and what each needs next."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from sparta_bench.config.schema import Config, SpartaConfig, TrainConfig, plain
+from sparta_bench.errors import InputError
+from sparta_bench.records.races import Setting, settings_text, write_race
+from sparta_bench.records.read import read_records
+from sparta_bench.records.record import Cell
+from sparta_bench.runs.race import Point, best_of, needed, share_done
+from sparta_bench.runs.run import name_of, run_folder
+from sparta_bench.tables.select import select
+from sparta_bench.text import counted
+
+FIRST_AXES = ("learning_rate", "batch_size")  # in this order; then as they stand in the schema
+FIRST_SEED_SHARE = 0.3  # of a cell's settings, in whole runs: measured, docs/many-runs.md
+
+
+class CellRace:
+    """The race of one cell (model, task, method, density) and of all that its runs share."""
+
+    def __init__(self, runs: Mapping[str, Config]) -> None:
+        self.runs = dict(runs)  # by run_id
+        self.config = next(iter(runs.values()))
+        self.axes = [axis for axis in _axes() if len({_text(c, axis) for c in runs.values()}) > 1]
+        self.settings: dict[Point, list[str]] = defaultdict(list)  # run_ids in the order of seeds
+        for run_id, config in runs.items():
+            self.settings[self._point(config)].append(run_id)
+
+    def _point(self, config: Config) -> Point:
+        return tuple(map(float, (self._position(config, axis) for axis in self.axes)))
+
+    def _position(self, config: Config, axis: str) -> float:
+        """A number's own value; of names, the place in the order in which they were given."""
+        values = [getattr(one.train, axis) for one in self.runs.values()]
+        value = getattr(config.train, axis)
+        return value if all(map(_is_number, values)) else values.index(value)
+
+    def share(self) -> float:
+        """About which share of its runs the race will make."""
+        settings, runs = len(self.settings), len(self.runs)
+        others = min(self.config.search.confirm, settings) * (runs / settings - 1)
+        return min(1.0, (max(1.0, FIRST_SEED_SHARE * settings) + others) / runs)
+
+    def wanted(
+        self, loss_of: Callable[[str, bool], float | None], is_running: Callable[[str], bool]
+    ) -> dict[str, Config]:
+        """What to run next, by `run_id`, each with its rival; empty where the race is decided.
+
+        `loss_of` gives a run's final dev loss, `inf` where it failed or, if the second argument
+        allows that, was stopped, and None where it is still to be made.
+        """
+        first = {point: run_ids[0] for point, run_ids in self.settings.items()}
+        known = {point: loss_of(run_id, True) for point, run_id in first.items()}
+        losses = {point: loss for point, loss in known.items() if loss is not None}
+        running = {p for p, run_id in first.items() if p not in losses and is_running(run_id)}
+        start = None if losses or running else self._neighbours_best()
+        if points := needed(first, losses, running, start):
+            best = best_of(losses, 1)
+            rival = first[best[0]] if best else None
+            return {first[point]: self._with(first[point], rival) for point in points}
+        confirmed = best_of(losses, self.config.search.confirm)
+        others = [run_id for point in confirmed for run_id in self.settings[point][1:]]
+        return {one: self._with(one, None) for one in others if loss_of(one, False) is None}
+
+    def _with(self, run_id: str, rival: str | None) -> Config:
+        config = self.runs[run_id]
+        return replace(config, search=replace(config.search, rival=rival))
+
+    def _neighbours_best(self) -> Point | None:
+        """The setting nearest to the one that is best, so far as there are records, at the next
+        density, or else on another task with this model and method."""
+        config = self.config
+        runs = Path(config.results_dir, "runs")
+        folders = runs.glob(f"*/{config.model.name}/{config.method.name}")
+        cells = select(read_records(folders)[0]).cells
+        density = config.method.density if isinstance(config.method, SpartaConfig) else None
+
+        def distance(cell: Cell) -> tuple[bool, float]:
+            apart = abs(math.log(cell.density / density)) if cell.density and density else 0.0
+            return cell.task != config.task.name, apart
+
+        near = [cell for cell, chosen in cells.items() if chosen.runs]
+        if not near:
+            return None
+        train = cells[min(near, key=distance)].runs[0].train
+
+        def unlike(point: Point) -> list[float]:
+            pairs = zip(self.axes, point, strict=True)
+            return [_apart(axis, value, train.get(axis)) for axis, value in pairs]
+
+        return min(self.settings, key=unlike)
+
+    def write(self) -> None:
+        """Write down what was compared, for `tables` and `status`: the race is decided."""
+        settings = [
+            Setting(
+                plain(self.runs[run_ids[0]].train),
+                {self.runs[run_id].seed: run_id for run_id in run_ids},
+            )
+            for run_ids in self.settings.values()
+        ]
+        write_race(run_folder(self.config, "").parent, settings)
+
+    def summary(self, record_of: Callable[[str], Mapping[str, Any] | None]) -> str:
+        """What the race compared, what it cost, and what it chose."""
+        records = {run_id: record_of(run_id) for run_id in self.runs}
+        first = [records[run_ids[0]] for run_ids in self.settings.values()]
+        cost = math.fsum(share_done(record) for record in records.values() if record)
+        texts = [settings_text(record["status"] if record else "" for record in first)]
+        texts.append(f"{cost:.1f} run-equivalents of {len(records)}")
+        best = min(
+            (record for record in first if record and record["status"] == "completed"),
+            key=lambda record: record["dev"]["loss"],
+            default=None,
+        )
+        if best is not None:
+            run_ids = next(ids for ids in self.settings.values() if best["run_id"] in ids)
+            done = sum((records[one] or {}).get("status") == "completed" for one in run_ids)
+            texts.append(f"best: {name_of(self.runs[best['run_id']])}")
+            texts.append(f"dev loss {best['dev']['loss']:.4f}; {counted(done, 'seed')} of it")
+        return ", ".join(texts)
+
+
+def races_of(runs: Mapping[str, Config]) -> list[CellRace]:
+    """Return the races of a grid's cells; raise InputError if none has settings to compare."""
+    cells: dict[Any, dict[str, Config]] = defaultdict(dict)
+    for run_id, config in runs.items():
+        cells[config.model, config.task, config.method][run_id] = config
+    races = [CellRace(of_cell) for of_cell in cells.values()]
+    if races and not any(len(race.settings) > 1 for race in races):
+        raise InputError(
+            "search=race: needs -m and several values of a setting of train, as in "
+            "train.learning_rate=1e-3,3e-4,1e-4; without them there is nothing to compare"
+        )
+    return races
+
+
+def _axes() -> list[str]:
+    names = [field.name for field in fields(TrainConfig)]
+    return [*FIRST_AXES, *(name for name in names if name not in FIRST_AXES)]
+
+
+def _text(config: Config, axis: str) -> str:
+    return str(getattr(config.train, axis))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _apart(axis: str, value: float, other: Any) -> float:
+    """How far a value on an axis is from a neighbour's; a rate by its ratio."""
+    if not _is_number(other):
+        return 0.0
+    return abs(math.log(value / other)) if axis == "learning_rate" else abs(value - other)
