@@ -31,6 +31,7 @@ for dtype in floats:
     assert kernel_check.usable("gradient", cpu, dtype)
     for deltas_dtype in floats:
         assert kernel_check.usable("merge", cpu, dtype, deltas_dtype)
+        assert kernel_check.usable("merge_all", cpu, dtype, deltas_dtype)
     for tokens, outs, ins in ((300, 40, 70), (1, 16, 16), (129, 7, 33)):
         grad, x = torch.randn(tokens, outs).to(dtype), torch.randn(tokens, ins).to(dtype)
         places = sample_indices(outs * ins, 0.1, 0, "w")
@@ -158,6 +159,12 @@ def merge_arguments(weight: str, deltas: str) -> tuple[dict[str, str], dict[str,
     return pointers, {"ROUNDS": weight != "fp32", "ENTRIES": 1024}
 
 
+def merge_all_arguments(weight: str, deltas: str) -> tuple[dict[str, str], dict[str, Any]]:
+    pointers, constants = merge_arguments(weight, deltas)
+    del pointers["weight"]
+    return pointers | {"pieces": "i64"}, constants
+
+
 def fused(ptx: str) -> int:
     """Fused multiply-adds, and what the assembler may still fuse: products not rounded by name."""
     return len(re.findall(r"\bfma\.|\bmul\.(?:ftz\.)?f32", ptx))
@@ -198,9 +205,10 @@ def test_the_transposed_copy_compiles_within_its_budget(
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("weights", ["one", "all"])
 @pytest.mark.slow
-def test_the_merge_kernel_compiles_within_its_budget(
-    ahead_of_time: Compiled, tmp_path: Path, target: int
+def test_the_merge_kernels_compile_within_their_budget(
+    ahead_of_time: Compiled, tmp_path: Path, target: int, weights: str
 ) -> None:
     from sparta_bench.sparta import kernels
 
@@ -210,9 +218,12 @@ def test_the_merge_kernel_compiles_within_its_budget(
     if target == 90:
         cases = [(w, d, True) for w in FLOATS for d in FLOATS] + [("bf16", "fp32", False)]
     for weight, deltas, aligned in cases:
-        arguments = merge_arguments(weight, deltas)
+        kernel, arguments = {
+            "one": (kernels._merge_kernel, merge_arguments(weight, deltas)),
+            "all": (kernels._merge_all_kernel, merge_all_arguments(weight, deltas)),
+        }[weights]
         options = kernels.MERGE_OPTIONS
-        compiled = ahead_of_time(kernels._merge_kernel, target, *arguments, options, aligned)
+        compiled = ahead_of_time(kernel, target, *arguments, options, aligned)
         ptx, used = compiled.asm["ptx"], Resources(compiled, tmp_path)
         case = (weight, deltas, aligned)
         assert used.registers <= MERGE_REGISTERS, (case, used.registers)

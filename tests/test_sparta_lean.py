@@ -52,9 +52,14 @@ def test_nothing_weight_sized_is_saved_for_the_backward_pass(gradient: str, auto
 
 
 @pytest.mark.parametrize(("gradient", "dense_gradients"), [("dense", 1), ("sampled", 0)])
-def test_at_most_one_dense_gradient_is_alive(gradient: str, dense_gradients: int) -> None:
+@pytest.mark.parametrize("flat", [False, True])
+def test_at_most_one_dense_gradient_is_alive(
+    gradient: str, dense_gradients: int, flat: bool
+) -> None:
     model = wide(num_hidden_layers=4)
-    adapter = SpartaAdapter(model, 0.01, 0, gradient=gradient)
+    adapter = SpartaAdapter(model, 0.01, 0, gradient=gradient, merge_after_step=not flat)
+    if flat:
+        adapter.flatten()
     for _ in range(2):  # the second time, all gradients of the deltas are there already
         loss = loss_of(model, IDS)
         with TensorMemory() as memory:

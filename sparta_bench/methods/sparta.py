@@ -37,10 +37,20 @@ class SpartaTrained(Trained):
     """The deltas of an adapter, and the head."""
 
     def __init__(self, adapter: SpartaAdapter, head_weight: nn.Parameter) -> None:
-        values = {**adapter.deltas, HEAD: head_weight}
-        super().__init__(values, adapter.chosen, adapter.base_fingerprint)
-        self.sparta = adapter
+        self.sparta, self.flat = adapter, adapter.flatten()
+        deltas = adapter.deltas
+        values = {name: deltas[name] for name in self.flat.names}
+        super().__init__({**values, HEAD: head_weight}, adapter.chosen, adapter.base_fingerprint)
         self.kernels = adapter.kernels
+
+    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """The deltas are one tensor, of which each of `values` is a slice."""
+        _, head = super().groups(weight_decay)
+        return [{"params": [self.flat.values], "weight_decay": weight_decay}, head]
+
+    def has_gradient(self) -> dict[str, bool]:
+        reached = {name: name in self.flat.reached for name in self.flat.names}
+        return super().has_gradient() | reached
 
     def write(self) -> None:
         self.sparta.merge()

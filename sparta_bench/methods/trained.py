@@ -37,6 +37,10 @@ class Trained:
         groups = [{"params": body, "weight_decay": weight_decay}] if body else []
         return [*groups, {"params": [self.values[HEAD]], "weight_decay": 0.0}]
 
+    def has_gradient(self) -> dict[str, bool]:
+        """Which values have had a gradient in the first step, by name."""
+        return {name: value.grad is not None for name, value in self.values.items()}
+
     def write(self) -> None:
         """Bring the values into the model's weights; called after every change of the values."""
 

@@ -25,12 +25,14 @@ from torch.optim.optimizer import (
 
 from sparta_bench.sparta import peft_sparta, store
 from sparta_bench.sparta.backbone import Head, backbone_of, head_of
+from sparta_bench.sparta.flat import FlatDeltas, SampledTensor
 from sparta_bench.sparta.gradient import WAYS, takes_kernel
 from sparta_bench.sparta.kernel_check import usable
 from sparta_bench.sparta.layer import (
     DELTAS,
     ChosenEntries,
     is_patched,
+    make_plain,
     patch,
     unpatch,
     write_merged,
@@ -154,6 +156,7 @@ class SpartaAdapter:
             object.__setattr__(model, "_keys_to_ignore_on_save", names)
         model.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
         self._attached, self._is_off = True, False
+        self._flat: FlatDeltas | None = None
         self._merges_after_step = merge_after_step
         if merge_after_step:
             _watch(self)
@@ -213,10 +216,31 @@ class SpartaAdapter:
         entries: ChosenEntries = module.sparta_entries[own_name]  # type: ignore[index, union-attr, assignment]
         return entries
 
+    def flatten(self) -> FlatDeltas:
+        """Make all deltas one tensor, which is what an optimizer gets then, with the head: for a
+        training loop of one's own on one device, which calls `merge` itself. See `FlatDeltas` for
+        what must not be done with the model from then on. Twice is once."""
+        if self._flat is None:
+            if self._merges_after_step:
+                raise ValueError("flatten: needs an adapter with merge_after_step=False")
+            tensors = [
+                SampledTensor(name, _tensor(holders[0]), _deltas(holders[0]), self._entries(name))
+                for name, holders in self._holders.items()
+            ]
+            self._flat = FlatDeltas(tensors)
+            for module in self._patched:
+                make_plain(module)
+            if self.kernels is not None:
+                self.kernels["merge"] = "triton" if self._flat.uses_kernel() else "torch"
+        return self._flat
+
     # --------------------------------------------------------------------- into the weights
     @torch.no_grad()
     def merge(self, names: Iterable[str] | None = None) -> None:
         """Write round(original + delta) into the weights: all, or the tensors of these names."""
+        if self._flat is not None and names is None:
+            self._flat.merge()
+            return
         for name in self._holders if names is None else names:
             entries, holder = self._entries(name), self._holders[name][0]
             write_merged(_tensor(holder), entries.indices, entries.originals, _deltas(holder))
@@ -294,6 +318,8 @@ class SpartaAdapter:
     def _let_go(self) -> None:
         self._attached = False
         _forget(self)
+        if self._flat is not None:
+            self._flat.let_go()
         for module in self._patched:
             unpatch(module)
         for parameter, trainable in self._were_trainable:

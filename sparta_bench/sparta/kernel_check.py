@@ -18,7 +18,11 @@ from sparta_bench.sparta.merge import rounded_sum, write_at
 
 _LOG = logging.getLogger(__name__)
 _MODULE = "sparta_bench.sparta.kernels"  # imports Triton, which need not be there
-_WORK = {"merge": "the merge", "gradient": "the sampled gradient"}
+_WORK = {
+    "merge": "the merge",
+    "merge_all": "the merge of all weights",
+    "gradient": "the sampled gradient",
+}
 # Of the sum of the magnitudes of an entry's products. A sum in float32 of the 300 products here
 # stays below it in whichever order; products in TF32 or a sum in 16 bits do not.
 GRADIENT_TOLERANCE = 2.0**-20
@@ -27,8 +31,8 @@ _usable: dict[tuple[str, torch.device, tuple[torch.dtype, ...]], bool] = {}
 
 
 def usable(kernel: str, device: torch.device, *dtypes: torch.dtype) -> bool:
-    """Whether to use the kernel `merge` (dtypes: of weight and deltas) or `gradient` (dtype: of
-    the operands) on this device.
+    """Whether to use the kernel `merge` or `merge_all` (dtypes: of weight and deltas) or `gradient`
+    (dtype: of the operands) on this device.
 
     The first call for each device and dtypes compiles the kernel and tries it, and warns in one
     line where it fails. Neither random state nor gradients are touched; a few kilobytes are
@@ -56,10 +60,15 @@ def usable(kernel: str, device: torch.device, *dtypes: torch.dtype) -> bool:
 
 def _fault(kernel: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
     """What is wrong with the kernel; None: nothing."""
-    check = _merge_fault if kernel == "merge" else _gradient_fault
+    checks: dict[str, Any] = {
+        "merge": _merge_fault,
+        "merge_all": _merge_all_fault,
+        "gradient": _gradient_fault,
+    }
     try:
         with torch.no_grad():
-            return check(importlib.import_module(_MODULE), device, *dtypes)
+            fault: str | None = checks[kernel](importlib.import_module(_MODULE), device, *dtypes)
+            return fault
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever compilers, drivers and launchers raise
@@ -75,11 +84,32 @@ def _merge_fault(
     expected = weight.clone()
     write_at(expected, indices, rounded_sum(originals, deltas))
     kernels.merge(weight, indices, originals, deltas)
-    bits = torch.int32 if weight_dtype == torch.float32 else torch.int16
+    return _wrong_entries(weight, expected, len(indices))
+
+
+def _merge_all_fault(
+    kernels: Any, device: torch.device, weight_dtype: torch.dtype, deltas_dtype: torch.dtype
+) -> str | None:
+    """Two weights, of which the second has the first's entries in another order."""
+    weight, indices, deltas = (t.to(device) for t in merge_case(weight_dtype, deltas_dtype))
+    weights = [weight, weight.flip(0)]
+    originals = torch.cat([w.reshape(-1).index_select(0, indices) for w in weights])
+    deltas = torch.cat([deltas, deltas.flip(0)])
+    expected = [w.clone() for w in weights]
+    sums = rounded_sum(originals, deltas).chunk(2)
+    for one, values in zip(expected, sums, strict=True):
+        write_at(one, indices, values)
+    pieces = kernels.pieces_of(weights, [len(indices)] * 2)
+    kernels.merge_all(pieces, torch.cat([indices] * 2), originals, deltas)
+    return _wrong_entries(torch.cat(weights), torch.cat(expected), 2 * len(indices))
+
+
+def _wrong_entries(weight: Tensor, expected: Tensor, entries: int) -> str | None:
+    bits = torch.int32 if weight.dtype == torch.float32 else torch.int16
     same = weight.view(bits) == expected.view(bits)  # also the sign of a zero
     same |= weight.isnan() & expected.isnan()  # which of the NaNs it is does not matter
     wrong = int((~same).sum())  # waits for the kernel: what it raises is raised here
-    return f"gives other values in {wrong} of {len(indices)} entries" if wrong else None
+    return f"gives other values in {wrong} of {entries} entries" if wrong else None
 
 
 def merge_case(weight_dtype: torch.dtype, deltas_dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -6,6 +6,8 @@ where there is no GPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -124,21 +126,9 @@ def _to_float32(value):  # type: ignore[no-untyped-def]
     return value.to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["entries"])  # type: ignore[untyped-decorator]
-def _merge_kernel(  # type: ignore[no-untyped-def]
-    weight,
-    indices,
-    originals,
-    deltas,
-    entries,
-    ROUNDS: tl.constexpr,  # noqa: N803
-    ENTRIES: tl.constexpr,  # noqa: N803
-):
-    entry = tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)
-    inside = entry < entries
-    index = tl.load(indices + entry, mask=inside, other=0)
-    a = _to_float32(tl.load(originals + entry, mask=inside, other=0.0))
-    b = _to_float32(tl.load(deltas + entry, mask=inside, other=0.0))
+@triton.jit  # type: ignore[untyped-decorator]
+def _store_sum(weight, index, a, b, inside, ROUNDS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    a, b = _to_float32(a), _to_float32(b)
     total = a + b
     if ROUNDS:
         # as in merge.rounded_sum: to odd first, so that the rounding that follows is the only one
@@ -153,9 +143,48 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
             nearest = bits + 0x7FFF + ((bits >> 16) & 1)
             bits = tl.where(total == total, nearest, bits) >> 16
             tl.store(weight + index, bits.to(tl.int16).to(tl.bfloat16, bitcast=True), mask=inside)
-            return
-        total = bits.to(tl.float32, bitcast=True)
-    tl.store(weight + index, total.to(weight.dtype.element_ty), mask=inside)
+        else:
+            total = bits.to(tl.float32, bitcast=True)
+            tl.store(weight + index, total.to(weight.dtype.element_ty), mask=inside)
+    else:
+        tl.store(weight + index, total.to(weight.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["entries"])  # type: ignore[untyped-decorator]
+def _merge_kernel(  # type: ignore[no-untyped-def]
+    weight,
+    indices,
+    originals,
+    deltas,
+    entries,
+    ROUNDS: tl.constexpr,  # noqa: N803
+    ENTRIES: tl.constexpr,  # noqa: N803
+):
+    entry = tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)
+    inside = entry < entries
+    index = tl.load(indices + entry, mask=inside, other=0)
+    a = tl.load(originals + entry, mask=inside, other=0.0)
+    b = tl.load(deltas + entry, mask=inside, other=0.0)
+    _store_sum(weight, index, a, b, inside, ROUNDS)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _merge_all_kernel(  # type: ignore[no-untyped-def]
+    pieces,  # programs x 3: address of a weight, first entry, one more than the last
+    indices,
+    originals,
+    deltas,
+    ROUNDS: tl.constexpr,  # noqa: N803
+    ENTRIES: tl.constexpr,  # noqa: N803
+):
+    piece = pieces + tl.program_id(0).to(tl.int64) * 3
+    weight = tl.load(piece).to(tl.pointer_type(originals.dtype.element_ty))
+    entry = tl.load(piece + 1) + tl.arange(0, ENTRIES)
+    inside = entry < tl.load(piece + 2)
+    index = tl.load(indices + entry, mask=inside, other=0)
+    a = tl.load(originals + entry, mask=inside, other=0.0)
+    b = tl.load(deltas + entry, mask=inside, other=0.0)
+    _store_sum(weight, index, a, b, inside, ROUNDS)
 
 
 def merge(weight: Tensor, indices: Tensor, originals: Tensor, deltas: Tensor) -> None:
@@ -178,3 +207,32 @@ def _launch_merge(weight: Tensor, indices: Tensor, originals: Tensor, deltas: Te
         ENTRIES=_MERGED_PER_PROGRAM,
         **MERGE_OPTIONS,
     )
+
+
+def pieces_of(weights: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """What `merge_all` reads where to write: weights that have `counts` chosen entries each."""
+    rows = []
+    start = 0
+    for weight, count in zip(weights, counts, strict=True):
+        stop = start + count
+        firsts = torch.arange(start, stop, _MERGED_PER_PROGRAM)
+        lasts = (firsts + _MERGED_PER_PROGRAM).clamp(max=stop)
+        address = torch.full_like(firsts, weight.data_ptr())
+        rows.append(torch.stack([address, firsts, lasts], dim=1))
+        start = stop
+    return torch.cat(rows).to(weights[0].device)
+
+
+def merge_all(pieces: Tensor, indices: Tensor, originals: Tensor, deltas: Tensor) -> None:
+    """`merge` for many weights of one dtype and device, whose indices, originals and deltas stand
+    one after another; `pieces` is of `pieces_of`. The weights must still lie where they lay."""
+    with torch.cuda.device_of(deltas):  # type: ignore[no-untyped-call]  # Triton starts kernels on the current device
+        _merge_all_kernel[(len(pieces),)](
+            pieces,
+            indices,
+            originals,
+            deltas,
+            ROUNDS=originals.dtype != torch.float32,
+            ENTRIES=_MERGED_PER_PROGRAM,
+            **MERGE_OPTIONS,
+        )

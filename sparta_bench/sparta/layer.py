@@ -7,6 +7,7 @@ them; indices and originals are no buffers, since DDP would send buffers around 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -69,9 +70,12 @@ class _Patched:
     sparta_entries: dict[str, ChosenEntries]
     sparta_gradient: str
     sparta_threads: int
+    sparta_flat: bool  # deltas are slices of one tensor: see `flat`
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         parameters: dict[str, Tensor] = self._parameters  # type: ignore[attr-defined]
+        if self.sparta_flat:
+            raise RuntimeError("move or convert the model before its deltas become one tensor")
         before = {name: parameters[name].dtype for name in self.sparta_entries}
         for name, entries in self.sparta_entries.items():
             indices = fn(entries.indices)  # a change of device; a change of dtype is not for them
@@ -87,6 +91,8 @@ class _Patched:
         return result
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.sparta_flat:
+            raise RuntimeError("copy the model before its deltas become one tensor")
         # the class is made at run time: copies and pickles make it again
         own_forward = isinstance(self, _PatchedLinear)
         return _empty, (self.sparta_plain, self.sparta_names, own_forward), self.__dict__
@@ -99,9 +105,6 @@ class _PatchedLinear(_Patched, nn.Linear):
         assert weight is not None
         if not torch.is_grad_enabled():
             return F.linear(x, weight, self.bias)
-        casts = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
-        if casts:
-            x = x.to(torch.get_autocast_dtype(x.device.type))
         indices = self.sparta_entries["weight"].indices
         tokens = x.numel() // x.shape[-1]
         sampled = is_sampled(
@@ -112,6 +115,11 @@ class _PatchedLinear(_Patched, nn.Linear):
             weight.device,
             self.sparta_threads,
         )
+        if self.sparta_flat and not sampled:
+            return F.linear(x, weight, self.bias)
+        casts = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+        if casts:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         return _SparseLinear.apply(x, weight, self.bias, deltas, indices, casts, sampled)  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -187,7 +195,7 @@ class _Gathered(torch.autograd.Function):
 def _gathering(name: str) -> property:
     def tensor(module: Any) -> Tensor:
         own: Tensor = module._parameters[name]
-        if not torch.is_grad_enabled():
+        if module.sparta_flat or not torch.is_grad_enabled():
             return own
         deltas = module._parameters[DELTAS.format(name)]
         return _Gathered.apply(own, deltas, module.sparta_entries[name].indices)  # type: ignore[no-untyped-call, no-any-return]
@@ -227,11 +235,26 @@ def patch(
     for name, values in deltas.items():
         module.register_parameter(DELTAS.format(name), values)
     module.sparta_entries = dict(entries)  # type: ignore[assignment]
-    module.sparta_gradient = way  # type: ignore[assignment]
+    module.sparta_gradient, module.sparta_flat = way, False  # type: ignore[assignment]
     module.sparta_threads = torch.get_num_threads()  # type: ignore[assignment]
     # a forward pass that somebody put on the module, as accelerate does, reads the weight itself
     own_forward = plain is nn.Linear and "weight" in names and "forward" not in vars(module)
     module.__class__ = _patched_class(plain, names, own_forward)  # type: ignore[arg-type]
+
+
+def make_plain(module: nn.Module) -> None:
+    """Let the weights of a patched module ask for their gradients themselves, where no batch is
+    large enough to compute chosen entries alone."""
+    assert isinstance(module, _Patched)
+    module.sparta_flat = True
+    if isinstance(module, _PatchedLinear):
+        shape, entries = module._parameters["weight"].shape, module.sparta_entries["weight"]  # type: ignore[union-attr]
+        device, threads = entries.indices.device, module.sparta_threads
+        if not is_sampled(
+            module.sparta_gradient, shape, len(entries.indices), math.inf, device, threads
+        ):
+            plain, names = module.sparta_plain, module.sparta_names
+            module.__class__ = _patched_class(plain, names, False)  # type: ignore[assignment]
 
 
 def unpatch(module: nn.Module) -> None:
@@ -239,7 +262,7 @@ def unpatch(module: nn.Module) -> None:
     assert isinstance(module, _Patched)
     names = module.sparta_names
     module.__class__ = module.sparta_plain
-    del module.sparta_entries, module.sparta_gradient, module.sparta_threads
+    del module.sparta_entries, module.sparta_gradient, module.sparta_threads, module.sparta_flat
     for name in names:
         del module._parameters[DELTAS.format(name)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,20 +50,56 @@ class Checkpoint:
         return f"is of other versions ({'; '.join(parts)})"
 
 
-def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by the parameter's number and the state's name."""
-    return {
-        f"optimizer.{number}.{name}": torch.as_tensor(value)
-        for number, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
+def optimizer_tensors(optimizer: Optimizer, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The optimizer's state by the number of a value and the state's name. `values` are what the
+    optimizer changes, in its order; it may hold several that follow each other as one tensor."""
+    states = optimizer.state_dict()["state"]
+    tensors: dict[str, Tensor] = {}
+    for number, numbers in enumerate(_numbers_of(optimizer, values)):
+        for name, state in states.get(number, {}).items():
+            parts = _split(torch.as_tensor(state), [*values.values()], numbers)
+            tensors |= {
+                f"optimizer.{n}.{name}": part for n, part in zip(numbers, parts, strict=True)
+            }
+    return tensors
 
 
-def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def restore_optimizer(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]
+) -> None:
     """Give the state of `optimizer_tensors` back to the optimizer."""
-    state: dict[int, dict[str, Tensor]] = {}
+    by_name: dict[str, dict[int, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
-            _, number, name = key.split(".", 2)
-            state.setdefault(int(number), {})[name] = tensor
+            _, own_number, name = key.split(".", 2)
+            by_name.setdefault(name, {})[int(own_number)] = tensor
+    state: dict[int, dict[str, Tensor]] = {}
+    for number, numbers in enumerate(_numbers_of(optimizer, values)):
+        for name, parts in by_name.items():
+            own = [parts[n] for n in numbers if n in parts]
+            if own:
+                joined = torch.cat(own) if len(own) > 1 and own[0].dim() else own[0]
+                state.setdefault(number, {})[name] = joined
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _numbers_of(optimizer: Optimizer, values: Mapping[str, Tensor]) -> Iterator[list[int]]:
+    """For each of the optimizer's tensors the numbers of the values that it holds."""
+    sizes = [value.numel() for value in values.values()]
+    first = 0
+    for group in optimizer.param_groups:
+        for tensor in group["params"]:
+            last = first + 1
+            while sum(sizes[first:last]) < tensor.numel():
+                last += 1
+            yield [*range(first, last)]
+            first = last
+
+
+def _split(state: Tensor, values: Sequence[Tensor], numbers: Sequence[int]) -> Sequence[Tensor]:
+    """A state's parts by value; one number, such as that of steps, is the same for all."""
+    if len(numbers) == 1:
+        return [state]
+    if state.dim() == 0:
+        return [state.clone() for _ in numbers]  # files hold no tensor under two names
+    return torch.split(state, [values[n].numel() for n in numbers])

@@ -234,10 +234,10 @@ class Training:
 
     def _refuse_untrained(self) -> None:
         """Raise TrainingError if a value has no gradient in any process, and so never changes."""
-        values = self.trained.values
-        has_gradient = [float(value.grad is not None) for value in values.values()]
-        sums = self.accelerator.reduce(torch.tensor(has_gradient, device=self.device), "sum")
-        names = never_trained(dict(zip(values, (sums > 0).tolist(), strict=True)))
+        has_gradient = self.trained.has_gradient()
+        here = torch.tensor([*map(float, has_gradient.values())], device=self.device)
+        anywhere = self.accelerator.reduce(here, "sum") > 0
+        names = never_trained(dict(zip(has_gradient, anywhere.tolist(), strict=True)))
         if names:
             others = f" and {len(names) - 1} others" if len(names) > 1 else ""
             raise TrainingError(
@@ -320,7 +320,7 @@ class Training:
         tensors: dict[str, Tensor] = {
             **{f"value.{name}": value for name, value in self.trained.values.items()},
             **{f"best.{name}": value for name, value in self.best.items()},
-            **ckpt.optimizer_tensors(self.optimizer),
+            **ckpt.optimizer_tensors(self.optimizer, self.trained.values),
         }
         try:
             self.checkpoint.save(vars(self.progress), tensors)
@@ -343,7 +343,7 @@ class Training:
         self.progress = Progress(**progress)
         self.trained.restore(_with_prefix(tensors, "value."))
         self.best = _with_prefix(tensors, "best.")
-        ckpt.restore_optimizer(self.optimizer, tensors)
+        ckpt.restore_optimizer(self.optimizer, tensors, self.trained.values)
         return True
 
     def _fits(self, progress: dict[str, Any], tensors: dict[str, Tensor]) -> bool:

@@ -101,7 +101,7 @@ def build(name: str, setting: Setting) -> Ready:
 def _ours(classifier: Classifier, config: Config, precision: Precision) -> Ready:
     trained = prepare(classifier, config, precision)
     adapter = getattr(trained, "sparta", None)
-    values = list(trained.values.values())
+    values = [value for group in trained.groups(0.0) for value in group["params"]]
     return Ready(classifier, values, trained.write, trained.sampled, adapter=adapter)
 
 
