@@ -17,7 +17,8 @@ from sparta_bench.config import presets
 from sparta_bench.config.check import from_dict
 from sparta_bench.config.compose import compose, compose_all
 from sparta_bench.config.conf_folder import choices, config_dir
-from sparta_bench.config.presets import preset_of, preset_rows
+from sparta_bench.config.presets import guessed_rate, preset_of, preset_rows
+from sparta_bench.config.rates import size_of
 from sparta_bench.config.rules import RULES
 from sparta_bench.config.schema import METHODS, Config, LoraConfig, SpartaConfig, TrainConfig
 from sparta_bench.config.sweeps import sweep_jobs
@@ -80,6 +81,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     f"task.draw_seed=-1: {NUMBERS} 0": (),
     f"task.max_train_examples=0: {NUMBERS} 1, or null": (),
     "task.cap_takes=last: must be first or random": (),
+    "task.truncate_eval=1: must be true or false": (),
     f"task.max_train_tokens=0: {NUMBERS} 1": (),
     "task.separator=sep: must be newline or sep_token (did you mean sep_token?)": (),
     "task.undo_spacing=5: must be true or false": (),
@@ -514,7 +516,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 
 def test_every_row_of_the_presets_is_of_something_that_is_there() -> None:
     rows = presets._presets(config_dir() / "presets.csv")
-    assert len(rows) == 46
+    assert len(rows) == 52
     settings = {field.name for field in dataclasses.fields(TrainConfig)}
     for row in rows:
         assert row.method in METHODS
@@ -540,6 +542,51 @@ def test_the_row_that_gave_a_value_is_named() -> None:
         r"presets.csv line \d+ \(sparta, gemma-2b, imdb, 0.001 to 0.01\): Table 12",
         rows["learning_rate"],
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "rates"),
+    [  # of sizes 1.2e8, 9.1e8 and 6.4e9
+        ("method=full_ft", (3.3e-5, 1.1e-5, 3.5e-6)),
+        ("method=head", (6.1e-4, 2.2e-4, 8.3e-5)),
+        ("method=lora", (3.5e-4, 1.5e-4, 6.3e-5)),
+        ("method.density=0.05", (1e-4, 2.1e-5, 4.4e-6)),
+        ("method.density=0.005", (2.2e-4, 4.4e-5, 9.4e-6)),
+        ("method.density=0.0005", (3.9e-4, 1e-4, 2.8e-5)),
+    ],
+)
+def test_a_model_without_presets_gets_a_rate_by_its_size(
+    method: str, rates: tuple[float, ...], tmp_path: Path
+) -> None:
+    for (layers, width), rate in zip([(30, 576), (18, 2048), (32, 4096)], rates, strict=True):
+        shape = {"model_type": "llama", "num_hidden_layers": layers, "hidden_size": width}
+        (tmp_path / "config.json").write_text(json.dumps(shape))
+        config = compose_of("model=local", f"model.path='{tmp_path}'", method)
+        assert config.train.learning_rate == rate == guessed_rate(config)
+        assert "a guess from the model's size" in preset_rows(config)["learning_rate"]
+        given = compose_of("model=local", f"model.path='{tmp_path}'", "train.learning_rate=1e-3")
+        assert guessed_rate(given) is None
+        assert preset_rows(given).keys() == config.as_dict()["train"].keys() & {
+            "batch_size", "epochs", "weight_decay", "dropout", "max_grad_norm", "patience",
+            "trained_dtype",
+        }  # fmt: skip
+    assert guessed_rate(compose_of(method)) is None  # a model with rows of its own
+
+
+def test_a_size_is_read_from_any_configuration_or_asked_for(tmp_path: Path) -> None:
+    def size(**shape: Any) -> int | None:
+        return size_of({"shape": {"model_type": "x", **shape}, "path": None})
+
+    assert size(num_hidden_layers=2, hidden_size=8) == size(n_layer=2, n_embd=8) == 12 * 2 * 64
+    assert size(text_config={"num_hidden_layers": 2, "hidden_size": 8}) == 1536
+    assert size_of({"path": str(tmp_path)}) is None  # there is nothing, which loading it says
+    (tmp_path / "config.json").write_text('{"model_type": "odd"}')
+    assert lines_of("model=local", f"model.path='{tmp_path}'") == [
+        "train.learning_rate=null: give a rate; none can be guessed for this model: its "
+        "configuration names no number of layers or no hidden size"
+    ]
+    given = compose_of("model=local", f"model.path='{tmp_path}'", "train.learning_rate=1")
+    assert given.train.learning_rate == 1
 
 
 def test_without_a_row_the_missing_values_are_told(table: Callable[..., None]) -> None:

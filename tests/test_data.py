@@ -384,6 +384,46 @@ def test_dev_and_test_are_never_filtered(limited: Any, word_tokenizer: Any) -> N
     assert data.summary["longest_eval_tokens"] == 7
 
 
+def test_inputs_longer_than_the_models_context_are_refused_or_cut(
+    tiny_config: Callable[..., Config], word_tokenizer: Any
+) -> None:
+    splits = splits_of(["a"] * 2, ["a b c d e", "a"], ["a b", "a b c d"])
+
+    def encoded(*overrides: str, context: int | None = 4) -> Any:
+        config = tiny_config("task.max_train_tokens=99", *overrides)
+        return encode_splits(config, splits, word_tokenizer, context)
+
+    with pytest.raises(InputError) as caught:
+        encoded()
+    assert caught.value.lines == (
+        "task.truncate_eval=false: set it to true to cut inputs of dev and test (recorded), or "
+        "take a model with a longer context than 4 tokens: 1 of dev and 1 of test are longer, the "
+        "longest has 6",
+    )
+    with pytest.raises(InputError, match=r"^task.max_train_tokens=99: must be at most 1, the mod"):
+        encoded(context=1)
+    for whole in (encoded(context=None), encoded(context=6)):
+        assert whole.summary["truncated"] == {"dev": 0, "test": 0}
+        assert whole.summary["longest_eval_tokens"] == 6
+    data = encoded("task.truncate_eval=true")
+    assert data.dev.ids[0].tolist() == [1, 11, 12, 13]
+    assert (data.dev.lengths(), data.test.lengths()) == ([4, 2], [3, 4])
+    assert data.summary["truncated"] == {"dev": 1, "test": 1}
+    assert data.summary["longest_eval_tokens"] == 4
+
+
+def test_a_prompt_that_is_cut_keeps_its_end(
+    tiny_config: Callable[..., Config], word_tokenizer: Any
+) -> None:
+    config = tiny_config("task.truncate_eval=true", "model=tiny-gemma-it")
+    splits = splits_of(["a"] * 2, ["a " * 99, "a"], ["a"])
+    data = encode_splits(config, splits, word_tokenizer, 30)
+    assert data.dev.lengths()[0] == 30
+    end = word_tokenizer("Response:", add_special_tokens=False)["input_ids"]
+    assert data.dev.ids[0][-len(end) :].tolist() == end == data.dev.ids[1][-len(end) :].tolist()
+    assert data.dev.ids[0][-len(end) - 1] == 11  # the last word that is left of the text
+
+
 def test_a_limit_that_drops_everything(limited: Any, word_tokenizer: Any) -> None:
     with pytest.raises(InputError) as caught:
         encode_splits(limited(2), splits_of(["a b", "a b c"], ["a"], ["a"]), word_tokenizer)

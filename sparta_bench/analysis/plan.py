@@ -15,7 +15,7 @@ from sparta_bench.errors import InputError, log
 from sparta_bench.models.answers import answer_tokens
 from sparta_bench.models.counts import count_parameters, empty_backbone
 from sparta_bench.models.skeleton import skeleton
-from sparta_bench.models.source import is_local, load_architecture, load_tokenizer
+from sparta_bench.models.source import context_of, is_local, load_architecture, load_tokenizer
 from sparta_bench.training.steps import plan_steps
 
 
@@ -29,7 +29,7 @@ def plan(config: Config) -> dict[str, Any]:
     architecture = load_architecture(config.model)
     backbone = skeleton(architecture) or empty_backbone(architecture)
     counts = count_parameters(backbone, len(config.task.labels), config.method)
-    data, unavailable = _data(config)
+    data, unavailable = _data(config, context_of(architecture))
     steps = plan_steps(data["train"], config.train).steps if data else None
     return {
         "model": config.model.name,
@@ -47,7 +47,7 @@ def plan(config: Config) -> dict[str, Any]:
     }
 
 
-def _data(config: Config) -> tuple[dict[str, Any] | None, list[str]]:
+def _data(config: Config, context: int | None) -> tuple[dict[str, Any] | None, list[str]]:
     """The record's `data`, as far as it can be had, and what could not be."""
     task = config.task
     try:
@@ -66,7 +66,7 @@ def _data(config: Config) -> tuple[dict[str, Any] | None, list[str]]:
         return sizes | unknown, list(error.lines)
     if config.model.kind == "instruct":
         answer_tokens(tokenizer, list(task.prompt.answers))
-    summary = encode_splits(config, splits, tokenizer).summary
+    summary = encode_splits(config, splits, tokenizer, context).summary
     log(*check_classes(task.name, summary["labels"]))
     return summary, []
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparta_bench.config.presets import preset_of
+from sparta_bench.config.rates import RateRule, size_of
 from sparta_bench.config.relations import relation_faults
 from sparta_bench.config.rules import RULES, is_text, look_up, rule_fault, show
 from sparta_bench.config.schema import (
@@ -50,12 +51,17 @@ def from_dict(composed: Mapping[str, Any]) -> Config:
         if group in raw:
             raw[group] = _fold_numbers(raw[group])
     faults = _shape_faults(raw)
+    unknown_rate: Faults = {}
     if not faults.keys() & {"model", "task", "method", "train"}:
         raw["model"] = _where_it_is(raw["model"])
         raw["train"] = _with_presets(
             raw["train"], raw["method"], raw["model"]["name"], raw["task"].get("name")
         )
-    faults |= _rule_faults(raw)
+        try:
+            raw["train"] = _with_rate(raw["train"], raw["model"])
+        except InputError as error:
+            unknown_rate["train.learning_rate"] = error.lines[0]
+    faults |= _rule_faults(raw) | unknown_rate
     if _named_by_path(look_up(raw, "model")[1]):
         faults.pop("model.name", None)  # the line about model.path says enough
     _raise(raw, faults)
@@ -179,6 +185,14 @@ def _with_presets(
     preset = preset_of(method["name"], model, task, density)
     values = {} if preset is None else preset.values
     return {key: values.get(key) if value is None else value for key, value in train.items()}
+
+
+def _with_rate(train: dict[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `train` with a rate that the presets give by a rule worked out for the model."""
+    rule = train.get("learning_rate")
+    if not isinstance(rule, RateRule):
+        return train
+    return {**train, "learning_rate": rule.rate(size_of(model) or 1e9)}
 
 
 def _made(kind: type, values: Mapping[str, Any]) -> Any:

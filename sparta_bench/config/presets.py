@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparta_bench.config.conf_folder import config_dir
-from sparta_bench.config.schema import Config, SpartaConfig
+from sparta_bench.config.rates import RateRule, rule_of, size_of
+from sparta_bench.config.schema import Config, SpartaConfig, plain
 from sparta_bench.errors import InputError
 
 OTHER = "other"
@@ -45,11 +46,11 @@ def _preset(row: dict[str, str], line: int) -> Preset:
     return Preset(text, method, model.split(), task.split(), (low, high), values)
 
 
-def _value(cell: str) -> float | str:
+def _value(cell: str) -> float | str | RateRule:
     try:
         return float(cell)
     except ValueError:
-        return cell
+        return rule_of(cell) or cell
 
 
 def preset_of(method: str, model: Any, task: Any, density: float | None) -> Preset | None:
@@ -74,11 +75,31 @@ def preset_of(method: str, model: Any, task: Any, density: float | None) -> Pres
 
 def preset_rows(config: Config) -> dict[str, str]:
     """Return the row that each setting of `train` has its value from, where it is from a row."""
-    density = config.method.density if isinstance(config.method, SpartaConfig) else None
-    row = preset_of(config.method.name, config.model.name, config.task.name, density)
-    values = {} if row is None else row.values
+    row = _row_of(config)
+    if row is None:
+        return {}
+    guess = guessed_rate(config)
     return {
         key: row.text
-        for key, value in values.items()
-        if row is not None and getattr(config.train, key) == value
+        for key, value in row.values.items()
+        if getattr(config.train, key) == (guess if isinstance(value, RateRule) else value)
     }
+
+
+def guessed_rate(config: Config) -> float | None:
+    """Return the learning rate if it is the one that a row guesses from the model's size."""
+    row = _row_of(config)
+    rule = row.values.get("learning_rate") if row else None
+    if not isinstance(rule, RateRule):
+        return None
+    rate = config.train.learning_rate
+    try:
+        size = size_of(plain(config.model))
+    except InputError:  # then it was given
+        return None
+    return rate if size is not None and rule.rate(size) == rate else None
+
+
+def _row_of(config: Config) -> Preset | None:
+    density = config.method.density if isinstance(config.method, SpartaConfig) else None
+    return preset_of(config.method.name, config.model.name, config.task.name, density)

@@ -142,6 +142,7 @@ RULES: dict[str, Rule] = {
     "task.max_train_examples": COUNT_OR_NULL,
     "task.cap_takes": _in("first", "random"),
     "task.max_train_tokens": COUNT,
+    "task.truncate_eval": SWITCH,
     "task.separator": _in("newline", "sep_token"),
     "task.undo_spacing": SWITCH,
     "task.on_bad_row": _in("error", "skip"),

@@ -86,6 +86,7 @@ class TaskConfig:
     max_train_examples: int | None
     cap_takes: str
     max_train_tokens: int
+    truncate_eval: bool
     separator: str
     undo_spacing: bool
     on_bad_row: str

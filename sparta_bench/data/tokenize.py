@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparta_bench.config.schema import Config
+from sparta_bench.config.schema import Config, TaskConfig
 from sparta_bench.data.classes import class_counts
 from sparta_bench.data.examples import Examples
 from sparta_bench.data.prompts import Reading, render
@@ -88,10 +88,13 @@ class EncodedSplits:
     summary: dict[str, Any]
 
 
-def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSplits:
+def encode_splits(
+    config: Config, splits: Splits, tokenizer: Any, context: int | None = None
+) -> EncodedSplits:
     """Encode all examples and drop the training examples that are too long (InputError if all are).
 
     A length equal to `task.max_train_tokens` stays; dev and test are never filtered (section 7.1).
+    No input may be longer than `context`, the model's: `fit_context` says what is done.
     """
     folder = cache_folder(config)
     every, dev, test = (
@@ -99,6 +102,9 @@ def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSpli
         for name in ("train", "dev", "test")
     )
     train = _not_too_long(every, config.task.max_train_tokens)
+    _check_train(train, config.task, context)
+    kind, cut = config.model.kind, config.task.truncate_eval
+    dev, test, truncated = fit_context(dev, test, config.task, kind, tokenizer, context, cut)
     lengths = train.lengths()
     summary = {
         "train": len(train),
@@ -111,6 +117,7 @@ def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSpli
         },
         "max_train_tokens": config.task.max_train_tokens,
         "longest_train_tokens": max(lengths),
+        "truncated": truncated,
         "longest_eval_tokens": max(dev.lengths() + test.lengths()),
         "mean_train_tokens": round(float(np.mean(lengths)), 2),
         "shared_prefix_tokens": shared_prefix_length(train.ids, dev.ids, test.ids),
@@ -164,6 +171,63 @@ def _not_too_long(every: Encoded, limit: int) -> Encoded:
         return every
     assert isinstance(every.ids, TokenRows)
     return Encoded(every.ids.select(kept), [every.labels[row] for row in kept])
+
+
+def _check_train(train: Encoded, task: TaskConfig, context: int | None) -> None:
+    longer = sum(tokens > context for tokens in train.lengths()) if context else 0
+    if longer:
+        raise InputError(
+            f"task.max_train_tokens={task.max_train_tokens}: must be at most {context}, the "
+            f"model's context; {longer:,} training inputs are longer"
+        )
+
+
+def fit_context(
+    dev: Encoded,
+    test: Encoded,
+    reading: Reading,
+    kind: str,
+    tokenizer: Any,
+    context: int | None,
+    truncate: bool,
+) -> tuple[Encoded, Encoded, dict[str, int]]:
+    """Return dev and test with no input longer than the model's context, and how many were cut.
+
+    An input is cut before what all inputs end with, so that a prompt keeps its end. Raises
+    InputError for longer ones unless `truncate`: a model gives no answer, or a poor one, beyond
+    its context.
+    """
+    sets = {"dev": dev, "test": test}
+    longer = {
+        name: sum(tokens > context for tokens in encoded.lengths()) if context else 0
+        for name, encoded in sets.items()
+    }
+    if context is None or not any(longer.values()):
+        return dev, test, longer
+    if not truncate:
+        longest = max(dev.lengths() + test.lengths())
+        raise InputError(
+            "task.truncate_eval=false: set it to true to cut inputs of dev and test (recorded), or "
+            f"take a model with a longer context than {context:,} tokens: {longer['dev']:,} of dev "
+            f"and {longer['test']:,} of test are longer, the longest has {longest:,}"
+        )
+    tail = _tail(reading, kind, tokenizer)
+
+    def cut(ids: Ids) -> Ids:
+        if len(ids) <= context:
+            return ids
+        return np.concatenate([ids[: context - tail], ids[len(ids) - tail :]])
+
+    dev, test = (Encoded([cut(ids) for ids in one.ids], one.labels) for one in sets.values())
+    return dev, test, longer
+
+
+def _tail(reading: Reading, kind: str, tokenizer: Any) -> int:
+    """Return how many tokens all inputs end with."""
+    texts = [render((word,) * len(reading.columns), reading, kind) for word in ("a", "b")]
+    one, other = tokenize(texts, tokenizer)
+    same = (i for i, (a, b) in enumerate(zip(one[::-1], other[::-1], strict=False)) if a != b)
+    return next(same, 0)
 
 
 def cache_folder(config: Config) -> Path:

@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from sparta_bench.adapters.load_adapter import Loaded
 from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.config.conf_folder import choices
 from sparta_bench.config.schema import Config, TaskConfig
 from sparta_bench.data.splits import Splits, load_splits
-from sparta_bench.data.tokenize import Encoded, cache_folder, encode
+from sparta_bench.data.tokenize import Encoded, cache_folder, encode, fit_context
 from sparta_bench.devices import accelerator_of
 from sparta_bench.errors import InputError
 from sparta_bench.inference.predict import ready
 from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.dtypes import DTYPES, Precision
+from sparta_bench.models.source import context_of
 from sparta_bench.records.write import environment, now
 from sparta_bench.training.evaluation import evaluate, evaluation_batch_size
 
@@ -46,15 +49,23 @@ def check_fits(about: Manifest, task: TaskConfig, what: str) -> None:
             )
 
 
-def sets_of(about: Manifest, tokenizer: Any, config: Config, splits: Splits | None = None) -> Sets:
+def sets_of(
+    about: Manifest,
+    tokenizer: Any,
+    config: Config,
+    backbone: nn.Module,
+    splits: Splits | None = None,
+) -> Sets:
     """The sets of `config.task`, read as the classifier was trained to. Raises InputError if the
-    data cannot be had, or an input has no token."""
+    data cannot be had, or an input has no token or more than the backbone reads."""
     raw = splits or load_splits(config.task)
     folder = cache_folder(config)
     dev, test = (
         encode(examples, about, about.model.kind, tokenizer, folder, name)
         for examples, name in ((raw.dev, "dev"), (raw.test, "test"))
     )
+    context, cut = context_of(backbone.config), config.task.truncate_eval
+    dev, test, _ = fit_context(dev, test, about, about.model.kind, tokenizer, context, cut)
     return Sets(dev, test, raw.fingerprint())
 
 
@@ -108,7 +119,7 @@ def evaluation_of(
     """
     about, task = loaded.about, config.task
     check_fits(about, task, what)
-    sets = sets_of(about, loaded.tokenizer, config)
+    sets = sets_of(about, loaded.tokenizer, config, loaded.classifier.backbone)
     accelerator = accelerator_of(config)
     computes_in = ready(loaded, accelerator.device, dtype)
     precision = Precision(DTYPES[computes_in], DTYPES[about.dtypes["trained"]])

@@ -92,6 +92,12 @@ def load_architecture(model: ModelConfig) -> PreTrainedConfig:
     return config
 
 
+def context_of(architecture: Any) -> int | None:
+    """Return how many tokens a model reads at most; None where its configuration names no limit."""
+    tokens = getattr(architecture.get_text_config(), "max_position_embeddings", None)
+    return int(tokens) if tokens else None
+
+
 def cannot_be_loaded(model: ModelConfig, error: Exception) -> InputError:
     """The message for a model that transformers does not load."""
     reason = reason_of(error).rstrip(".")

@@ -46,6 +46,8 @@ def identity_of(config: Mapping[str, Any], processes: int) -> dict[str, Any]:
         kept["task"].pop("prompt", None)  # not read
     if kept["task"].get("max_train_examples") is None or kept["task"].get("cap_takes") == "first":
         kept["task"].pop("cap_takes", None)  # as before there was the setting
+    if kept["task"].get("truncate_eval") is False:
+        del kept["task"]["truncate_eval"]  # as before
     method = kept["method"]
     lora_dropout = method["lora_dropout"] if method["name"] == "lora" else 0
     if processes > 1 and (kept["train"]["dropout"] > 0 or lora_dropout > 0):

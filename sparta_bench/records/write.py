@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from sparta_bench import __version__
+from sparta_bench.config.presets import guessed_rate
 from sparta_bench.config.schema import Config, ModelConfig, SpartaConfig
 from sparta_bench.errors import without_secrets
 from sparta_bench.files import remove_folder, write_json
@@ -113,6 +114,7 @@ def as_record(spec: RunSpec, result: RunResult) -> dict[str, Any]:
         "density": density_of(config),
         "seed": config.seed,
         "config": _without_paths(config).as_dict(),
+        "guessed": {} if (rate := guessed_rate(config)) is None else {"train.learning_rate": rate},
         "base_model": {"name": config.model.name, "fingerprint": spec.base_fingerprint},
         "finished": result.finished,
         **vars(result.findings),

@@ -16,7 +16,12 @@ from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.models.load import load_classifier
-from sparta_bench.models.source import load_architecture, load_tokenizer, source_fingerprint
+from sparta_bench.models.source import (
+    context_of,
+    load_architecture,
+    load_tokenizer,
+    source_fingerprint,
+)
 from sparta_bench.sparta.store import fingerprint_of
 
 T = TypeVar("T")
@@ -47,9 +52,10 @@ class AssetCache:
         """What identifies the base model's files. Raises InputError if the hub cannot be asked."""
         return self._once(("base", model), lambda: source_fingerprint(model))
 
-    def check_architecture(self, model: ModelConfig) -> None:
-        """Raise InputError if a folder's shape is not that of the model whose name it bears."""
-        self._once(("architecture", model), lambda: load_architecture(model))
+    def architecture(self, model: ModelConfig) -> Any:
+        """The model's transformers configuration. Raises InputError if a folder's shape is not that
+        of the model whose name it bears."""
+        return self._once(("architecture", model), lambda: load_architecture(model))
 
     def tokenizer(self, model: ModelConfig, task: TaskConfig) -> Any:
         """The model's tokenizer for inputs of such a task."""
@@ -60,10 +66,11 @@ class AssetCache:
         """Token ids of the three sets."""
         model, task = config.model, config.task
         tokenizer = self.tokenizer(model, task)
+        context = context_of(self.architecture(model))
         return self._keep_last(
             "data",
             (model, task, config.cache_dir),
-            lambda: encode_splits(config, self.splits(task), tokenizer),
+            lambda: encode_splits(config, self.splits(task), tokenizer, context),
         )
 
     def take_classifier(

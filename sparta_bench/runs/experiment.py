@@ -9,6 +9,7 @@ from typing import Any
 
 from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.adapters.whole_model import check_whole, write_whole
+from sparta_bench.config.presets import guessed_rate
 from sparta_bench.config.schema import LoraConfig
 from sparta_bench.data.batches import BatchSource, evaluation_batches
 from sparta_bench.data.classes import check_classes
@@ -109,6 +110,11 @@ def _make(spec: RunSpec, assets: AssetCache, findings: Findings) -> None:
             raise InputError(f"save=full: {error}") from None
     counts = count_parameters(classifier.backbone, len(config.task.labels), config.method)
     trained = prepare(classifier, config, precision)
+    if (rate := guessed_rate(config)) is not None:
+        log(
+            f"train.learning_rate={rate:g}: a guess from {config.model.name}'s size; give one, "
+            "or try others with -m train.learning_rate=…,…"
+        )
     facts["kernels"] = trained.kernels
     findings.parameters = {
         **counts.as_dict(),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sparta_bench.config.rules import is_number
 from sparta_bench.config.schema import Config
 from sparta_bench.devices import accelerator_of, set_threads
 from sparta_bench.errors import InputError, log
@@ -30,6 +31,7 @@ from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.experiment import RunInterrupted, execute
 from sparta_bench.runs.lock import CHECKPOINT, agreed, run_lock
 
+MOVED = 0.02  # nats that the dev loss rises where the rate is too high, not too low
 MOST_PROCESSES = 64  # of one run, whose checkpoints are looked for
 
 
@@ -103,7 +105,7 @@ def identify(config: Config, assets: AssetCache, device: torch.device, processes
     Reads data and the base model's files, no weights. InputError: either cannot be had, or the
     folder's model is of another shape than the one named.
     """
-    assets.check_architecture(config.model)
+    assets.architecture(config.model)
     settings = identity_of(config.as_dict(), processes)
     settings["model"]["dtype"] = precision_of(config, device).as_dict()
     settings["base"] = assets.base_fingerprint(config.model)
@@ -152,7 +154,26 @@ def summary_line(config: Config, record: dict[str, Any], path: Path, was_there: 
         f"accuracy {test['accuracy']:.2%}, mcc {test['mcc']:.3f}; "
         f"{parameters['trainable']:,} of {parameters['total']:,} scalars trained ({share:.3%}); "
         f"{done} → {path}"
-    )
+    ) + "".join(f"\n{line}" for line in advice(record.get("history"), config.train.learning_rate))
+
+
+def advice(history: Any, rate: float) -> list[str]:
+    """Return a line where training did not lower the dev loss: what was seen, and what to try."""
+    rows = history if isinstance(history, list) else []
+    losses: list[Any] = [row.get("dev_loss") if isinstance(row, dict) else None for row in rows]
+    if len(losses) < 2 or not all(map(is_number, losses)):  # a record may be from elsewhere
+        return []
+    before, *after = losses
+    if min(after) < before and after[-1] <= before:
+        return []
+    seen = f"from {before:.4f} before training to {after[-1]:.4f}"
+    if min(after) < before:
+        return [
+            f"dev loss ended above where it began ({seen}; the scores are those of its lowest, "
+            f"{min(after):.4f}): try train.learning_rate={rate / 3:.1e}, or train.patience=3"
+        ]
+    other = rate / 10 if after[-1] > before + MOVED else rate * 10
+    return [f"dev loss has not fallen ({seen}): try train.learning_rate={other:.1e}"]
 
 
 def _make_folder(folder: Path) -> None:

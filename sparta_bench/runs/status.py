@@ -109,7 +109,9 @@ def _run_of(record: Record, sweeps: Mapping[str, Sweep]) -> Run | None:
         not record.cell.task.startswith("tiny-")
         or record.raw["config"]["task"].get("max_train_examples") is None
     )
-    if sweep is None or not whole or record.cell.task not in sweep.axes["task"]:
+    if sweep is None or not whole:
+        return None
+    if any(getattr(record.cell, axis) not in sweep.axes[axis] for axis in ("model", "task")):
         return None
     varied = [key.removeprefix("train.") for key in VARIED if key in sweep.axes]
     fixed = sweep.train(record.cell.model, record.cell.task, record.cell.density)

@@ -284,7 +284,9 @@ class Training:
         progress.loss_sum, progress.loss_examples = 0.0, 0
         patience = settings.patience
         progress.stopped_early = bool(patience) and progress.evaluations_without_gain >= patience
-        reporter.evaluated(progress.step, scores, better)
+        # the untrained state counts here, though it is never the result
+        lowest = better and scores["loss"] < min(h["dev_loss"] for h in progress.history[:-1])
+        reporter.evaluated(progress.step, scores, lowest)
 
     def _last_rate(self) -> float:
         return learning_rate_at(max(self.progress.step - 1, 0), self.plan.steps, self.settings)

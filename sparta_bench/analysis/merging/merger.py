@@ -121,7 +121,7 @@ class Merger:
         check_fits(about, config.task, str(vector.folder))
         key = repr((about.tokenizer_fingerprint, about.prompt, about.undo_spacing, task))
         if key not in self.sets:
-            self.sets[key] = sets_of(about, self.base.tokenizer, config)
+            self.sets[key] = sets_of(about, self.base.tokenizer, config, self.base.backbone)
         classifier = Classifier(self.base.backbone, vector.heads[HEAD]).requires_grad_(False)
         return scores_of(classifier, self.sets[key], config)
 
