@@ -7,16 +7,18 @@ from typing import Any
 
 from sparta_bench.analysis.memory.formula import paper_formula_bytes
 from sparta_bench.config.presets import preset_rows
-from sparta_bench.config.schema import Config, ModelConfig
+from sparta_bench.config.schema import Config, ModelConfig, TaskConfig
 from sparta_bench.data.splits import load_splits
-from sparta_bench.data.tokenize import encode_splits
-from sparta_bench.errors import InputError
+from sparta_bench.data.tokenize import Encoded, encode_splits
+from sparta_bench.errors import InputError, one_line
 from sparta_bench.models.answers import answer_tokens
 from sparta_bench.models.counts import Shapes, count_parameters, empty_backbone, shapes_of
 from sparta_bench.models.decoder_shapes import known_shapes
 from sparta_bench.models.plain_tokenizer import PlainTokenizer
 from sparta_bench.models.source import folder_of, is_local, load_architecture, load_tokenizer
 from sparta_bench.training.steps import plan_steps
+
+SETS = ("train", "dev", "test")
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def plan(config: Config) -> dict[str, Any]:
     """
     shapes = _shapes(config.model)
     counts = count_parameters(shapes, len(config.task.labels), config.method)
-    data, unavailable = _data(config)
+    data, unavailable, inputs = _data(config)
     steps = plan_steps(data["train"], config.train).steps if data else None
     return {
         "model": config.model.name,
@@ -36,6 +38,7 @@ def plan(config: Config) -> dict[str, Any]:
         "method": config.method.name,
         "parameters": counts.as_dict(),
         "data": data,
+        **inputs,
         "steps": steps,
         "batch_size": config.train.batch_size,
         "learning_rate": config.train.learning_rate,
@@ -59,15 +62,16 @@ def _tokenizer(config: Config) -> Any:
     return load_tokenizer(model, task)
 
 
-def _data(config: Config) -> tuple[dict[str, Any] | None, list[str]]:
-    """The record's `data`, as far as it can be had, and what could not be."""
+def _data(config: Config) -> tuple[dict[str, Any] | None, list[str], dict[str, Any]]:
+    """The record's `data`, as far as it can be had; what could not be; counts of labels by set, and
+    two inputs."""
     task = config.task
     try:
         splits = load_splits(task)
     except InputError as error:
         if task.data_dir is not None or task.generated is not None:
             raise
-        return None, list(error.lines)
+        return None, list(error.lines), {"label_counts": None, "inputs": []}
     try:
         tokenizer = _tokenizer(config)
     except InputError as error:
@@ -75,10 +79,31 @@ def _data(config: Config) -> tuple[dict[str, Any] | None, list[str]]:
             raise
         sizes = {"train": len(splits.train), "dev": len(splits.dev), "test": len(splits.test)}
         unknown = {"train_dropped": None, "max_train_tokens": task.max_train_tokens}
-        return sizes | unknown, list(error.lines)
+        counts = {name: _label_counts(getattr(splits, name).labels, task) for name in SETS}
+        return sizes | unknown, list(error.lines), {"label_counts": counts, "inputs": []}
     if config.model.kind == "instruct":
         answer_tokens(tokenizer, list(task.prompt.answers))
-    return encode_splits(config, splits, tokenizer).summary, []
+    encoded = encode_splits(config, splits, tokenizer)
+    counts = {name: _label_counts(getattr(encoded, name).labels, task) for name in SETS}
+    inputs = _inputs(encoded.train, config, tokenizer)
+    return encoded.summary, [], {"label_counts": counts, "inputs": inputs}
+
+
+def _label_counts(labels: list[int], task: TaskConfig) -> dict[str, int]:
+    return {name: labels.count(number) for number, name in enumerate(task.labels)}
+
+
+def _inputs(train: Encoded, config: Config, tokenizer: Any) -> list[dict[str, str]]:
+    """The first training example of each of two labels, as the model reads it, and its label: of an
+    instruction model with the answer that stands for it."""
+    task, inputs = config.task, []
+    for number in dict.fromkeys(train.labels):
+        row = train.labels.index(number)
+        label = task.labels[number]
+        if config.model.kind == "instruct":
+            label = f"{label} ({task.prompt.answers[number]})"
+        inputs.append({"text": tokenizer.decode(train.ids[row].tolist()), "label": label})
+    return inputs[:2]
 
 
 def as_text(planned: dict[str, Any]) -> str:
@@ -86,6 +111,12 @@ def as_text(planned: dict[str, Any]) -> str:
     lines = [f"{planned['method']} on {planned['task']} with {planned['model']}", ""]
     lines += _section("parameters", planned["parameters"])
     lines += _section("data", planned["data"] or {})
+    if planned["label_counts"]:
+        lines += _section("labels", planned["label_counts"])
+    if planned["inputs"]:
+        lines.append("inputs, as the model reads them, and their labels")
+        lines += [f"  {one_line(one['text'])} → {one['label']}" for one in planned["inputs"]]
+        lines.append("")
     lines += _section(
         "training",
         {key: planned[key] for key in ("batch_size", "learning_rate", "epochs", "steps")},

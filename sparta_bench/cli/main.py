@@ -10,6 +10,7 @@ import signal
 import sys
 from argparse import ArgumentError, Namespace
 from collections import Counter
+from functools import partial
 from importlib import import_module
 from types import FrameType
 from typing import Any
@@ -24,8 +25,11 @@ from sparta_bench.config.conf_folder import GROUPS, choices, config_dir
 from sparta_bench.config.schema import Config
 from sparta_bench.config.sweeps import sweep_jobs
 from sparta_bench.errors import InputError, did_you_mean, log, meant, reason_of, refusal_of
+from sparta_bench.records.read import read_record
+from sparta_bench.records.record import Record
 from sparta_bench.runs.job import INTERRUPTED, assets, quiet_libraries, run_composed
-from sparta_bench.runs.outcome import Outcome, show
+from sparta_bench.runs.outcome import Outcome, show, show_result
+from sparta_bench.runs.summary import grid_text, run_text
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 NO_SUCH_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # that no file can have: the command line's fault
@@ -103,8 +107,8 @@ def _experiments(arguments: list[str]) -> int:
         return _hydras_own(arguments, overrides)
     if options.multirun:
         jobs = sweep_jobs(overrides)
-        return _grid(compose_all(jobs), jobs)
-    return _grid([compose(overrides)], [])
+        return _grid(compose_all(jobs), jobs, overrides)
+    return _grid([compose(overrides)], [], overrides)
 
 
 def _hydras_own(arguments: list[str], overrides: list[str]) -> int:
@@ -163,7 +167,7 @@ def _options(arguments: list[str]) -> tuple[Namespace, list[str]]:
     return options, overrides
 
 
-def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
+def _grid(configs: list[Config], jobs: list[list[str]], overrides: list[str]) -> int:
     """All runs of a `-m` command line, here or through a launcher; a single run has no `jobs`."""
     quiet_libraries()
     from sparta_bench.runs.launch import launch, launcher_of
@@ -173,7 +177,7 @@ def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
 
     grid = Grid(configs, assets(), elsewhere)
     if not jobs:
-        return _close(grid.run_all(show, single=True))
+        return _close(grid.run_all(partial(_show_single, overrides), single=True))
     log(grid.heading())
     try:
         if not elsewhere:
@@ -196,7 +200,20 @@ def _grid(configs: list[Config], jobs: list[list[str]]) -> int:
         done = sum(outcome.kind == "done" for outcome in outcomes)
         log(f"interrupted: {done:,} of {grid.runs:,} runs are done; the same command goes on")
         return INTERRUPTED
+    paths = [outcome.path for outcome in grid.outcomes if outcome.path is not None]
+    records = [record for record in map(read_record, paths) if isinstance(record, Record)]
+    if len(records) > 1:
+        show_result(grid_text(records))
     return _close(grid.outcomes)
+
+
+def _show_single(overrides: list[str], outcome: Outcome) -> None:
+    """A single run's result has room for more than a line."""
+    record = read_record(outcome.path) if outcome.path else None
+    if isinstance(record, Record):
+        show_result(run_text(record, overrides, outcome.was_there))
+    else:
+        show(outcome)
 
 
 def _close(outcomes: list[Outcome]) -> int:

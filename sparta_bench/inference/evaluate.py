@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.dtypes import DTYPES, Precision
 from sparta_bench.records.write import environment, now
 from sparta_bench.training.evaluation import evaluate, evaluation_batch_size
+from sparta_bench.training.progress import watched
 
 SCHEMA = 1  # of what `evaluation_of` returns
 
@@ -65,7 +67,7 @@ def scores_of(classifier: Classifier, sets: Sets, config: Config) -> dict[str, d
     classifier.to(accelerator.device)
     size = evaluation_batch_size(config.train)
     scores = {
-        name: evaluate(accelerator, classifier, data, size)
+        name: evaluate(accelerator, classifier, data, size, partial(watched, what=name))
         for name, data in (("dev", sets.dev), ("test", sets.test))
     }
     if not all(math.isfinite(split["loss"]) for split in scores.values()):

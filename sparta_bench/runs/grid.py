@@ -56,7 +56,9 @@ def attempt(
 
 def _outcome(config: Config, record: dict[str, Any], path: Path, was_there: bool) -> Outcome:
     line = summary_line(config, record, path, was_there)
-    return Outcome("done" if record["status"] == "completed" else "failed", line)
+    if record["status"] != "completed":
+        return Outcome("failed", line)
+    return Outcome("done", line, path, was_there)
 
 
 def _failed(config: Config, reason: str) -> Outcome:
