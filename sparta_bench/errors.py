@@ -7,6 +7,8 @@ import re
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from textwrap import fill
+from typing import TextIO
 
 SECRET_NAME = re.compile(
     r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY)(_|$)", re.IGNORECASE
@@ -34,7 +36,20 @@ def log(*lines: str) -> None:
     """Print lines to standard error; of several processes only the main one does."""
     if os.environ.get("RANK", "0") == "0":
         for line in lines:
-            print(f"sparta-bench: {one_line(line)}", file=sys.stderr, flush=True)
+            text = fitted(f"sparta-bench: {one_line(line)}", sys.stderr)
+            print(text, file=sys.stderr, flush=True)
+
+
+def fitted(line: str, stream: TextIO) -> str:
+    """A line, broken between words where it is wider than the terminal that it goes to."""
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns if stream.isatty() else 0
+    except (OSError, ValueError):  # no file, or no terminal any more
+        columns = 0
+    if not 0 < columns < len(line):
+        return line
+    return fill(line, columns, subsequent_indent="  ", break_long_words=False,
+                break_on_hyphens=False)  # fmt: skip
 
 
 def one_line(text: str) -> str:

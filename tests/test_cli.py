@@ -21,6 +21,8 @@ from quick import FEW_ROWS
 
 from sparta_bench.cli.main import COMMANDS, main
 from sparta_bench.config.conf_folder import GROUPS, choices
+from sparta_bench.config.explain import explained
+from sparta_bench.config.rules import RULES
 from sparta_bench.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +54,7 @@ def test_all_faults_come_at_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 # ------------------------------------------------------------------------------------- runs
-def test_a_run_prints_one_line_and_leaves_a_record(
+def test_a_run_prints_its_result_and_leaves_a_record(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     code, out, err = call(capsys, *QUICK, *folders(tmp_path))
@@ -60,11 +62,39 @@ def test_a_run_prints_one_line_and_leaves_a_record(
     assert err[0] == f"{NAME}, seed 0"  # no heading and no number, as a grid has
     (record,) = records(tmp_path)
     assert record["status"] == "completed"
-    (line,) = out.splitlines()
-    assert line.startswith(f"{NAME}, seed 0: ")
-    assert line.endswith(f"{record['run_id']}/result.json")
+    lines = out.splitlines()  # each kind of line: test_summary.py
+    assert lines[1] == "tiny-sst2 with tiny-gemma, seed 0"
+    assert lines[7].endswith(f"/{record['run_id']}/result.json")
+    assert lines[-1].endswith(" method=lora")
     code, again, _ = call(capsys, *QUICK, *folders(tmp_path))
-    assert code == 0 and "there already" in again
+    title = "tiny-sst2 with tiny-gemma, seed 0 (there already)"
+    assert (code, again.splitlines()) == (0, ["", title, *lines[2:]])
+
+
+def test_help_says_what_a_setting_means(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "help", "patience")
+    assert (code, err) == (0, [])
+    assert " ".join(out.split()) == (
+        "train.patience=null evaluations without improvement after which training stops; 0: no "
+        "early stopping must be a whole number of at least 0 How every method is trained. A null "
+        "takes the value of its row in conf/presets.csv. (conf/train/default.yaml)"
+    )
+    code, out, err = call(capsys, "help", "method", "task.dev.examples")
+    assert (code, err) == (0, [])
+    assert "  lora: LoRA (Hu et al., 2022) through peft, " in out
+    assert "  method.lora_dropout=0.1 (lora): on the adapter's input" in out
+    assert "\ntask.dev=null\n  {split, take, examples}: " in out
+    assert call(capsys, "help", "pacience") == (2, "", [
+        "sparta-bench: help: pacience: neither a setting nor a group (model, task, method, train) "
+        "(did you mean train.patience?)"
+    ])  # fmt: skip
+
+
+def test_help_knows_every_setting() -> None:
+    for key in RULES:
+        if not key.endswith(".name"):  # each file's own
+            outer = key.rpartition(".")[0] if key.count(".") == 2 else key
+            assert explained(key).startswith(f"{outer}="), key
 
 
 def test_a_script_gets_the_record_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +207,7 @@ def test_help_begins_with_the_commands_and_names_what_can_be_chosen(
 def test_help_and_the_readme_know_the_same_commands(capsys: pytest.CaptureFixture[str]) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     named = re.findall(r"^sparta-bench ([a-z]+)(?![a-z=])", readme, re.MULTILINE)
-    assert set(named) == set(COMMANDS)
+    assert set(named) | {"help"} == set(COMMANDS)
 
 
 def test_plan_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -275,7 +275,7 @@ def test_a_file_with_something_wrong_in_it(
     assert paths
     if reader.make is settings:
         monkeypatch.setattr("sparta_bench.config.sweeps.config_dir", lambda: folder)
-    monkeypatch.setattr("sparta_bench.cli.main._grid", lambda configs, jobs: 0)  # nothing runs
+    monkeypatch.setattr("sparta_bench.cli.experiments._grid", lambda *_: 0)  # nothing runs
     monkeypatch.setattr("sparta_bench.runs.status.LAYOUTS", LAYOUTS[1:2])
     monkeypatch.setattr("sparta_bench.runs.status.sweeps_of", cached_sweeps)
 

@@ -122,7 +122,7 @@ def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise InputError("not measured in a test")
 
     monkeypatch.setattr("sparta_bench.runs.grid.run", refused)
-    monkeypatch.setattr("sparta_bench.cli.main._grid", lambda configs, jobs: 0)
+    monkeypatch.setattr("sparta_bench.cli.experiments._grid", lambda *_: 0)
     monkeypatch.setattr("sparta_bench.cli.bench_command.measure", refused)
     monkeypatch.setattr("sparta_bench.cli.bench_command.crossover", refused)
     monkeypatch.setattr("sparta_bench.analysis.memory.findings.estimates_of", refused)

@@ -195,7 +195,7 @@ def test_a_sweep_that_cannot_be_read_gives_one_line(
     settings(tmp_path, None)
     (tmp_path / "sweep" / "tiny_table3.yaml").write_text(text)
     monkeypatch.setattr("sparta_bench.config.sweeps.config_dir", lambda: tmp_path)
-    monkeypatch.setattr("sparta_bench.cli.main._grid", lambda configs, jobs: 0)
+    monkeypatch.setattr("sparta_bench.cli.experiments._grid", lambda *_: 0)
     told = command(["-m", "+sweep=tiny_table3"])
     assert (told.code, told.out, told.err.count("\n")) == (2, "", 1)
     assert line in told.err

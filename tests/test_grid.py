@@ -19,7 +19,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from quick import QUICK_RUN
 
-from sparta_bench.cli import main as cli
+from sparta_bench.cli import experiments as cli
 from sparta_bench.cli.main import main
 from sparta_bench.config.check import from_dict
 from sparta_bench.config.compose import compose, compose_all, to_plain

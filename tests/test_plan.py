@@ -140,6 +140,19 @@ def test_a_plan_of_the_embedded_default(tiny_config: Any) -> None:
     assert parameters["total"] == 208_512
     assert parameters["trainable_share"] == parameters["trainable"] / parameters["total"]
     assert planned["unavailable"] == []
+    assert {name: sum(count.values()) for name, count in planned["data"]["labels"].items()} == {
+        name: data[name] for name in ("train", "dev", "test")
+    }
+    inputs = (
+        ("although everybody finds the music delightful , the ending is hardly wise .", "negative"),
+        (
+            "frankly , although the villain is bland , the director seems charming and wise .",
+            "positive",
+        ),
+    )
+    assert planned["inputs"] == [
+        {"text": f"<bos> {text}", "label": label} for text, label in inputs
+    ]
     assert json.loads(as_json(planned)) == planned
     text = as_text(planned)
     assert "208,512" in text and "dev" in text

@@ -271,6 +271,34 @@ def test_an_interrupted_run_leaves_what_it_had_found_and_goes_on(
     assert resumed == json.loads(path.read_text())
 
 
+def test_what_was_trained_is_saved_before_test_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick(tmp_path, "method=head")
+    original = Training.evaluate
+
+    def interrupted(self: Any, data: Any, *rest: Any) -> Any:
+        if len(data) == TEST:
+            raise KeyboardInterrupt
+        return original(self, data, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Training, "evaluate", interrupted)
+        run(config)
+    (path,) = tmp_path.rglob("result.json")
+    cut_off, adapter = read_json(path.parent), path.parent / "adapter" / "adapter.safetensors"
+    assert cut_off is not None and cut_off["test"] is None and cut_off["dev"]["loss"] > 0
+    saved = adapter.read_bytes()
+    completed, _, _ = run(config)
+    assert (completed["dev"], adapter.read_bytes()) == (cut_off["dev"], saved)
+    adapter.write_bytes(b"as it was")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Training, "evaluate", interrupted)
+        run(replace(config, force=True))
+    # a result that is made again stays whole until there is another
+    assert (read_json(path.parent), adapter.read_bytes()) == (completed, b"as it was")
+
+
 def test_texts_that_the_model_was_not_made_for_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

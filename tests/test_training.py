@@ -29,6 +29,7 @@ from sparta_bench.models.dtypes import DTYPES, Precision
 from sparta_bench.models.load import load_classifier
 from sparta_bench.models.tensor_memory import TensorMemory
 from sparta_bench.training import loop
+from sparta_bench.training import progress as progress_module
 from sparta_bench.training.checkpoint import Checkpoint
 from sparta_bench.training.loop import Training, never_trained
 from sparta_bench.training.metrics import score
@@ -48,6 +49,12 @@ class Silent:
 
     def evaluated(self, step: int, scores: Any, best: bool) -> None:
         self.evaluations.append(step)
+
+    def evaluating(self, what: str) -> Any:
+        return iter
+
+    def resumed(self, step: int) -> None:
+        self.from_step = step
 
     def warn(self, line: str) -> None:
         self.warnings.append(line)
@@ -318,7 +325,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_cut(
     resumed = start(path)
     reporter = Silent()
     progress = resumed.train(reporter)
-    assert reporter.evaluations == [9, 12, 15]  # it went on after step 6
+    assert (reporter.from_step, reporter.evaluations) == (6, [9, 12, 15])
     assert progress.history == expected.history
     assert progress.best_step == expected.best_step
     for name, value in whole.trained.values.items():
@@ -517,9 +524,31 @@ def test_an_update_needs_room_for_a_piece_only(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_without_a_terminal_no_empty_line_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(watched([[0, 1], [2]], "features", speaks=True)) == [[0, 1], [2]]
+    batches, heading = [[0, 1], [2]], ", once for all epochs"
+    assert list(watched(batches, "features", speaks=True, heading=heading)) == batches
+    assert list(watched(batches, "dev", speaks=True)) == batches  # which takes no time
     with ProgressReporter(steps=2) as reporter:
         reporter.step(1, loss=0.5, rate=0.1)
         reporter.warn("a warning")
     lines = ["features: 3 examples, once for all epochs", "sparta-bench: a warning"]
     assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
+
+
+def test_without_a_terminal_a_line_comes_each_half_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(progress_module, "_lines", progress_module._Lines())
+    with ProgressReporter(steps=100) as reporter:
+        reporter.resumed(20)
+        for step in range(21, 26):
+            clock[0] += 10
+            reporter.step(step, loss=0.5, rate=0.1)
+        for _ in reporter.evaluating("dev")([[0, 1], [2], [3], [4]]):
+            clock[0] += 8
+    assert capsys.readouterr().err.splitlines() == [
+        "sparta-bench: goes on from step 20 of 100, where its checkpoint is",
+        "step 23/100  loss 0.500  30 s, at most 770 s left",
+        "dev: 3/5 examples  16 s, about 11 s left",
+    ]

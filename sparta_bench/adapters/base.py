@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from sparta_bench.adapters.manifest import Manifest
-from sparta_bench.config.compose import compose
 from sparta_bench.config.conf_folder import choices
 from sparta_bench.config.relations import is_folder
 from sparta_bench.config.rules import is_hub_name
@@ -54,6 +53,8 @@ def named_by(name: str, option: str, model: ModelConfig) -> ModelConfig:
     if is_folder(name):
         return replace(model, path=name, embedded=False)
     if name in choices("model") and name != "local":
+        from sparta_bench.config.compose import compose
+
         known = compose([f"model={name}"]).model
         source = {key: getattr(known, key) for key in ("name", "hub_id", "revision", "embedded")}
         return replace(model, path=None, **source)

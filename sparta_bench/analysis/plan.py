@@ -8,10 +8,10 @@ from typing import Any
 from sparta_bench.analysis.memory.formula import paper_formula_bytes
 from sparta_bench.config.presets import preset_rows
 from sparta_bench.config.schema import Config, ModelConfig
-from sparta_bench.data.classes import as_line, check_classes
+from sparta_bench.data.classes import as_line, check_classes, class_counts
 from sparta_bench.data.splits import load_splits
-from sparta_bench.data.tokenize import encode_splits
-from sparta_bench.errors import InputError, log
+from sparta_bench.data.tokenize import Encoded, encode_splits
+from sparta_bench.errors import InputError, log, one_line
 from sparta_bench.models.answers import answer_tokens
 from sparta_bench.models.counts import Shapes, count_parameters, empty_backbone, shapes_of
 from sparta_bench.models.decoder_shapes import known_context, known_shapes
@@ -25,6 +25,8 @@ from sparta_bench.models.source import (
 )
 from sparta_bench.training.steps import plan_steps
 
+SETS = ("train", "dev", "test")
+
 
 def plan(config: Config) -> dict[str, Any]:
     """Return counts, lengths, steps and memory of an experiment, named as in the result record.
@@ -35,7 +37,7 @@ def plan(config: Config) -> dict[str, Any]:
     """
     shapes = _shapes(config.model)
     counts = count_parameters(shapes, len(config.task.labels), config.method)
-    data, unavailable = _data(config)
+    data, unavailable, inputs = _data(config)
     steps = plan_steps(data["train"], config.train).steps if data else None
     return {
         "model": config.model.name,
@@ -43,6 +45,7 @@ def plan(config: Config) -> dict[str, Any]:
         "method": config.method.name,
         "parameters": counts.as_dict(),
         "data": data,
+        "inputs": inputs,
         "steps": steps,
         "batch_size": config.train.batch_size,
         "learning_rate": config.train.learning_rate,
@@ -66,15 +69,15 @@ def _tokenizer(config: Config) -> Any:
     return load_tokenizer(model, task)
 
 
-def _data(config: Config) -> tuple[dict[str, Any] | None, list[str]]:
-    """The record's `data`, as far as it can be had, and what could not be."""
+def _data(config: Config) -> tuple[dict[str, Any] | None, list[str], list[dict[str, str]]]:
+    """The record's `data`, as far as it can be had; what could not be; and two inputs."""
     task = config.task
     try:
         splits = load_splits(task)
     except InputError as error:
         if task.data_dir is not None or task.generated is not None:
             raise
-        return None, list(error.lines)
+        return None, list(error.lines), []
     try:
         tokenizer = _tokenizer(config)
     except InputError as error:
@@ -82,13 +85,27 @@ def _data(config: Config) -> tuple[dict[str, Any] | None, list[str]]:
             raise
         sizes = {"train": len(splits.train), "dev": len(splits.dev), "test": len(splits.test)}
         unknown = {"train_dropped": None, "max_train_tokens": task.max_train_tokens}
-        return sizes | unknown, list(error.lines)
+        labels = {name: class_counts(getattr(splits, name).labels, task.labels) for name in SETS}
+        return sizes | unknown | {"labels": labels}, list(error.lines), []
     if config.model.kind == "instruct":
         answer_tokens(tokenizer, list(task.prompt.answers))
     context = known_context(config.model) or context_of(load_architecture(config.model))
-    summary = encode_splits(config, splits, tokenizer, context).summary
-    log(*check_classes(task.name, summary["labels"]))
-    return summary, []
+    encoded = encode_splits(config, splits, tokenizer, context)
+    log(*check_classes(task.name, encoded.summary["labels"]))
+    return encoded.summary, [], _inputs(encoded.train, config, tokenizer)
+
+
+def _inputs(train: Encoded, config: Config, tokenizer: Any) -> list[dict[str, str]]:
+    """The first training example of each of two labels, as the model reads it, and its label: of an
+    instruction model with the answer that stands for it."""
+    task, inputs = config.task, []
+    for number in dict.fromkeys(train.labels):
+        row = train.labels.index(number)
+        label = task.labels[number]
+        if config.model.kind == "instruct":
+            label = f"{label} ({task.prompt.answers[number]})"
+        inputs.append({"text": tokenizer.decode(train.ids[row].tolist()), "label": label})
+    return inputs[:2]
 
 
 def as_text(planned: dict[str, Any]) -> str:
@@ -99,6 +116,10 @@ def as_text(planned: dict[str, Any]) -> str:
     labels = data.pop("labels", {})
     data |= {f"labels of {split}": as_line(counts) for split, counts in labels.items()}
     lines += _section("data", data)
+    if planned["inputs"]:
+        lines.append("inputs, as the model reads them, and their labels")
+        lines += [f"  {one_line(one['text'])} → {one['label']}" for one in planned["inputs"]]
+        lines.append("")
     lines += _section(
         "training",
         {key: planned[key] for key in ("batch_size", "learning_rate", "epochs", "steps")},

@@ -6,12 +6,13 @@ import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sparta_bench.errors import InputError
 from sparta_bench.files import why_no_folder, why_not_writable, write_json
-from sparta_bench.report.plots import Figure, check_matplotlib, write_figures
-from sparta_bench.tables.render import write_texts
+
+if TYPE_CHECKING:
+    from sparta_bench.report.plots import Figure
 
 
 class Parser(argparse.ArgumentParser):
@@ -133,6 +134,8 @@ def check_outputs(command: str, options: argparse.Namespace) -> None:
     written."""
     figure = figure_path(getattr(options, "figure", None), command)
     if figure is not None:
+        from sparta_bench.report.plots import check_matplotlib
+
         check_matplotlib(f"{command} --figure")
         check_folder(f"{command}: --figure", figure.parent)
     check_folder(f"{command}: --out", options.out)
@@ -148,6 +151,9 @@ def write_outputs(
     """Write what `--out` and `--figure` ask for: `COMMAND.json` with the value, the texts under
     their endings, and what `draw` gives for the figure's name. Raises InputError if a file cannot
     be written."""
+    from sparta_bench.report.plots import write_figures
+    from sparta_bench.tables.render import write_texts
+
     try:
         if options.out is not None:
             write_json(options.out / f"{command}.json", value)

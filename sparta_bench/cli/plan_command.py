@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 from sparta_bench.config.compose import compose
-from sparta_bench.errors import InputError
+from sparta_bench.errors import InputError, fitted
 
 
 def main(arguments: list[str]) -> None:
@@ -29,4 +31,7 @@ def main(arguments: list[str]) -> None:
     from sparta_bench.analysis.plan import as_json, as_text, plan
 
     planned = plan(config)
-    print(as_json(planned) if "--json" in arguments else as_text(planned))
+    if "--json" in arguments:
+        print(as_json(planned))
+    else:
+        print("\n".join(fitted(line, sys.stdout) for line in as_text(planned).splitlines()))

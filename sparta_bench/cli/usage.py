@@ -11,6 +11,7 @@ COMMANDS = {  # name: what follows it, and what it does
         "[key=value ...]",
         "what would run: counts, lengths, steps, memory; needs no weights",
     ),
+    "help": ("KEY|GROUP", "what a setting means, what a group offers"),
     "status": ("", "how far the sweeps of each table are"),
     "tables": ("", "the paper's tables from the records, beside the paper's"),
     "report": ("", "tables, curves and pictures as one HTML file"),
@@ -44,7 +45,7 @@ Sweeps (run with -m +sweep=NAME, or NAME_METHOD for one method, such as table4_s
 {sweeps}
 
 Settings (change with key=value, such as seed=1 train.learning_rate=1e-3):
-  `sparta-bench --cfg job` shows all, and the files of conf/ say what each means."""
+  `sparta-bench --cfg job` shows all, `sparta-bench help KEY` says what one means."""
 
 
 def text() -> str:

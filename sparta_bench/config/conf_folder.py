@@ -6,8 +6,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from sparta_bench.errors import InputError, reason_of
 
 GROUPS = ("model", "task", "method", "train", "search")
@@ -29,6 +27,8 @@ def choices(group: str) -> list[str]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a file of `conf` that holds keys and values; raise InputError if it does not."""
+    from omegaconf import OmegaConf
+
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:  # of many kinds, from two libraries

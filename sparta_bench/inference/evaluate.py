@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from sparta_bench.models.source import context_of
 from sparta_bench.models.tokens_once import TokensOnce, that_agrees, tokens_once
 from sparta_bench.records.write import environment, now
 from sparta_bench.training.evaluation import evaluate, evaluation_batch_size
+from sparta_bench.training.progress import watched
 
 SCHEMA = 1  # of what `evaluation_of` returns
 
@@ -90,7 +92,7 @@ def scores_of(
     classifier.pool = once.pooled
     try:
         scores = {
-            name: evaluate(accelerator, classifier, data, size)
+            name: evaluate(accelerator, classifier, data, size, partial(watched, what=name))
             for name, data in (("dev", sets.dev), ("test", sets.test))
         }
     finally:

@@ -148,9 +148,17 @@ def _make(spec: RunSpec, assets: AssetCache, findings: Findings) -> None:
     facts["tokens_once"] = None
     if once is not None:
         classifier.pool, facts["tokens_once"] = once.pooled, once.as_dict()
-    _train(spec, classifier, trained, data, facts, findings)
-    if accelerator.is_main_process:
-        save(spec, classifier, tokenizer, trained, once)
+
+    def save_it() -> None:
+        if accelerator.is_main_process:
+            save(spec, classifier, tokenizer, trained, once)
+
+    # before test is scored, which may take long and be interrupted; but a run that is forced keeps
+    # what it had until it is done, and a whole model's weights are merged, which may round
+    early = config.save == "adapter" and not config.force
+    _train(spec, classifier, trained, data, facts, findings, save_it if early else None)
+    if not early:
+        save_it()
     assets.give_back(classifier, trained, config)
 
 
@@ -178,6 +186,7 @@ def _train(
     data: EncodedSplits,
     facts: dict[str, Any],
     findings: Findings,
+    before_test: Callable[[], None] | None,
 ) -> None:
     """Train and score; a head alone on features where these are the same in every epoch."""
     config, accelerator = spec.config, spec.accelerator
@@ -200,8 +209,10 @@ def _train(
     try:
         with ProgressReporter(training.plan.steps, accelerator.is_main_process) as reporter:
             training.train(reporter, why_hopeless=_why_hopeless(spec))
-        findings.dev = training.evaluate(dev)
-        findings.test = training.evaluate(test)
+            findings.dev = training.evaluate(dev, reporter.evaluating("dev"))
+            if before_test is not None:
+                before_test()
+            findings.test = training.evaluate(test, reporter.evaluating("test"))
     finally:
         findings.training = {
             **training.summary(),
@@ -250,7 +261,12 @@ def _features(
     for name, encoded in (("train", data.train), ("dev", data.dev), ("test", data.test)):
         batches = evaluation_batches(encoded.lengths(), size)
         path = cache_folder(config) / f"features-{features_key(identity, encoded)}.safetensors"
-        shown = watched(batches, f"features of {name}", accelerator.is_main_process)
+        shown = watched(
+            batches,
+            f"features of {name}",
+            accelerator.is_main_process,
+            heading=", once for all epochs",
+        )
         sets.append(cached_features(accelerator, classifier, encoded, shown, path))
     return sets
 

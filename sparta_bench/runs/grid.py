@@ -59,7 +59,9 @@ def attempt(
 
 def _outcome(config: Config, record: dict[str, Any], path: Path, was_there: bool) -> Outcome:
     line = summary_line(config, record, path, was_there)
-    return Outcome("done" if record["status"] in ("completed", "stopped") else "failed", line)
+    if record["status"] not in ("completed", "stopped"):
+        return Outcome("failed", line)
+    return Outcome("done", line, path, was_there)
 
 
 def _failed(config: Config, reason: str) -> Outcome:

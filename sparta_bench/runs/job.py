@@ -9,19 +9,20 @@ import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from sparta_bench.config.check import from_dict
-from sparta_bench.config.compose import to_plain
 from sparta_bench.errors import InputError, log
 from sparta_bench.runs.outcome import Outcome, show
 
 if TYPE_CHECKING:
     from sparta_bench.runs.assets import AssetCache
 
-INTERRUPTED = 130
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 
 def run_composed(composed: Any) -> Outcome:
     """Run what Hydra composed and show what came of it, whatever that is."""
+    from sparta_bench.config.check import from_dict
+    from sparta_bench.config.compose import to_plain
+
     quiet_libraries()
     try:
         config = from_dict(to_plain(composed))

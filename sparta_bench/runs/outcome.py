@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-from sparta_bench.errors import log
+from sparta_bench.errors import fitted, log
 
 
 @dataclass(frozen=True)
@@ -15,11 +17,19 @@ class Outcome:
 
     kind: Literal["done", "failed", "refused"]
     line: str
+    path: Path | None = field(default=None, compare=False)  # of its record, where it is done
+    was_there: bool = field(default=False, compare=False)
 
 
 def show(outcome: Outcome) -> None:
     """Results go to standard output, faults of input to standard error."""
     if outcome.kind == "refused":
         log(*outcome.line.splitlines())
-    elif os.environ.get("RANK", "0") == "0":
-        print(outcome.line, flush=True)
+    else:
+        show_result(fitted(outcome.line, sys.stdout))
+
+
+def show_result(text: str) -> None:
+    """Print to standard output; of several processes of a run only the main one does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)

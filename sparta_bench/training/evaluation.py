@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from sparta_bench.data.batches import BatchSource, evaluation_batches
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.features import FeatureClassifier
 from sparta_bench.training.metrics import score
+
+Watch = Callable[[list[list[int]]], Iterable[list[int]]]  # goes through batches and shows how far
 
 
 def evaluation_batch_size(train: TrainConfig) -> int:
@@ -26,6 +29,7 @@ def evaluate(
     classifier: Classifier | FeatureClassifier,
     data: BatchSource,
     batch_size: int,
+    watch: Watch = iter,
 ) -> dict[str, float]:
     """Loss (nats per example), accuracy and mcc; the classifier is on the accelerator's device.
 
@@ -35,7 +39,7 @@ def evaluate(
     device: torch.device = accelerator.device
     world, rank = accelerator.num_processes, accelerator.process_index
     logits = torch.zeros(len(data), classifier.head.out_features, device=device)
-    for rows in evaluation_batches(data.lengths(), batch_size)[rank::world]:
+    for rows in watch(evaluation_batches(data.lengths(), batch_size)[rank::world]):
         batch = data.collate(rows)
         batch.pop("labels")
         on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -30,7 +30,7 @@ from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.features import FeatureClassifier
 from sparta_bench.training import checkpoint as ckpt
-from sparta_bench.training.evaluation import evaluate, evaluation_batch_size
+from sparta_bench.training.evaluation import Watch, evaluate, evaluation_batch_size
 from sparta_bench.training.optimizer import build_optimizer, learning_rate_at
 from sparta_bench.training.progress import ProgressReporter
 from sparta_bench.training.steps import plan_steps
@@ -143,11 +143,11 @@ class Training:
             self.trained.restore(self.best)
         return progress
 
-    def evaluate(self, data: BatchSource) -> dict[str, float]:
+    def evaluate(self, data: BatchSource, watch: Watch = iter) -> dict[str, float]:
         """Loss (nats per example), accuracy and mcc of the present state."""
         started = time.perf_counter()
         size = evaluation_batch_size(self.settings)
-        scores = evaluate(self.accelerator, self.classifier, data, size)
+        scores = evaluate(self.accelerator, self.classifier, data, size, watch)
         self.progress.evaluation_seconds += time.perf_counter() - started
         return scores
 
@@ -274,7 +274,7 @@ class Training:
         """Append the dev scores to the history; keep the state if its loss is the lowest. The
         untrained state has scores, but is never the result."""
         progress, settings = self.progress, self.settings
-        scores = self.evaluate(self.dev_set)
+        scores = self.evaluate(self.dev_set, reporter.evaluating("dev"))
         if not math.isfinite(scores["loss"]):
             cause = self._cause(progress.step, self._last_rate())
             raise TrainingError(
@@ -344,6 +344,7 @@ class Training:
         self.trained.restore(_with_prefix(tensors, "value."))
         self.best = _with_prefix(tensors, "best.")
         ckpt.restore_optimizer(self.optimizer, tensors, self.trained.values)
+        reporter.resumed(self.progress.step)
         return True
 
     def _fits(self, progress: dict[str, Any], tensors: dict[str, Tensor]) -> bool:

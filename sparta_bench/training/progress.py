@@ -1,15 +1,36 @@
-"""How far long work is, on standard error: a bar on a terminal, plain lines elsewhere."""
+"""How far long work is, on standard error: a bar on a terminal; elsewhere plain lines, at least one
+in half a minute."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from sparta_bench.errors import log
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class _Lines:
+    """Lines of this process where there is no bar, and when the last one was printed."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+
+    def print(self, line: str) -> None:
+        print(f"{line}\n", end="", file=sys.stderr, flush=True)  # whole, or not at all
+        self.last = time.perf_counter()
+
+    @property
+    def is_due(self) -> bool:
+        return time.perf_counter() - self.last >= SECONDS_BETWEEN_LINES
+
+
+_lines = _Lines()
 
 
 def progress_bar(total: float, what: str, speaks: bool = True, **how: Any) -> Any:
@@ -18,15 +39,27 @@ def progress_bar(total: float, what: str, speaks: bool = True, **how: Any) -> An
     return tqdm(total=total, desc=what, leave=False, dynamic_ncols=True, disable=disable, **how)
 
 
-def watched(batches: Sequence[list[int]], what: str, speaks: bool) -> Iterator[list[int]]:
-    """The batches, with a bar or a line from the moment when the first is asked for."""
-    with progress_bar(len(batches), what, speaks) as bar:
-        if bar.disable and speaks:
-            examples = sum(map(len, batches))
-            print(f"{what}: {examples} examples, once for all epochs", file=sys.stderr, flush=True)
+def watched(
+    batches: Sequence[list[int]], what: str, speaks: bool = True, heading: str = ""
+) -> Iterator[list[int]]:
+    """The batches, with a bar where they take over a second; without a terminal with a line each
+    half minute, and a first one if there is a `heading`."""
+    with progress_bar(len(batches), what, speaks, delay=1) as bar:
+        prints = bar.disable and speaks
+        started, done, examples = time.perf_counter(), 0, sum(map(len, batches))
+        if prints and heading:
+            _lines.print(f"{what}: {examples:,} examples{heading}")
         for batch in batches:
             yield batch
             bar.update()
+            done += len(batch)
+            if prints and _lines.is_due:
+                seconds = time.perf_counter() - started
+                left = seconds / done * (examples - done)
+                _lines.print(
+                    f"{what}: {done:,}/{examples:,} examples  {seconds:.0f} s, "
+                    f"about {left:.0f} s left"
+                )
 
 
 class ProgressReporter:
@@ -46,7 +79,9 @@ class ProgressReporter:
         self.bar.close()
 
     def step(self, step: int, loss: float, rate: float) -> None:
-        """Shown in the bar only."""
+        """Shown in the bar; as a line where there is none, and has been none for a while."""
+        if self._prints and _lines.is_due:
+            _lines.print(f"step {step}/{self.steps}  loss {loss:.3f}{self._time(step)}")
         self.bar.set_postfix_str(f"loss {loss:.3f}  rate {rate:.1e}{self.dev_scores}", False)
         self.bar.update(step - self.bar.n)
 
@@ -55,13 +90,28 @@ class ProgressReporter:
         text = f"dev loss {scores['loss']:.4f}  accuracy {scores['accuracy']:.3f}"
         self.dev_scores = f"  {text}"
         self.first_step = step if self.first_step is None else self.first_step
-        if self.bar.disable and self.speaks:
-            seconds = time.perf_counter() - self.started
-            done = step - self.first_step
-            left = f", at most {seconds / done * (self.steps - step):.0f} s left" if done else ""
+        if self._prints:
             mark = "  best so far" if best else ""
-            line = f"step {step}/{self.steps}  {text}  {seconds:.0f} s{left}{mark}"
-            print(f"{line}\n", end="", file=sys.stderr, flush=True)  # whole, or not at all
+            _lines.print(f"step {step}/{self.steps}  {text}{self._time(step)}{mark}")
+
+    def evaluating(self, what: str) -> Callable[[Sequence[list[int]]], Iterator[list[int]]]:
+        """Shows how far an evaluation of `what` is."""
+        return lambda batches: watched(batches, what, self.speaks)
+
+    def resumed(self, step: int) -> None:
+        """Say that a checkpoint was found, and of which step."""
+        self.first_step = step
+        self.warn(f"goes on from step {step} of {self.steps}, where its checkpoint is")
+
+    @property
+    def _prints(self) -> bool:
+        return bool(self.bar.disable and self.speaks)
+
+    def _time(self, step: int) -> str:
+        seconds = time.perf_counter() - self.started
+        done = step - (self.first_step or 0)
+        left = f", at most {seconds / done * (self.steps - step):.0f} s left" if done else ""
+        return f"  {seconds:.0f} s{left}"
 
     def warn(self, line: str) -> None:
         """A line of its own, also where there is a bar."""
