@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import SMALL
+from small_models import SMALL, backbone
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sparta_bench.config.compose import compose
 from sparta_bench.errors import InputError
 from sparta_bench.models.answers import answer_tokens, scale_of_logits, vocabulary_rows
-from sparta_bench.models.classifier import last_token, random_head
+from sparta_bench.models.classifier import last_token, pooled, pooled_right_padded, random_head
 from sparta_bench.models.dtypes import Precision, precision_of
 from sparta_bench.models.features import FeatureClassifier
 from sparta_bench.models.load import load_classifier
@@ -255,3 +255,45 @@ def test_the_authors_separator_gets_a_random_frozen_row(tmp_path: Path, word_tok
     classifier = load_classifier(config, tokenizer, FLOAT32, CPU)
     wanted = max(64, len(tokenizer))
     assert classifier.backbone.get_input_embeddings().num_embeddings == wanted
+
+
+@pytest.mark.parametrize(
+    ("model_type", "extra"),
+    [
+        ("gemma", {}),
+        ("mistral", {"sliding_window": 4}),  # shorter than the inputs
+        ("mistral", {}),
+        ("llama", {"num_key_value_heads": 2}),
+        ("qwen2", {}),
+        ("gemma2", {"attn_implementation": "eager"}),
+    ],
+)
+def test_padding_on_the_right_needs_no_mask(model_type: str, extra: dict[str, Any]) -> None:
+    """States are the same bit for bit, gradients but for the order of sums; padding on the left is
+    refused."""
+    model = backbone(model_type, torch.float32, **extra).train()
+    ids = torch.randint(1, 60, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(9) < torch.tensor([[9], [5], [7]])).long()
+    masks = []
+    model.register_forward_pre_hook(
+        lambda _, args, named: masks.append(named.get("attention_mask")), with_kwargs=True
+    )
+    states, gradients = [], []
+    for pool in (pooled, pooled_right_padded):
+        model.zero_grad()
+        states.append(pool(model, ids * mask, mask))
+        states[-1].pow(2).sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert masks[0] is mask
+    assert masks[1] is None
+    assert torch.equal(*states)
+    torch.testing.assert_close(gradients[1], gradients[0])
+    with pytest.raises(RuntimeError, match="padded on the left"):
+        pooled_right_padded(model, ids, mask.flip(1))
+
+
+def test_a_model_whose_attention_is_not_known_gets_the_mask() -> None:
+    model = backbone("gpt2", torch.float32, n_embd=16, n_layer=1, n_head=2)
+    mask = torch.tensor([[0, 1, 1]])
+    ids = torch.tensor([[3, 4, 5]])
+    assert torch.equal(pooled_right_padded(model, ids, mask), pooled(model, ids, mask))

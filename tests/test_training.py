@@ -426,6 +426,20 @@ def test_stochastic_rounding_is_right_on_average() -> None:
     assert torch.equal(target.float(), exact)
 
 
+def test_what_is_no_finite_number_stays_so() -> None:
+    """Also a NaN whose bits are all set, as CUDA makes them: a carry would make it a zero."""
+    bits = [0x7FFFFFFF, -1, 0x7F800001, 0x7FC00000, 0x7F800000, -0x00800000, 0x7F7FFFFF]
+    source = torch.tensor(bits, dtype=torch.int32).view(torch.float32).repeat(1000)
+    target = torch.empty_like(source, dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    store_rounded(source, target)
+    rows = target.float().view(1000, 7)
+    assert rows[:, :4].isnan().all()
+    assert (rows[:, 4] == math.inf).all() and (rows[:, 5] == -math.inf).all()
+    largest = torch.finfo(torch.bfloat16).max
+    assert set(rows[:, 6].tolist()) == {math.inf}.union({largest} & set(rows[:, 6].tolist()))
+
+
 def test_stochastic_adamw_follows_adamw() -> None:
     torch.manual_seed(0)
     start = torch.randn(4000)

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -21,6 +22,16 @@ class BatchSource(Protocol):
 
     def collate(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """The classifier's arguments and `labels` (int64, rows), on the CPU."""
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A batch on the device. A GPU fetches it from memory that stays where it is, while the
+    processor goes on."""
+    pinned = device.type == "cuda"
+    return {
+        name: (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
+        for name, tensor in batch.items()
+    }
 
 
 def training_batches(

@@ -56,8 +56,8 @@ class MasterWeights(FullTrained):
 
     @torch.no_grad()
     def write(self) -> None:
-        for name, weight in self.weights.items():
-            weight.copy_(self.values[name])
+        weights: list[Tensor] = [*self.weights.values()]
+        torch._foreach_copy_(weights, [self.values[name] for name in self.weights])
 
 
 def _move_gradient_to(copy: nn.Parameter) -> Any:

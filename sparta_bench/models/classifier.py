@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparta_bench.models.last_layer import knows_last_layer
+
 
 class Classifier(nn.Module):
     """Any Hugging Face decoder without its vocabulary head, and a linear head without bias (classes
@@ -24,7 +26,7 @@ class Classifier(nn.Module):
         )
         self.head.weight = nn.Parameter(head_weight)
         # how the backbone reads a batch: `TokensOnce.pooled` computes less
-        self.pool: Callable[[nn.Module, Tensor, Tensor], Tensor] = pooled
+        self.pool: Callable[[nn.Module, Tensor, Tensor], Tensor] = pooled_right_padded
 
     @property
     def head_weight(self) -> nn.Parameter:
@@ -67,6 +69,20 @@ def pooled(backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Te
         input_ids=input_ids, attention_mask=attention_mask, use_cache=False
     ).last_hidden_state
     return states[torch.arange(len(states), device=states.device), last_token(attention_mask)]
+
+
+def pooled_right_padded(backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """`pooled` for inputs whose padding is on the right, which no token sees that is read. Where
+    tokens see only those before them, the backbone gets no mask then: the states are the same bit
+    for bit (a gradient's sums may have another order), no mask is made, and no GPU waits to learn
+    whether one is needed. Other inputs are refused there; on CUDA some time later."""
+    if not knows_last_layer(backbone):
+        return pooled(backbone, input_ids, attention_mask)
+    last = last_token(attention_mask)
+    right = (attention_mask.sum(dim=1) == last + 1).all()
+    torch._assert_async(right, "inputs that are padded on the left")  # type: ignore[no-untyped-call]
+    states: Tensor = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
+    return states[torch.arange(len(states), device=states.device), last]
 
 
 def checkpoint_gradients(backbone: Any) -> None:

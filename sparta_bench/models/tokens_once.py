@@ -15,7 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparta_bench.errors import reason_of
-from sparta_bench.models.classifier import Classifier, last_token, logits_of, pooled
+from sparta_bench.models.classifier import (
+    Classifier,
+    last_token,
+    logits_of,
+    pooled_right_padded,
+)
 from sparta_bench.models.last_layer import (
     cut_last_layer,
     is_causal,
@@ -64,7 +69,7 @@ class TokensOnce:
         """The last real token's final hidden state (rows x hidden, in the backbone's dtype)."""
         shared = self.prefix_tokens if self.in_training or not backbone.training else 0
         if not shared and not self.last_layer:
-            return pooled(backbone, input_ids, attention_mask)
+            return pooled_right_padded(backbone, input_ids, attention_mask)
         last = last_token(attention_mask)
         _refuse_other_inputs(input_ids, shared, attention_mask, last)
         if len(input_ids) == 1:

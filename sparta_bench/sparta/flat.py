@@ -91,7 +91,7 @@ class FlatDeltas:
     def _add(self, name: str, part: slice, gradient: Tensor) -> None:
         if self.values.grad is None:
             self.values.grad = torch.zeros_like(self.values)
-        self.values.grad[part] += gradient
+        self.values.grad[part].add_(gradient)
         self.reached.add(name)
 
     def uses_kernel(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from sparta_bench.config.schema import TrainConfig
-from sparta_bench.data.batches import BatchSource, evaluation_batches
+from sparta_bench.data.batches import BatchSource, evaluation_batches, to_device
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.features import FeatureClassifier
 from sparta_bench.training.metrics import score
@@ -38,12 +38,16 @@ def evaluate(
     classifier.eval()
     device: torch.device = accelerator.device
     world, rank = accelerator.num_processes, accelerator.process_index
-    logits = torch.zeros(len(data), classifier.head.out_features, device=device)
-    for rows in watch(evaluation_batches(data.lengths(), batch_size)[rank::world]):
+    batches = evaluation_batches(data.lengths(), batch_size)[rank::world]
+    # kept on the device until all are there: nobody waits for a batch
+    logits_of_batches = [torch.zeros(0, classifier.head.out_features, device=device)]
+    for rows in watch(batches):
         batch = data.collate(rows)
         batch.pop("labels")
-        on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        logits[torch.tensor(rows, device=device)] = classifier(**on_device)
+        logits_of_batches.append(classifier(**to_device(batch, device)))
+    order = torch.tensor([row for rows in batches for row in rows], dtype=torch.int64)
+    logits = torch.zeros(len(data), classifier.head.out_features)
+    logits[order] = torch.cat(logits_of_batches).cpu()
     if world > 1:
-        logits = accelerator.reduce(logits, "sum")
-    return score(logits.cpu().numpy(), np.asarray(data.labels))
+        logits = accelerator.reduce(logits.to(device), "sum").cpu()
+    return score(logits.numpy(), np.asarray(data.labels))

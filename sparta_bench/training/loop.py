@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sparta_bench.config.schema import TrainConfig
-from sparta_bench.data.batches import BatchSource, training_batches
+from sparta_bench.data.batches import BatchSource, to_device, training_batches
 from sparta_bench.errors import TrainingError, refusal_of
 from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier, why_not_finite
@@ -223,10 +223,7 @@ class Training:
         rows = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         if not rows:
             return torch.zeros((), device=self.device)
-        batch = {
-            name: tensor.to(self.device, non_blocking=True)
-            for name, tensor in self.train_set.collate(rows).items()
-        }
+        batch = to_device(self.train_set.collate(rows), self.device)
         labels = batch.pop("labels")
         loss = F.cross_entropy(self.classifier(**batch), labels, reduction="sum") / batch_examples
         self.accelerator.backward(loss)

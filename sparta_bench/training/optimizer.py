@@ -45,7 +45,7 @@ class StochasticAdamW(Optimizer):
 
     The arithmetic is in float32; storing rounds up or down with a probability that makes the
     stored value right on average, so small updates are not lost. Needs 8 bytes per scalar: value,
-    gradient and two moments (section 5); and while it works 27 for each of `PIECE` scalars at most,
+    gradient and two moments (section 5); and while it works 25 for each of `PIECE` scalars at most,
     whatever the size of the tensors. Values must lie in memory in one run (`is_contiguous`).
     """
 
@@ -95,4 +95,5 @@ def store_rounded(source: Tensor, target: Tensor) -> None:
     bits = source.view(torch.int32)
     noise = torch.randint_like(bits, 1 << 16)
     rounded = noise.add_(bits).bitwise_and_(-(1 << 16)).view(torch.float32)
-    target.copy_(rounded.where(source.isfinite(), source))
+    # an infinity stays what it is; some NaNs would become numbers
+    target.copy_(source.where(source.isnan(), rounded))

@@ -21,7 +21,7 @@ INDEX = 4  # bytes of a flat index: int32
 # What StochasticAdamW needs for each scalar of the piece that it updates: in float32 gradient,
 # mean, square and new value, then the random bits, which become the rounded values, and what
 # isfinite works with.
-STOCHASTIC_UPDATE = 27
+STOCHASTIC_UPDATE = 25
 
 
 @dataclass(frozen=True)
