@@ -50,25 +50,33 @@ class CellRace:
         return min(1.0, (max(1.0, FIRST_SEED_SHARE * settings) + others) / runs)
 
     def wanted(
-        self, loss_of: Callable[[str, bool], float | None], is_running: Callable[[str], bool]
+        self,
+        ended: Callable[[str, bool], Mapping[str, Any] | None],
+        is_running: Callable[[str], bool],
     ) -> dict[str, Config]:
         """What to run next, by `run_id`, each with its rival; empty where the race is decided.
 
-        `loss_of` gives a run's final dev loss, `inf` where it failed or, if the second argument
-        allows that, was stopped, and None where it is still to be made.
+        `ended` gives a run's record, which may be stopped if the second argument is true; None
+        where the run is still to be made.
         """
         first = {point: run_ids[0] for point, run_ids in self.settings.items()}
-        known = {point: loss_of(run_id, True) for point, run_id in first.items()}
-        losses = {point: loss for point, loss in known.items() if loss is not None}
-        running = {p for p, run_id in first.items() if p not in losses and is_running(run_id)}
-        start = None if losses or running else self._neighbours_best()
-        if points := needed(first, losses, running, start):
+        found = {point: ended(run_id, True) for point, run_id in first.items()}
+        records = {point: record for point, record in found.items() if record is not None}
+        losses = dict.fromkeys(records, math.inf)
+        untrained = math.inf
+        for point, record in records.items():
+            if record["status"] == "completed":
+                losses[point] = record["dev"]["loss"]
+                untrained = record["history"][0]["dev_loss"]
+        running = {p for p, run_id in first.items() if p not in records and is_running(run_id)}
+        start = None if records or running else self._neighbours_best()
+        if points := needed(first, losses, running, start, untrained):
             best = best_of(losses, 1)
             rival = first[best[0]] if best else None
             return {first[point]: self._with(first[point], rival) for point in points}
         confirmed = best_of(losses, self.config.search.confirm)
         others = [run_id for point in confirmed for run_id in self.settings[point][1:]]
-        return {one: self._with(one, None) for one in others if loss_of(one, False) is None}
+        return {one: self._with(one, None) for one in others if ended(one, False) is None}
 
     def _with(self, run_id: str, rival: str | None) -> Config:
         config = self.runs[run_id]
@@ -108,6 +116,11 @@ class CellRace:
             for run_ids in self.settings.values()
         ]
         write_race(run_folder(self.config, "").parent, settings)
+
+    def has_winner(self, ended: Callable[[str, bool], Mapping[str, Any] | None]) -> bool:
+        """Whether a setting has completed."""
+        first = (ended(run_ids[0], True) for run_ids in self.settings.values())
+        return any(record["status"] == "completed" for record in first if record is not None)
 
     def summary(self, record_of: Callable[[str], Mapping[str, Any] | None]) -> str:
         """What the race compared, what it cost, and what it chose."""
