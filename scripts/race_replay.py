@@ -295,18 +295,19 @@ def read_cells() -> list[Cell]:
     return cells
 
 
-# ---------------------------------------------------------------------------------- table and figure
+# -------------------------------------------------------------------------------- table and figure
 HEADS = (
     "search", "cost", "dearest cell", "same setting", "regret, mean", "regret, worst",
     "test loss", "test score", "worst score",
 )  # fmt: skip
 NOTE = """
-Cost: steps made over those of the full grid. Same setting: how often the full grid's was chosen.
-Regret: how far the mean dev loss (nats, all seeds) of the setting chosen lies above that of the full
-grid's. Test: of the setting chosen less that of the full grid's, mean over the cells ± half the 95 %
-interval (Student's t; a cell's first seeds are averaged first); score: points of accuracy, for COLA
-of mcc. Each cell is replayed with every seed as the first one; what takes settings at random is drawn
-{draws} times for each.
+Cost: steps made, as a share of the full grid's. Same setting: how often the full grid's was chosen.
+Regret: how far the mean dev loss (nats, all seeds) of the setting chosen lies above that of the
+full grid's. Test: of the setting chosen less that of the full grid's, mean over the cells ± half
+the 95 % interval (Student's t; a cell's first seeds are averaged before); score: points of
+accuracy, for COLA of mcc. Each cell is replayed with every seed as the first; what takes settings
+at random is drawn {draws} times for each. Races have a margin of {margin:g} and confirm one setting
+unless the row says otherwise.
 """
 
 
@@ -318,7 +319,11 @@ def markdown(cells: list[Cell], outcomes: dict[str, Outcome]) -> str:
     lines += ["Made by `python scripts/race_replay.py`; docs/many-runs.md says what follows.", ""]
     lines += [row(HEADS), row("---" for _ in HEADS)]
     lines += [row(line_of(name, outcome, cells)) for name, outcome in outcomes.items()]
-    lines += [NOTE.format(draws=DRAWS), "The grids, with their best setting:", ""]
+    lines += [
+        NOTE.format(draws=DRAWS, margin=race.MARGIN),
+        "The grids, with their best setting:",
+        "",
+    ]
     heads = ("cell", "settings", "seeds", "rate", "batch", "dev loss, mean over seeds")
     lines += [row(heads), row("---" for _ in heads)]
     for cell in cells:
@@ -350,7 +355,7 @@ def draw(outcomes: dict[str, Outcome], by_margin: dict[str, Outcome]) -> None:
     axes.axvline(0.25, color="0.8", zorder=0)
     axes.legend(fontsize=7)
     with whole_file(OUT / "race.png") as path:
-        figure.savefig(path, dpi=120, metadata={"Software": None})
+        figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
 
 
 def main() -> None:

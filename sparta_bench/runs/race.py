@@ -18,8 +18,8 @@ from sparta_bench.training.steps import plan_steps
 Point = tuple[float, ...]
 Curve = Sequence[tuple[float, float]]  # share of the steps done (0 to 1), dev loss (nats)
 
-# Measured (results/race). A high rate is often behind early on, and ahead at the end,
-# when rates have come down: before half of the steps no margin tells a hopeless run from a good one.
+# Measured: results/race. A high rate is often behind early on and ahead at the end, when rates
+# have come down: before half of the steps no margin tells a hopeless run from a good one.
 EARLIEST = 0.5  # share of the steps before which no run is ended
 MARGIN = 0.2  # nats: the default of `search.margin`
 LEFT = 0.05  # nats by which a rival has fallen that has left its initial loss
