@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from sparta_bench.runs import grid as grid_module
 from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.grid import Grid
 from sparta_bench.runs.lock import CHECKPOINT
-from sparta_bench.runs.race import Point, needed, share_done, why_hopeless
+from sparta_bench.runs.race import MARGIN, Point, needed, race_share, share_done, why_hopeless
 from sparta_bench.runs.run import run
 from sparta_bench.tables.build import build_tables
 from sparta_bench.tables.select import select
@@ -199,6 +202,51 @@ def test_a_race_that_was_killed_ends_with_the_same_records(
     assert whole == cut and len(whole) == 8
 
 
+def winner(folder: Path) -> list[tuple[float, int, int]]:
+    (chosen,) = select(read_records([folder])[0]).cells.values()
+    return [ended_as(run) for run in chosen.runs]
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_race_and_do_nothing_twice(tmp_path: Path) -> None:
+    assert main([*RACE, *places(tmp_path, "alone")]) == 0
+    command = [sys.executable, "-m", "sparta_bench.cli", *RACE, *places(tmp_path, "shared")]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    texts = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], texts
+    paths = [
+        line.split(" → ")[1]
+        for text in texts
+        for line in text.splitlines()
+        if " → " in line and "there already" not in line
+    ]
+    assert len(paths) == len(set(paths)) == len(contents(tmp_path / "shared"))
+    assert winner(tmp_path / "shared") == winner(tmp_path / "alone")
+    assert len(read_races([tmp_path / "shared"])) == 1
+
+
+@pytest.mark.slow
+def test_a_race_through_a_launcher_has_rounds(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*RACE, *places(tmp_path, "alone")]) == 0
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    command = [*RACE, *launcher, *places(tmp_path, "launched")]
+    done = subprocess.run(
+        [sys.executable, "-m", "sparta_bench.cli", *command],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert winner(tmp_path / "launched") == winner(tmp_path / "alone")
+    records, _ = read_records([tmp_path / "launched"])
+    statuses = Counter(record.status for record in records)
+    assert statuses["stopped"] >= 1 and len(records) < 24  # the rival goes along to the workers
+    assert "race: 8 settings: " in done.stderr
+
+
 def test_a_grid_goes_on_with_what_a_race_has_stopped(tmp_path: Path) -> None:
     def job(name: str, rate: str, *more: str) -> Any:
         settings = ["method=head", f"train.learning_rate={rate}", "train.checkpoint_every=100"]
@@ -246,6 +294,11 @@ def test_a_loss_that_is_not_finite_ends_a_run_of_a_race(
     assert record["reason"].startswith("the dev loss is nan after step 2: the learning rate of")
     diverges.on = False  # type: ignore[attr-defined]
     assert run(compose(settings))[0]["status"] == "failed"
+
+
+def test_the_default_margin_is_the_one_that_was_measured() -> None:
+    assert compose(["search=race"]).search.margin == MARGIN
+    assert race_share(21, 3) == pytest.approx((0.35 * 21 + 2) / 63)
 
 
 def test_a_race_needs_settings_to_compare(

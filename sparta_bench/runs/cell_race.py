@@ -14,13 +14,12 @@ from sparta_bench.errors import InputError
 from sparta_bench.records.races import Setting, settings_text, write_race
 from sparta_bench.records.read import read_records
 from sparta_bench.records.record import Cell
-from sparta_bench.runs.race import Point, best_of, needed, share_done
+from sparta_bench.runs.race import Point, best_of, needed, race_share, share_done
 from sparta_bench.runs.run import name_of, run_folder
 from sparta_bench.tables.select import select
 from sparta_bench.text import counted
 
 FIRST_AXES = ("learning_rate", "batch_size")  # in this order; then as they stand in the schema
-FIRST_SEED_SHARE = 0.3  # of a cell's settings, in whole runs: measured, docs/many-runs.md
 
 
 class CellRace:
@@ -45,9 +44,8 @@ class CellRace:
 
     def share(self) -> float:
         """About which share of its runs the race will make."""
-        settings, runs = len(self.settings), len(self.runs)
-        others = min(self.config.search.confirm, settings) * (runs / settings - 1)
-        return min(1.0, (max(1.0, FIRST_SEED_SHARE * settings) + others) / runs)
+        settings = len(self.settings)
+        return race_share(settings, len(self.runs) / settings, self.config.search.confirm)
 
     def wanted(
         self,
