@@ -15,6 +15,7 @@ from forks import Forks
 
 from sparta_bench.cli.main import main
 from sparta_bench.config.sweeps import Sweep, sweeps_of
+from sparta_bench.records.races import Setting, write_race
 from sparta_bench.records.record import LOCK, PROTOCOL, RUNNING
 from sparta_bench.tables.paper_tables import LAYOUTS
 
@@ -149,3 +150,36 @@ def test_no_torch(tmp_path: Path, forks_without: Callable[..., Forks]) -> None:
         "status", str(tmp_path)
     )
     assert (done.code, done.err) == (0, "")
+
+
+def test_a_race_counts_what_it_stopped_and_what_it_did_not_need(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparta_bench.runs.status.LAYOUTS", LAYOUTS[1:2])  # table4
+    best = [gemma(seed) for seed in (0, 1, 2)]
+    steps = 168  # 2 epochs of 2,000 examples in batches of 24
+    stopped = gemma(rate=1e-3, status="stopped", training={"steps": steps // 4})
+    write(tmp_path, *best, stopped)
+    table = status(capsys, tmp_path)["table4"]
+    assert (table["done"], table["stopped"], table["not_needed"]) == (3, 1, 0)
+    assert (table["missing"], table["cells_done"]) == (2646 - 4, 0)
+    axes = sweeps("table4")["head"].axes
+    run_ids = {(run["config"]["train"]["learning_rate"], run["seed"]): run["run_id"] for run in
+               (*best, stopped)}  # fmt: skip
+    settings = [
+        Setting(
+            gemma()["config"]["train"] | {"learning_rate": rate, "batch_size": batch},
+            {seed: run_ids.get((rate, seed) if batch == 24 else (), "0") for seed in (0, 1, 2)},
+        )
+        for rate in axes["train.learning_rate"]
+        for batch in axes["train.batch_size"]
+    ]
+    write_race(tmp_path / "runs", settings)
+    table = status(capsys, tmp_path)["table4"]
+    assert (table["done"], table["stopped"], table["not_needed"]) == (3, 1, 63 - 4)
+    assert (table["missing"], table["cells_done"]) == (2646 - 63, 1)
+    assert table["run_equivalents"] == 3.25
+    assert main(["status", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "table4 was raced: 1 run stopped, 59 not needed; 3.2 run-equivalents made of 2,646."
+    )

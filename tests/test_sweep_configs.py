@@ -86,10 +86,11 @@ def axes_of(name: str) -> dict[str, tuple[str, ...]]:
 # -------------------------------------------------------------------------------- the files
 def test_there_is_a_file_for_each_table_and_no_other() -> None:
     assert choices("sweep") == sorted(
-        [*TABLES, "merging_table6", "merging_tiny", "merging_tiny_table6"]
+        [*TABLES, "merging_table6", "merging_tiny", "merging_tiny_table6", "tiny_grid"]
     )
     assert len(NAMES) == 40
-    assert sweep_names() == sorted([*NAMES, *(f"merging_{name}" for name in MERGING)])
+    grid = [f"tiny_grid_{method}" for method in METHODS]
+    assert sweep_names() == sorted([*NAMES, *(f"merging_{name}" for name in MERGING), *grid])
 
 
 @pytest.mark.parametrize("name", [*TABLES, "merging_table6", "merging_tiny", "merging_tiny_table6"])
@@ -110,11 +111,11 @@ def test_a_table_is_the_sweeps_of_its_methods() -> None:
 
 
 def test_a_pattern_stands_for_each_method_once() -> None:
-    jobs = sweep_jobs(["+sweep=glob(tiny_*)"])
-    names = [name for name in sweep_names() if name.startswith("tiny_")]
+    jobs = sweep_jobs(["+sweep=glob(tiny_table*)"])
+    names = [name for name in sweep_names() if name.startswith("tiny_table")]
     assert jobs == [job for name in names for job in sweep_jobs([f"+sweep={name}"])]
     assert len(jobs) == 192
-    assert len(sweep_jobs(["+sweep=glob(tiny_*_lora)"])) == 32
+    assert len(sweep_jobs(["+sweep=glob(tiny_table*_lora)"])) == 32
 
 
 # --------------------------------------------------------------------------------- the jobs

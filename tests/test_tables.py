@@ -646,6 +646,7 @@ def test_json_says_the_same_to_programs(tmp_path: Path, capsys: pytest.CaptureFi
         "used": 42,
         "outdone": 0,
         "failed": 0,
+        "stopped": 0,
         "left_out": [
             {"path": str(tmp_path / "broken" / "result.json"), "reason": "is no JSON"},
         ],

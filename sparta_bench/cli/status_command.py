@@ -8,7 +8,7 @@ from dataclasses import asdict
 from sparta_bench.cli.options import Parser, add_folders
 from sparta_bench.records.read import folders_of, only_own
 from sparta_bench.runs.status import Progress, progress
-from sparta_bench.text import as_duration, padded
+from sparta_bench.text import as_duration, counted, padded
 
 
 def main(arguments: list[str]) -> None:
@@ -38,9 +38,15 @@ def _as_text(tables: list[Progress]) -> str:
         counts = (one.runs, one.done, one.running, one.failed, one.missing)
         runs, done, running, failed, missing = (f"{count:,}" for count in counts)
         rows.append((one.table, f"{one.cells_done}/{one.cells}", runs, done, running, failed,
-                     missing, "–" if one.done == one.runs else left))  # fmt: skip
+                     missing, "–" if one.cells_done == one.cells else left))  # fmt: skip
     lines = ["  ".join(row) for row in padded(rows)]
     lines += ["", "A cell is done when all runs of its grid are; time is for one process."]
+    raced = [one for one in tables if one.stopped or one.not_needed]
+    lines += [
+        f"{one.table} was raced: {counted(one.stopped, 'run')} stopped, {one.not_needed:,} not "
+        f"needed; {one.run_equivalents:,.1f} run-equivalents made of {one.runs:,}."
+        for one in raced
+    ]
     outdated = ", ".join(f"{one.table} {one.outdated:,}" for one in tables if one.outdated)
     if outdated:
         lines.append(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sparta_bench.cli.options import Parser, add_folders
 from sparta_bench.errors import InputError
+from sparta_bench.records.races import read_races
 from sparta_bench.records.read import folders_of, only_own, read_records
 from sparta_bench.tables.build import build_tables
 from sparta_bench.tables.merge_tables import merging_tables, read_merges
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_intermixed_args(arguments)
     folders, places = folders_of("tables", options.folders)
     records, unread = read_records(places)
-    selection = select(records)
+    selection = select(records, read_races(places))
     sizes, faults = read_plans(folders)
     merges, unread_merges = read_merges(places, selection)
     tables = [*count_tables(sizes), *build_tables(selection), *merging_tables(merges)]

@@ -146,7 +146,7 @@ def numbers_table(group: Group) -> Table:
     )
     rows = [
         (task_of(one.cell.task), name_of(one), *(_values(one) if one.runs else [MISSING] * 8),
-         *map(str, (len(one.runs), one.settings_compared, one.failed)))
+         *map(str, (len(one.runs), one.tried, one.failed)))
         for one in group.cells
     ]  # fmt: skip
     return table_of("numbers", f"The numbers of {group.name}", heads, rows, note)

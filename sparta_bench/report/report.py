@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from sparta_bench import __version__
+from sparta_bench.records.races import read_races
 from sparta_bench.records.record import Cell, Excluded, Record
 from sparta_bench.report import facts
 from sparta_bench.report.cards import Card, cards_of, tables_without_runs
@@ -45,10 +46,11 @@ def report(
     folders: Sequence[Path], records: list[Record], unread: list[Excluded]
 ) -> tuple[str, list[Figure]]:
     """The page, and its figures for papers. Needs matplotlib."""
-    selection = select(records)
+    selection = select(records, read_races(folders))
     gone = {item.path for item in selection.excluded}
     shown = [record for record in records if record.path not in gone]
     failed = [record for record in shown if record.status == "failed"]
+    stopped = sum(record.status == "stopped" for record in shown)
     excluded = [*unread, *selection.excluded]
     cards = [(card, card_panel(card)) for card in cards_of(selection)]
     compared: dict[Cell, list[Record]] = defaultdict(list)
@@ -62,6 +64,7 @@ def report(
                 "shown": selection.used,
                 "compared, not chosen": len(selection.not_selected),
                 "failed": len(failed),
+                **({"stopped by a race": stopped} if stopped else {}),
                 "left out": len(excluded),
             },
             folders=[facts.last_parts(folder) for folder in folders],

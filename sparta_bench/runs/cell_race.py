@@ -14,13 +14,12 @@ from sparta_bench.errors import InputError
 from sparta_bench.records.races import Setting, settings_text, write_race
 from sparta_bench.records.read import read_records
 from sparta_bench.records.record import Cell
-from sparta_bench.runs.race import Point, best_of, needed, share_done
+from sparta_bench.runs.race import Point, best_of, needed, race_share, share_done
 from sparta_bench.runs.run import name_of, run_folder
 from sparta_bench.tables.select import select
 from sparta_bench.text import counted
 
 FIRST_AXES = ("learning_rate", "batch_size")  # in this order; then as they stand in the schema
-FIRST_SEED_SHARE = 0.3  # of a cell's settings, in whole runs: measured, docs/many-runs.md
 
 
 class CellRace:
@@ -45,30 +44,37 @@ class CellRace:
 
     def share(self) -> float:
         """About which share of its runs the race will make."""
-        settings, runs = len(self.settings), len(self.runs)
-        others = min(self.config.search.confirm, settings) * (runs / settings - 1)
-        return min(1.0, (max(1.0, FIRST_SEED_SHARE * settings) + others) / runs)
+        settings = len(self.settings)
+        return race_share(settings, len(self.runs) / settings, self.config.search.confirm)
 
     def wanted(
-        self, loss_of: Callable[[str, bool], float | None], is_running: Callable[[str], bool]
+        self,
+        ended: Callable[[str, bool], Mapping[str, Any] | None],
+        is_running: Callable[[str], bool],
     ) -> dict[str, Config]:
         """What to run next, by `run_id`, each with its rival; empty where the race is decided.
 
-        `loss_of` gives a run's final dev loss, `inf` where it failed or, if the second argument
-        allows that, was stopped, and None where it is still to be made.
+        `ended` gives a run's record, which may be stopped if the second argument is true; None
+        where the run is still to be made.
         """
         first = {point: run_ids[0] for point, run_ids in self.settings.items()}
-        known = {point: loss_of(run_id, True) for point, run_id in first.items()}
-        losses = {point: loss for point, loss in known.items() if loss is not None}
-        running = {p for p, run_id in first.items() if p not in losses and is_running(run_id)}
-        start = None if losses or running else self._neighbours_best()
-        if points := needed(first, losses, running, start):
+        found = {point: ended(run_id, True) for point, run_id in first.items()}
+        records = {point: record for point, record in found.items() if record is not None}
+        losses = dict.fromkeys(records, math.inf)
+        untrained = math.inf
+        for point, record in records.items():
+            if record["status"] == "completed":
+                losses[point] = record["dev"]["loss"]
+                untrained = record["history"][0]["dev_loss"]
+        running = {p for p, run_id in first.items() if p not in records and is_running(run_id)}
+        start = None if records or running else self._neighbours_best()
+        if points := needed(first, losses, running, start, untrained):
             best = best_of(losses, 1)
             rival = first[best[0]] if best else None
             return {first[point]: self._with(first[point], rival) for point in points}
         confirmed = best_of(losses, self.config.search.confirm)
         others = [run_id for point in confirmed for run_id in self.settings[point][1:]]
-        return {one: self._with(one, None) for one in others if loss_of(one, False) is None}
+        return {one: self._with(one, None) for one in others if ended(one, False) is None}
 
     def _with(self, run_id: str, rival: str | None) -> Config:
         config = self.runs[run_id]
@@ -108,6 +114,11 @@ class CellRace:
             for run_ids in self.settings.values()
         ]
         write_race(run_folder(self.config, "").parent, settings)
+
+    def has_winner(self, ended: Callable[[str, bool], Mapping[str, Any] | None]) -> bool:
+        """Whether a setting has completed."""
+        first = (ended(run_ids[0], True) for run_ids in self.settings.values())
+        return any(record["status"] == "completed" for record in first if record is not None)
 
     def summary(self, record_of: Callable[[str], Mapping[str, Any] | None]) -> str:
         """What the race compared, what it cost, and what it chose."""

@@ -194,7 +194,7 @@ class Grid:
             return dict(self.pending)
         runs: dict[str, Config] = {}
         for race in list(self._undecided):
-            wanted = race.wanted(self._dev_loss, self._is_running)
+            wanted = race.wanted(self._ended, self._is_running)
             if not wanted:
                 self._decide(race)
             runs |= wanted
@@ -205,7 +205,7 @@ class Grid:
         self._undecided.remove(race)
         self.pending = {key: one for key, one in self.pending.items() if key not in race.runs}
         log(f"race: {race.summary(self._record)}")
-        if all(self._dev_loss(run_ids[0], True) == math.inf for run_ids in race.settings.values()):
+        if not race.has_winner(self._ended):
             self.outcomes.append(_failed(race.config, "no setting of its race has completed"))
         elif self._accelerator is None or self._accelerator.is_main_process:
             race.write()
@@ -213,18 +213,16 @@ class Grid:
     def _record(self, run_id: str) -> dict[str, Any] | None:
         return next((record for record, _ in self._records(run_id)), None)
 
-    def _dev_loss(self, run_id: str, may_be_stopped: bool) -> float | None:
-        """What a race knows of a run: its final dev loss; inf if it was stopped or failed; None if
-        it is still to be made."""
+    def _ended(self, run_id: str, may_be_stopped: bool) -> dict[str, Any] | None:
+        """The record of a run that a race takes as it is; None if it is still to be made."""
         for record, folder in self._records(run_id)[:1]:
             is_new, status = stamp_of(folder) != self._before[folder], record["status"]
-            if status == "completed" and (is_new or not self._force):
-                return float(record["dev"]["loss"])
-            if status == "stopped" and may_be_stopped and (is_new or not self._force):
-                return math.inf
-            if status == "failed" and is_new:
-                return math.inf
-        return math.inf if run_id in self._lost else None
+            if status == "completed" or (status == "stopped" and may_be_stopped):
+                if is_new or not self._force:
+                    return record
+            elif status == "failed" and is_new:
+                return record
+        return {"status": "failed"} if run_id in self._lost else None
 
     def _is_running(self, run_id: str) -> bool:
         return any(is_held(folder / LOCK) for folder in self._folders[run_id])

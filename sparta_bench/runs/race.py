@@ -18,7 +18,11 @@ from sparta_bench.training.steps import plan_steps
 Point = tuple[float, ...]
 Curve = Sequence[tuple[float, float]]  # share of the steps done (0 to 1), dev loss (nats)
 
-MARGIN = 0.05  # nats; docs/many-runs.md has what it was chosen from
+# Measured: results/race. A high rate is often behind early on and ahead at the end, when rates
+# have come down: before half of the steps no margin tells a hopeless run from a good one.
+EARLIEST = 0.5  # share of the steps before which no run is ended
+MARGIN = 0.2  # nats: the default of `search.margin`
+FIRST_SEED_SHARE = 0.35  # of a cell's settings: what a race ran on the first seed, in whole runs
 LEFT = 0.05  # nats by which a rival has fallen that has left its initial loss
 STUCK = 0.1  # share of the rival's fall, below which a run has not left its own
 
@@ -28,12 +32,14 @@ def needed(
     losses: Mapping[Point, float],
     running: Collection[Point] = (),
     start: Point | None = None,
+    untrained: float = math.inf,
 ) -> list[Point]:
     """Return the points to run next, the most promising first; none where the race is decided.
 
     It is decided when the best point has both neighbours on every axis known, those of the rate
     first. So rates are tried from the start outwards, on to a side while the dev loss falls there,
     then batch sizes at the best rate, and the rates beside it again where the batch size changed.
+    While nothing has learnt, which dev loss is the lowest says nothing: all rates are tried.
 
     Parameters
     ----------
@@ -45,14 +51,23 @@ def needed(
         Those that another process is at.
     start
         Where to begin: the middle of all axes by default.
+    untrained
+        The dev loss before training.
     """
     completed = [point for point in losses if losses[point] < math.inf]
     if completed:
         best = min(completed, key=lambda point: (losses[point], point))
+        if losses[best] > untrained - LEFT:
+            line = [point for point in outwards(points, best) if point[1:] == best[1:]]
+            if unknown := [point for point in line if point not in losses]:
+                return unknown
         for axis in range(len(best)):
             beside = neighbours(points, best, axis)
             if unknown := [point for point in beside if point not in losses]:
                 return unknown
+        if len(points) < math.prod(len({*values}) for values in zip(*points, strict=True)):
+            # a grid with holes, where the best may have no neighbours
+            return [point for point in outwards(points, best) if point not in losses]
         return []
     centre = min(running, default=start or middle(points))
     left = [point for point in outwards(points, centre) if point not in losses]
@@ -87,7 +102,7 @@ def outwards(points: Collection[Point], centre: Point) -> list[Point]:
         steps = [
             abs(ranks[axis][point[axis]] - ranks[axis][centre[axis]]) for axis in range(len(point))
         ]
-        return sum(steps[1:]), steps[0], point
+        return sum(steps[1:]), sum(steps[:1]), point
 
     return sorted(points, key=distance)
 
@@ -102,13 +117,17 @@ def best_of(losses: Mapping[Point, float], number: int) -> list[Point]:
     return sorted(completed, key=lambda point: (losses[point], point))[:number]
 
 
-def why_hopeless(curve: Curve, rival: Curve, margin: float) -> str | None:
+def why_hopeless(
+    curve: Curve, rival: Curve, margin: float, earliest: float = EARLIEST
+) -> str | None:
     """Return why a run can end at its last evaluation; None where it may still win.
 
     A rival of another batch size has another number of steps, so that both are compared at the same
     share of their steps: there they have seen the same examples, and their rates have come as far.
     """
     share = curve[-1][0]
+    if share < earliest:
+        return None
     own, theirs = _best(curve, share), _best(rival, share)
     if own - theirs > margin:
         return f"its best dev loss {own:.4f} is more than {margin:g} above the {theirs:.4f}"
@@ -141,3 +160,9 @@ def share_done(record: Mapping[str, Any]) -> float:
 def _planned_steps(record: Mapping[str, Any]) -> int:
     train = SimpleNamespace(**record["config"]["train"])  # of an older version it may lack a key
     return plan_steps(record["data"]["train"], cast(TrainConfig, train)).steps
+
+
+def race_share(settings: int, seeds: float, confirm: int = 1) -> float:
+    """About which share of a cell's runs a race makes, by what was measured."""
+    first = max(1.0, FIRST_SEED_SHARE * settings)
+    return min(1.0, (first + min(confirm, settings) * (seeds - 1)) / (settings * seeds))

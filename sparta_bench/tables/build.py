@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from sparta_bench.paper import half_unit, number_of, results_of, rows_of
+from sparta_bench.records.races import settings_text
 from sparta_bench.records.record import Cell
 from sparta_bench.tables.format import (
     MISSING,
@@ -28,7 +29,7 @@ from sparta_bench.tables.paper_tables import (
     task_name,
 )
 from sparta_bench.tables.protocol import MODELS, TINY_MODELS
-from sparta_bench.tables.select import Chosen, Selection
+from sparta_bench.tables.select import Ahead, Chosen, Selection
 from sparta_bench.tables.table import Heading, Table, table_of
 from sparta_bench.tables.views import views_of
 from sparta_bench.text import counted, signed
@@ -84,7 +85,11 @@ class _Usage:
             parts.append(f"{not_selected:,} of settings with a higher dev loss")
         if failed:
             parts.append(f"{failed:,} failed")
+        if stopped := sum(chosen.stopped for chosen in cells):
+            parts.append(f"{stopped:,} stopped by a race")
         notes = [*_seed_notes(cells, by_model), "; ".join(parts) + "."]
+        notes += _race_notes(cells)
+        notes += [_ahead_note(one, one.ahead, by_model) for one in cells if one.ahead]
         excluded = sum((self.excluded.get(at, Counter()) for at in columns), Counter[str]())
         if excluded:
             why = "; ".join(f"{number:,}: {reason}" for reason, number in excluded.most_common())
@@ -119,6 +124,32 @@ class _Usage:
             Table(f"model-{model}", title, headings, tuple(rows), notes),
             _settings(f"model-{model}", f"{model}: settings chosen", "Task", ordered),
         ]
+
+
+def _race_notes(cells: Iterable[Chosen]) -> list[str]:
+    """What the races of the cells have compared, all taken together."""
+    raced = [chosen for chosen in cells if chosen.raced]
+    if not raced:
+        return []
+    seeds = sorted({len(chosen.runs) for chosen in raced})
+    statuses = (status for chosen in raced for status in chosen.raced)
+    cells_text = f" of {counted(len(raced), 'cell')}" if len(raced) > 1 else ""
+    best = f"{' or '.join(map(str, seeds))} {'seed' if seeds == [1] else 'seeds'} of the best"
+    return [f"Raced (search=race){cells_text}: {settings_text(statuses)}; {best}."]
+
+
+def _ahead_note(chosen: Chosen, ahead: Ahead, by_model: bool) -> str:
+    """Which setting looks better than the one shown, and was not compared."""
+    cell, train = chosen.cell, ahead.runs[0].train
+    return (
+        f"* {row_name(cell.method, cell.density)} on "
+        f"{cell.model if by_model else task_name(cell.task)}: rate "
+        f"{rate_text(train['learning_rate'])}, batch size {train['batch_size']:g}, epochs "
+        f"{train['epochs']:g} was not compared, since it has {counted(len(ahead.runs), 'seed')} "
+        f"and the setting shown {len(chosen.runs)}; its dev loss is lower"
+        f"{' on the same seeds' if ahead.paired else ''}: {ahead.loss:.4f}, not "
+        f"{ahead.shown_loss:.4f}. Run its other seeds."
+    )
 
 
 def _seed_notes(cells: list[Chosen], by_model: bool) -> list[str]:
@@ -286,7 +317,7 @@ def _settings(key: str, title: str, groups: str, lines: list[tuple[str, Chosen]]
                 f"{train['batch_size']:g}",
                 f"{train['epochs']:g}",
                 f"{chosen.trained:,.0f}",
-                f"{chosen.settings_compared:,}",
+                settings_text(chosen.raced) if chosen.raced else f"{chosen.settings_compared:,}",
                 spread_of(chosen, "loss", 4, "dev"),
             )
         )

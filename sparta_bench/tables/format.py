@@ -16,7 +16,8 @@ def mean_of(chosen: Chosen | None, metric: str, digits: int, unit: str = "") -> 
     """The mean over seeds of a test metric; a dash without a record, `failed` if all runs did."""
     if chosen is None or not chosen.runs:
         return FAILED if chosen is not None and chosen.failed else MISSING
-    return f"{SCALE[metric] * chosen.over_seeds('test', metric).mean:.{digits}f}{unit}"
+    mean = SCALE[metric] * chosen.over_seeds("test", metric).mean
+    return f"{mean:.{digits}f}{unit}{mark_of(chosen)}"
 
 
 def spread_of(
@@ -26,7 +27,13 @@ def spread_of(
     if chosen is None or not chosen.runs:
         return mean_of(chosen, metric, digits)
     spread = chosen.over_seeds(split, metric).times(SCALE[metric])
-    return spread_text(spread.mean, spread.std, digits) + (f" ({spread.n})" if with_n else "")
+    text = spread_text(spread.mean, spread.std, digits) + (f" ({spread.n})" if with_n else "")
+    return text + mark_of(chosen)
+
+
+def mark_of(chosen: Chosen) -> str:
+    """A star where a setting with fewer seeds looks better; the table's note names it."""
+    return "*" if chosen.ahead else ""
 
 
 def spread_over(values: Sequence[float], digits: int) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from sparta_bench.records.races import Setting
 from sparta_bench.records.record import Cell, Excluded, Record
 from sparta_bench.tables.protocol import reason_against
 
@@ -32,6 +33,17 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """A setting that was not compared, since it has fewer seeds, and whose dev loss is lower than
+    that of the one shown: on the same seeds if `paired`."""
+
+    runs: tuple[Record, ...]
+    loss: float
+    shown_loss: float
+    paired: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Chosen:
     """What stands in a cell. `runs` are of the best setting, by seed; empty if none completed."""
 
@@ -39,12 +51,22 @@ class Chosen:
     runs: tuple[Record, ...]
     settings_compared: int
     failed: int  # failed runs of any setting
+    stopped: int = 0  # runs of any setting that a race ended
+    # of the settings of a race (`search=race`): the status of each on its first seed, empty where
+    # it was not needed
+    raced: tuple[str, ...] = ()
+    ahead: Ahead | None = None
 
     def over_seeds(self, split: str, metric: str) -> Spread:
         """Of `dev` or `test`; loss in nats, accuracy 0 to 1, mcc -1 to 1."""
         values = [run.score(split, metric) for run in self.runs]
         std = statistics.stdev(values) if len(values) > 1 else None
         return Spread(statistics.fmean(values), std, len(values))
+
+    @property
+    def tried(self) -> int:
+        """How many settings took part: those compared, or those that a race has run."""
+        return sum(map(bool, self.raced)) or self.settings_compared
 
     @property
     def trained(self) -> float:
@@ -67,14 +89,17 @@ class Selection:
         return sum(len(chosen.runs) for chosen in self.cells.values())
 
 
-def select(records: Iterable[Record]) -> Selection:
+def select(records: Iterable[Record], races: Iterable[Sequence[Setting]] = ()) -> Selection:
     """Choose for each cell the setting with the lowest mean dev loss over its seeds.
 
     Only settings with as many seeds as the most of that cell are compared: the mean of one lucky
-    seed does not win over a mean of three. Records of one cell that differ in base model, data or
+    seed does not win over a mean of three. One with fewer seeds that is better on these is named
+    (`Chosen.ahead`): three seeds of a smoke test must not hide one of a real run. A run that a
+    race stopped stands for nothing. Records of one cell that differ in base model, data or
     method settings are no runs of one experiment: those of which there are most are taken, the
     others are left out.
     """
+    records = list(records)
     by_cell: dict[Cell, list[Record]] = defaultdict(list)
     selection = Selection({}, [], [])
     for record in records:
@@ -85,6 +110,14 @@ def select(records: Iterable[Record]) -> Selection:
             selection.excluded.append(Excluded(record.path, reason, record.cell))
     for cell, cell_records in by_cell.items():
         selection.cells[cell] = _best(cell, cell_records, selection)
+    by_run_id = {record.run_id: record for record in records}
+    for race in races:
+        first = [by_run_id.get(setting.first) for setting in race]
+        for cell in {record.cell for record in first if record is not None}:
+            if cell in selection.cells:
+                statuses = tuple(record.status if record else "" for record in first)
+                chosen = selection.cells[cell]
+                selection.cells[cell] = replace(chosen, raced=chosen.raced + statuses)
     return selection
 
 
@@ -97,11 +130,13 @@ def _best(cell: Cell, records: list[Record], selection: Selection) -> Chosen:
     protocols = Counter(record.protocol for record in records if record.status == "completed")
     # the first of equal counts: the order of paths, so that the choice does not change
     most = protocols.most_common(1)[0][0] if protocols else None
-    failed = 0
+    failed = stopped = 0
     by_setting: dict[str, dict[int, Record]] = defaultdict(dict)
     for record in records:
         if record.status == "failed":  # may not have come as far as its data
             failed += 1
+        elif record.status == "stopped":
+            stopped += 1
         elif record.protocol != most:
             exclude(
                 record, "other data, base model or settings of the method than most of its cell"
@@ -122,5 +157,22 @@ def _best(cell: Cell, records: list[Record], selection: Selection) -> Chosen:
     for setting in means:
         if setting != best:
             selection.not_selected.extend(by_setting[setting].values())
-    shown = tuple(sorted(by_setting[best].values(), key=lambda run: run.seed)) if means else ()
-    return Chosen(cell, shown, len(means), failed)
+    shown = by_setting[best] if means else {}
+    fewer = [_ahead(runs, shown) for setting, runs in by_setting.items() if setting not in means]
+    ahead = min(filter(None, fewer), key=lambda one: one.loss - one.shown_loss, default=None)
+    return Chosen(cell, _by_seed(shown), len(means), failed, stopped, ahead=ahead)
+
+
+def _ahead(runs: Mapping[int, Record], shown: Mapping[int, Record]) -> Ahead | None:
+    """A setting with fewer seeds than the one shown, if its dev loss is lower: over the seeds that
+    both have, or else over all of each."""
+    paired = runs.keys() & shown.keys()
+    loss, shown_loss = (
+        statistics.fmean(of[seed].score("dev", "loss") for seed in paired or of)
+        for of in (runs, shown)
+    )
+    return Ahead(_by_seed(runs), loss, shown_loss, bool(paired)) if loss < shown_loss else None
+
+
+def _by_seed(runs: Mapping[int, Record]) -> tuple[Record, ...]:
+    return tuple(runs[seed] for seed in sorted(runs))

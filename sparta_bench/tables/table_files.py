@@ -34,10 +34,12 @@ def summary(read: int, unread: Sequence[Excluded], selection: Selection) -> str:
     """How many records were found, used and left out, and why."""
     excluded = [*selection.excluded, *unread]
     failed = sum(chosen.failed for chosen in selection.cells.values())
+    stopped = sum(chosen.stopped for chosen in selection.cells.values())
+    raced = f"{stopped:,} stopped by a race, " if stopped else ""
     line = (
         f"{counted(read + len(unread), 'record')} found: {selection.used:,} used, "
         f"{len(selection.not_selected):,} of settings with a higher dev loss, "
-        f"{failed:,} failed, {len(excluded):,} left out."
+        f"{failed:,} failed, {raced}{len(excluded):,} left out."
     )
     return "\n".join([line, *(f"- left out, {reason}" for reason in reasons_of(excluded))])
 
@@ -123,6 +125,7 @@ def tables_as_json(
         "used": selection.used,
         "outdone": len(selection.not_selected),
         "failed": sum(chosen.failed for chosen in selection.cells.values()),
+        "stopped": sum(chosen.stopped for chosen in selection.cells.values()),
         "left_out": [{"path": str(one.path), "reason": one.reason} for one in excluded],
     }
     listed = [
