@@ -53,7 +53,7 @@ def _data(config: Config, context: int | None) -> tuple[dict[str, Any] | None, l
     try:
         splits = load_splits(task)
     except InputError as error:
-        if task.data_dir is not None or task.generated is not None:
+        if task.hub is None or task.data is not None or task.data_dir is not None:
             raise
         return None, list(error.lines)
     try:

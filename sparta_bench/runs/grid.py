@@ -20,7 +20,15 @@ from sparta_bench.records.record import LOCK, RESULT, RUNNING
 from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.lock import BusyError, agreed, is_held, tidy
 from sparta_bench.runs.outcome import Outcome
-from sparta_bench.runs.run import identify, name_of, run, run_folder, stamp_of, summary_line
+from sparta_bench.runs.run import (
+    advice,
+    identify,
+    name_of,
+    run,
+    run_folder,
+    stamp_of,
+    summary_line,
+)
 from sparta_bench.runs.time_estimates import Times, kinds_of
 from sparta_bench.text import as_duration, counted
 
@@ -58,7 +66,9 @@ def attempt(
 
 def _outcome(config: Config, record: dict[str, Any], path: Path, was_there: bool) -> Outcome:
     line = summary_line(config, record, path, was_there)
-    return Outcome("done" if record["status"] == "completed" else "failed", line)
+    if record["status"] != "completed":
+        return Outcome("failed", line)
+    return Outcome("done", line, advice(record.get("history"), config.train.learning_rate))
 
 
 def _failed(config: Config, reason: str) -> Outcome:

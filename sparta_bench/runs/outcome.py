@@ -11,10 +11,14 @@ from sparta_bench.errors import log
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, in a line for people; `refused`: its input was at fault, nothing was run."""
+    """How a run ended, in a line for people; `refused`: its input was at fault, nothing was run.
+
+    `advice` has a line where the run is done, and its training did not do what it should.
+    """
 
     kind: Literal["done", "failed", "refused"]
     line: str
+    advice: tuple[str, ...] = ()
 
 
 def show(outcome: Outcome) -> None:
@@ -23,3 +27,4 @@ def show(outcome: Outcome) -> None:
         log(*outcome.line.splitlines())
     elif os.environ.get("RANK", "0") == "0":
         print(outcome.line, flush=True)
+        log(*outcome.advice)
