@@ -71,13 +71,16 @@ WRONG: dict[str, tuple[str, ...]] = {
     "task.tsv.columns=a: must give each column a header name": ("task=sst2",),
     "task.tsv.positions=[1]: must give each column a place from 0, or null": ("task=cola",),
     f"task.tsv.fields=0: {NUMBERS} 1, or null": ("task=cola",),
-    "task.columns=[]: must be one or two column names": (),
-    "task.labels=[x]: must be two or more different names": (),
+    "task.columns=[]: must be one or two column names, or null": (),
+    "task.label_column=null: must be a text": (),
+    "task.data=5: must be a text, or null": (),
+    "task.labels=[x]: must be two or more different names, or null": (),
     "task.train_split=null: must be a text": (),
     "task.dev.split=null: must be a text": (),
-    "task.dev.take=first: must be all, last or random": (),
+    "task.dev.take=first: must be all, last, random or stratified": (),
     f"task.dev.examples=0: {NUMBERS} 1, or null": (),
-    "task.test_splits=[]: must be one or more different names": (),
+    "task.test_splits=[]: must be one or more different names, or null": (),
+    f"task.test_examples=0: {NUMBERS} 1, or null": (),
     f"task.draw_seed=-1: {NUMBERS} 0": (),
     f"task.max_train_examples=0: {NUMBERS} 1, or null": (),
     "task.cap_takes=last: must be first or random": (),
@@ -174,7 +177,8 @@ def flat(tree: dict[str, Any], prefix: str = "") -> list[str]:
         (["task.data_dir=/nope"], "task.data_dir=/nope: there is no such folder"),
         (
             ["task.generated=null"],
-            "task.data_dir=null: this task has no data elsewhere, so it needs a folder",
+            "task.data_dir=null: give a folder, a file (task.data=FILE) or a data set of the hub "
+            "(task.hub=NAME): this task has no data elsewhere",
         ),
         (
             ["task.dev.examples=null"],
@@ -303,9 +307,9 @@ CANNOT_READ = "the value has characters that need quotes"
         ("train=5", "train=5: no such train; known: default"),
         ("train=[default]", "train=[default]: no such train; known: default"),
         ("train=../method/lora", "train=../method/lora: no such train; known: default"),
-        ("task.dev=null", "task.dev=null: must have keys of its own"),
+        ("task.dev=5", "task.dev=5: must have keys of its own"),
         ("task.prompt=abc", "task.prompt=abc: must have keys of its own"),
-        ("task.hub=abc", "task.hub=abc: must have keys of its own"),
+        ("task.hub=5", "task.hub=5: must have keys of its own"),
         ("seed=1,2", "seed=1,2: several values are a grid, and need -m"),
         ("seed=range(1,3)", "seed=range(1,3): several values are a grid, and need -m"),
         ("seed=${nothing}", "seed=${nothing}: Interpolation key 'nothing' not found"),
@@ -641,7 +645,7 @@ def test_the_authors_variant_is_sparta_with_other_settings() -> None:
 
 def test_choices_leave_out_what_is_shared() -> None:
     assert choices("train") == ["default"]
-    assert "_base" not in choices("task") and len(choices("task")) == 16
+    assert "_base" not in choices("task") and len(choices("task")) == 17
     assert config_dir().name == "conf"
     assert isinstance(compose([]), Config)
 

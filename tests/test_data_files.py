@@ -290,7 +290,7 @@ def test_imdb_has_no_tsv_layout(tasks: dict[str, TaskConfig], tmp_path: Path) ->
     assert (texts(examples), examples.labels) == (["Good.", ""], [1, 0])
     assert fault(imdb, "test") == (
         f"task.data_dir={tmp_path}: no file for split test; "
-        "looked for test.parquet, test.jsonl, test.csv"
+        "looked for test.parquet, test.jsonl, test.csv, test.tsv"
     )
 
 

@@ -175,6 +175,25 @@ def test_a_run_from_the_hub_and_the_same_command_without_it(hub: Hub, command: C
 
 
 @pytest.mark.slow
+def test_a_data_set_of_the_hub_needs_no_file_of_conf(hub: Hub, command: Command) -> None:
+    words = ["task=own", "task.hub={path: nyu-mll/glue, name: sst2}", "task.test_examples=100"]
+    code, out, err = command(hub.url, "plan", "--json", *words, "task.columns=[sentence]")
+    assert (code, err) == (0, [])
+    planned = json.loads("\n".join(out))
+    assert planned["task"] == "glue"
+    assert planned["data"]["labels"] == {
+        "train": {"negative": 550, "positive": 550},
+        "dev": {"negative": 20, "positive": 20},
+        "test": {"negative": 50, "positive": 50},
+    }
+    # the hub's test set has no labels
+    _, out, _ = command(hub.url, "plan", *words[:2], "task.columns=[sentence]")
+    assert out[-1].startswith("nyu-mll/glue, split test, row 1: label -1 is none of 0 (negative)")
+    _, out, _ = command(hub.url, "plan", *words, "task.columns=[nope]")
+    assert "column nope is missing (there are: sentence, label, idx)" in out[-1]
+
+
+@pytest.mark.slow
 def test_other_runs_and_predictions_from_the_cache(hub: Hub, command: Command) -> None:
     assert command(hub.url, *GEMMA, *SHORT)[0] == 0
     (adapter,) = command.home.rglob("adapter")

@@ -26,6 +26,7 @@ from sparta_bench.files import write_json
 from sparta_bench.records.read import read_json
 from sparta_bench.records.record import identity_of
 from sparta_bench.runs.assets import AssetCache
+from sparta_bench.runs.grid import attempt
 from sparta_bench.runs.lock import CHECKPOINT
 from sparta_bench.runs.run import advice, identify, run, run_folder, summary_line
 from sparta_bench.training.loop import Training
@@ -409,21 +410,21 @@ def losses(*values: Any) -> list[dict[str, Any]]:
 
 
 def test_a_training_that_did_not_lower_the_dev_loss_says_what_to_try() -> None:
-    assert advice(losses(0.7, 0.5, 0.6), 1e-4) == []
-    assert advice(losses(0.7, 0.7, 0.701), 1e-5) == [
+    assert advice(losses(0.7, 0.5, 0.6), 1e-4) == ()
+    assert advice(losses(0.7, 0.7, 0.701), 1e-5) == (
         "dev loss has not fallen (from 0.7000 before training to 0.7010): try "
-        "train.learning_rate=1.0e-04"
-    ]
-    assert advice(losses(0.7, 0.8, 1.5), 1e-2) == [
+        "train.learning_rate=1.0e-04",
+    )
+    assert advice(losses(0.7, 0.8, 1.5), 1e-2) == (
         "dev loss has not fallen (from 0.7000 before training to 1.5000): try "
-        "train.learning_rate=1.0e-03"
-    ]
-    assert advice(losses(0.7, 0.5, 0.9), 3e-4) == [
+        "train.learning_rate=1.0e-03",
+    )
+    assert advice(losses(0.7, 0.5, 0.9), 3e-4) == (
         "dev loss ended above where it began (from 0.7000 before training to 0.9000; the scores "
-        "are those of its lowest, 0.5000): try train.learning_rate=1.0e-04, or train.patience=3"
-    ]
+        "are those of its lowest, 0.5000): try train.learning_rate=1.0e-04, or train.patience=3",
+    )
     for unreadable in (None, [], losses(0.7), losses(0.7, None), [1, 2]):
-        assert advice(unreadable, 1e-4) == []
+        assert advice(unreadable, 1e-4) == ()
 
 
 def test_a_guessed_rate_is_said_and_recorded(
@@ -431,10 +432,12 @@ def test_a_guessed_rate_is_said_and_recorded(
 ) -> None:
     word_tokenizer.save_pretrained(save_model(tmp_path / "mine"))
     config = quick(tmp_path, "model=local", f"model.path='{tmp_path / 'mine'}'")
-    record, path, was_there = run(config)
+    record, path, _ = run(config)
     assert record["guessed"] == {"train.learning_rate": config.train.learning_rate}
     said = f"train.learning_rate={config.train.learning_rate:g}: a guess from mine's size"
     assert said in capsys.readouterr().err
-    first, second = losses(0.7, 0.8)
-    line = summary_line(config, {**record, "history": [first, second]}, path, was_there)
-    assert line.splitlines()[1].startswith("dev loss has not fallen (from 0.7000 before training")
+    record["history"] = losses(0.7, 0.8)
+    write_json(path, record)
+    outcome, _ = attempt(config, AssetCache())
+    assert outcome.advice == advice(losses(0.7, 0.8), config.train.learning_rate)
+    assert outcome.line == summary_line(config, record, path, True)

@@ -75,7 +75,7 @@ def _data(config: Config) -> tuple[dict[str, Any] | None, list[str], list[dict[s
     try:
         splits = load_splits(task)
     except InputError as error:
-        if task.data_dir is not None or task.generated is not None:
+        if task.hub is None or task.data is not None or task.data_dir is not None:
             raise
         return None, list(error.lines), []
     try:

@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> None:
     device_of(options.device, f"evaluate: --device {options.device}")
     from sparta_bench.adapters.multi_head import MultiHead
     from sparta_bench.config.compose import compose
+    from sparta_bench.data.own_task import complete
     from sparta_bench.files import write_json
     from sparta_bench.inference.evaluate import as_text, evaluation_of, settings_for
 
@@ -57,7 +58,8 @@ def main(arguments: list[str]) -> None:
     else:
         chosen = {options.head or opened.about.task or "": opened}
     configs = [
-        compose(settings_for(loaded.about, settings, options.adapter)) for loaded in chosen.values()
+        complete(compose(settings_for(loaded.about, settings, options.adapter)))
+        for loaded in chosen.values()
     ]
     found = [
         {"head": name or config.task.name}

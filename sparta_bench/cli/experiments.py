@@ -106,8 +106,10 @@ def _options(arguments: list[str]) -> tuple[Namespace, list[str]]:
 def _grid(configs: list[Config], jobs: list[list[str]], overrides: list[str]) -> int:
     """All runs of a `-m` command line, here or through a launcher; a single run has no `jobs`."""
     quiet_libraries()
+    from sparta_bench.data.own_task import complete
     from sparta_bench.runs.launch import launch, launcher_of
 
+    configs = [complete(config) for config in configs]
     elsewhere = bool(jobs) and launcher_of(jobs[0]) is not None
     from sparta_bench.runs.grid import Grid
 
@@ -140,7 +142,7 @@ def _grid(configs: list[Config], jobs: list[list[str]], overrides: list[str]) ->
         return INTERRUPTED
     paths = [outcome.path for outcome in grid.outcomes if outcome.path is not None]
     records = [record for record in map(read_record, paths) if isinstance(record, Record)]
-    completed = [record for record in records if record.status == "completed"]  # others were stopped
+    completed = [record for record in records if record.status == "completed"]
     if len(completed) > 1:
         show_result(grid_text(completed))
     return _close(grid.outcomes)
@@ -155,7 +157,7 @@ def _show_single(overrides: list[str], outcome: Outcome) -> None:
     """A single run's result has room for more than a line."""
     record = read_record(outcome.path) if outcome.path else None
     if isinstance(record, Record):
-        show_result(run_text(record, overrides, outcome.was_there))
+        show_result(run_text(record, overrides, outcome.was_there), *outcome.advice)
     else:
         show(outcome)
 

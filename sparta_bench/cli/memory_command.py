@@ -107,9 +107,10 @@ def _setting(overrides: list[str], rows: int | None, tokens: int | None) -> Sett
     import torch
 
     from sparta_bench.analysis.bench.setting import Setting
+    from sparta_bench.data.own_task import complete
     from sparta_bench.models.source import load_architecture
 
-    config = compose(overrides)
+    config = complete(compose(overrides))
     device = torch.device("cpu" if config.device == "cpu" else "cuda")
     longest = config.task.max_train_tokens
     most = getattr(load_architecture(config.model), "max_position_embeddings", None)

@@ -29,8 +29,9 @@ def main(arguments: list[str]) -> None:
         )
     config = compose(overrides)
     from sparta_bench.analysis.plan import as_json, as_text, plan
+    from sparta_bench.data.own_task import complete
 
-    planned = plan(config)
+    planned = plan(complete(config))
     if "--json" in arguments:
         print(as_json(planned))
     else:

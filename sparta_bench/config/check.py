@@ -27,7 +27,10 @@ from sparta_bench.config.schema import (
 )
 from sparta_bench.errors import InputError, did_you_mean
 
+MAY_BE_NULL = ("task.hub", "task.tsv", "task.dev", "task.prompt")
+NOT_FOUND_YET = {"dev": Dev("", "all", None), "prompt": Prompt("", (), "", ())}
 Faults = dict[str, str]  # a line for each dotted key
+SOURCES = ("data", "data_dir", "hub", "generated")
 PARTS: dict[str, type] = {
     "model": ModelConfig, "task": TaskConfig, "train": TrainConfig, "search": SearchConfig,
     "task.dev": Dev, "task.prompt": Prompt, "task.hub": Hub, "task.tsv": Tsv,
@@ -51,6 +54,8 @@ def from_dict(composed: Mapping[str, Any]) -> Config:
     for group in ("method", "train"):
         if group in raw:
             raw[group] = _fold_numbers(raw[group])
+    if isinstance(raw.get("task"), Mapping):
+        raw["task"] = _named_task(raw["task"])
     faults = _shape_faults(raw)
     unknown_rate: Faults = {}
     if not faults.keys() & {"model", "task", "method", "train"}:
@@ -65,10 +70,14 @@ def from_dict(composed: Mapping[str, Any]) -> Config:
     faults |= _rule_faults(raw) | unknown_rate
     if _named_by_path(look_up(raw, "model")[1]):
         faults.pop("model.name", None)  # the line about model.path says enough
+    if not any(look_up(raw, f"task.{key}")[1] for key in ("name", *SOURCES)):
+        faults.pop("task.name", None)  # and so does that about the data
     _raise(raw, faults)
     task = dict(raw["task"])
     for key, kind in (("hub", Hub), ("tsv", Tsv), ("dev", Dev), ("prompt", Prompt)):
-        task[key] = None if task[key] is None else _made(kind, task[key])
+        task[key] = NOT_FOUND_YET.get(key) if task[key] is None else _made(kind, task[key])
+    for key in ("columns", "labels", "test_splits"):
+        task[key] = task[key] or []
     parts = {
         "model": _made(ModelConfig, raw["model"]),
         "task": _made(TaskConfig, task),
@@ -125,7 +134,7 @@ def _shape_faults(raw: Mapping[str, Any]) -> Faults:
     method = METHOD_CLASSES[name] if name in METHODS else None
     for key, kind in [("method", method), *PARTS.items()]:
         is_there, value = look_up(raw, key)
-        if not is_there or (value is None and key in ("task.hub", "task.tsv")):
+        if not is_there or (value is None and key in MAY_BE_NULL):
             continue
         if not isinstance(value, Mapping):
             faults[key] = f"{key}={show(value)}: must have keys of its own"
@@ -167,6 +176,22 @@ def _where_it_is(model: Mapping[str, Any]) -> dict[str, Any]:
     if name is None and is_text(path) and "\0" not in str(path):
         name = Path(str(path)).resolve().name
     return {**model, "name": name}
+
+
+def _named_task(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a data set of the hub in full, and name a task by its data where it has no name."""
+    task, hub = dict(task), task.get("hub")
+    if isinstance(hub, str):
+        hub = {"path": hub}
+    repository = None
+    if isinstance(hub, Mapping):
+        task["hub"] = {"name": None, "revision": "main", **hub}
+        repository = hub.get("path")
+    file = task.get("data") or task.get("data_dir")
+    source: Any = file or repository
+    if task.get("name") is None and is_text(source) and "\0" not in source:
+        task["name"] = Path(source).resolve().stem if file else source.rpartition("/")[2]
+    return task
 
 
 def _named_by_path(model: Any) -> bool:

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sparta_bench.config.rules import are_words, look_up, show
+from sparta_bench.errors import one_of
 from sparta_bench.files import why_no_folder, why_not_writable
+
+TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv")  # of the files that `task.data` may name
 
 
 def is_folder(path: str) -> bool:
@@ -32,6 +35,14 @@ def _model_path(path: str | None, hub_id: str | None, embedded: bool) -> str | N
     return None if is_model else "the folder has no config.json"
 
 
+def _data_file(path: str | None) -> str | None:
+    if path is None or (Path(path).is_file() and Path(path).suffix in TABLE_SUFFIXES):
+        return None
+    if not Path(path).is_file():
+        return "there is no such file"
+    return f"must be a file ending in {one_of(TABLE_SUFFIXES)}"
+
+
 def _dev_examples(examples: int | None, take: str) -> str | None:
     if (take == "all") == (examples is None):
         return None
@@ -40,8 +51,8 @@ def _dev_examples(examples: int | None, take: str) -> str | None:
     )
 
 
-def _answers(answers: list[str], labels: list[str]) -> str | None:
-    if len(answers) != len(labels):
+def _answers(answers: list[str], labels: list[str] | None) -> str | None:
+    if labels is not None and len(answers) != len(labels):
         return f"must hold one word for each of {len(labels)} labels"
     return None if len(set(answers)) == len(answers) else "two labels have the same word"
 
@@ -61,10 +72,26 @@ RELATIONS: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("model.path", "model.hub_id", "model.embedded"), _model_path),
     (("task.data_dir",), _folder_problem),
     (
-        ("task.data_dir", "task.hub", "task.generated"),
+        ("task.data_dir", "task.data", "task.hub", "task.generated"),
         lambda *sources: (
-            "this task has no data elsewhere, so it needs a folder"
-            if sources == (None, None, None)
+            "give a folder, a file (task.data=FILE) or a data set of the hub (task.hub=NAME): this "
+            "task has no data elsewhere"
+            if sources == (None,) * 4
+            else None
+        ),
+    ),
+    (("task.data",), _data_file),
+    (
+        ("task.data", "task.data_dir"),
+        lambda file, folder: (
+            "give either a file or a folder (task.data_dir)" if file and folder else None
+        ),
+    ),
+    (
+        ("task.test_examples", "task.test_splits"),
+        lambda examples, splits: (
+            "must be null where task.test_splits names the test set"
+            if examples and splits
             else None
         ),
     ),
@@ -73,19 +100,21 @@ RELATIONS: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
         ("task.dev.take", "task.dev.split", "task.train_split", "task.test_splits"),
         lambda take, split, train, test: (
             f"would leave nothing of split {split} to train on or test"
-            if take == "all" and split in (train, *test)
+            if take == "all" and split in (train, *(test or ()))
             else None
         ),
     ),
     (
         ("task.test_splits", "task.train_split"),
-        lambda test, train: "must not hold the training split" if train in test else None,
+        lambda test, train: "must not hold the training split" if train in (test or ()) else None,
     ),
     (("task.prompt.answers", "task.labels"), _answers),
     (
         ("task.prompt.fields", "task.columns"),
         lambda names, columns: (
-            f"must name each of {len(columns)} column(s)" if len(names) != len(columns) else None
+            f"must name each of {len(columns)} column(s)"
+            if columns and len(names) != len(columns)
+            else None
         ),
     ),
     (("method.targets", "method.name"), _targets),

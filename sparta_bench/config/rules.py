@@ -116,6 +116,7 @@ RULES: dict[str, Rule] = {
     "task.hub.path": TEXT,
     "task.hub.name": TEXT_OR_NULL,
     "task.hub.revision": TEXT,
+    "task.data": TEXT_OR_NULL,
     "task.data_dir": TEXT_OR_NULL,
     "task.generated": Rule(
         lambda v: v is None or v in TINY_TASKS, f"must be {one_of(TINY_TASKS)}, or null", TINY_TASKS
@@ -125,19 +126,26 @@ RULES: dict[str, Rule] = {
     "task.tsv.columns": Rule(_texts_by_name, "must give each column a header name"),
     "task.tsv.positions": or_null(Rule(_numbers_by_name, "must give each column a place from 0")),
     "task.tsv.fields": COUNT_OR_NULL,
-    "task.columns": Rule(
-        lambda v: are_words(v) and len(v) in (1, 2), "must be one or two column names"
+    "task.columns": or_null(
+        Rule(lambda v: are_words(v) and len(v) in (1, 2), "must be one or two column names")
     ),
-    "task.labels": Rule(
-        lambda v: are_words(v) and len(set(v)) == len(v) >= 2, "must be two or more different names"
+    "task.label_column": TEXT,
+    "task.labels": or_null(
+        Rule(
+            lambda v: are_words(v) and len(set(v)) == len(v) >= 2,
+            "must be two or more different names",
+        )
     ),
     "task.train_split": TEXT,
     "task.dev.split": TEXT,
-    "task.dev.take": _in("all", "last", "random"),
+    "task.dev.take": _in("all", "last", "random", "stratified"),
     "task.dev.examples": COUNT_OR_NULL,
-    "task.test_splits": Rule(
-        lambda v: are_words(v) and len(set(v)) == len(v), "must be one or more different names"
+    "task.test_splits": or_null(
+        Rule(
+            lambda v: are_words(v) and len(set(v)) == len(v), "must be one or more different names"
+        )
     ),
+    "task.test_examples": COUNT_OR_NULL,
     "task.draw_seed": COUNT_OR_0,
     "task.max_train_examples": COUNT_OR_NULL,
     "task.cap_takes": _in("first", "random"),

@@ -70,18 +70,24 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """The data, its splits and how a model reads it; see `conf/task/_base.yaml`."""
+    """The data, its splits and how a model reads it; see `conf/task/_base.yaml`.
+
+    Columns, labels, sets and prompt are empty until `data.own_task` has found them in the data.
+    """
 
     name: str
     hub: Hub | None
+    data: str | None
     data_dir: str | None
     generated: str | None
     tsv: Tsv | None
     columns: tuple[str, ...]
+    label_column: str
     labels: tuple[str, ...]
     train_split: str
     dev: Dev
     test_splits: tuple[str, ...]
+    test_examples: int | None
     draw_seed: int
     max_train_examples: int | None
     cap_takes: str

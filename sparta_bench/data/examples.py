@@ -52,24 +52,44 @@ NumberedRow = tuple[int, Mapping[str, Any] | BadRowError]
 
 def parse_label(value: Any, names: Sequence[str]) -> int:
     """A label's number from a number (1.0 as well: a column with gaps has them), its digits or
-    its name."""
-    word = value.strip() if isinstance(value, str) else None
-    if word in names:
-        return names.index(word)
+    its name. Names that are numbers are names alone."""
+    text = label_text(value)
+    word = text if isinstance(value, str | bool) else None
+    are_numbers = all(name.removeprefix("-").isdecimal() for name in names)
+    if text in names and (word is not None or are_numbers):
+        return names.index(text)
     # Python reads no number of thousands of digits
-    digits = word is not None and word.isascii() and word.isdigit() and len(word) < 20
+    digits = (
+        word is not None
+        and not are_numbers
+        and word.isascii()
+        and word.isdigit()
+        and len(word) < 20
+    )
     number = int(str(word)) if digits else value
     is_number = isinstance(number, int | float) and not isinstance(number, bool)
-    if is_number and number in range(len(names)):
+    if is_number and not are_numbers and number in range(len(names)):
         return int(number)
-    known = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
-    raise BadRowError(f"label {shown(repr(value))} is none of {known}")
+    known = ", ".join(
+        name if are_numbers else f"{number} ({name})" for number, name in enumerate(names)
+    )
+    raise BadRowError(f"label {shown(repr(value))} is none of {shown(known, 300)}")
+
+
+def label_text(value: Any) -> str | None:
+    """A label as the name that it has where names are found in the data: `1` for 1 and 1.0, `true`
+    for True. None where there is none."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value.strip() if isinstance(value, str) else None if value is None else str(value)
 
 
 def parse_row(row: Mapping[str, Any], task: TaskConfig) -> tuple[tuple[str, ...], int]:
-    """Texts and label of a row with the hub's column names. Raises BadRowError."""
-    texts = parse_texts(row, task.columns, "label")
-    return texts, parse_label(row["label"], task.labels)
+    """Texts and label of a row with the task's column names. Raises BadRowError."""
+    texts = parse_texts(row, task.columns, task.label_column)
+    return texts, parse_label(row[task.label_column], task.labels)
 
 
 def parse_texts(row: Mapping[str, Any], columns: Sequence[str], *others: str) -> tuple[str, ...]:

@@ -8,32 +8,56 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparta_bench.config.relations import TABLE_SUFFIXES
 from sparta_bench.config.schema import TaskConfig
 from sparta_bench.data.examples import BadRowError, Examples, NumberedRow, add_rows, is_unicode
 from sparta_bench.errors import InputError, reason_of, shown
 
-TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
 ROWS_AT_ONCE = 10_000  # of a parquet file, so that it is never in memory as a whole
 
 
 def read_split(task: TaskConfig, split: str) -> Examples:
-    """Read one raw split from `task.data_dir`. Raises InputError if no file holds it, a file cannot
-    be read, or (unless `task.on_bad_row=skip`) a row is bad: file, row number and rule."""
-    paths, examples = _find(task, split), Examples()
-    for path in paths:
-        read_table = _TABLE_READERS.get(path.suffix)
-        try:
-            rows = read_table(path) if read_table else _tsv_rows(path, task)
-            add_rows(examples, rows, task, path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    """Read one raw split from `task.data` or `task.data_dir`. Raises InputError if no file holds
+    it, a file cannot be read, or (unless `task.on_bad_row=skip`) a row is bad: file, row number and
+    rule."""
+    examples, first = Examples(), None
+    for path, rows in rows_of(task, split):
+        first = first or path
+        add_rows(examples, rows, task, path)
     if not examples:
         bad = f" ({examples.bad_rows} bad)" if examples.bad_rows else ""
-        raise InputError(f"{paths[0]}: split {split} has no usable rows{bad}")
+        raise InputError(f"{first}: split {split} has no usable rows{bad}")
     return examples
 
 
+def rows_of(task: TaskConfig, split: str) -> Iterator[tuple[Path, Iterator[NumberedRow]]]:
+    """The numbered rows of each file of a split. Raises InputError as `read_split` does."""
+    for path in _find(task, split):
+        yield path, _rows(path, task)
+
+
+def has_split(task: TaskConfig, split: str) -> bool:
+    """Whether `task.data_dir` has a file of a split."""
+    try:
+        return bool(_find(task, split))
+    except InputError:
+        return False
+
+
+def _rows(path: Path, task: TaskConfig) -> Iterator[NumberedRow]:
+    # GLUE's files have a description of their own; another .tsv has its columns' names in row 1
+    described = task.tsv is not None and path.suffix not in (".parquet", ".jsonl", ".csv")
+    try:
+        yield from _tsv_rows(path, task) if described else _TABLE_READERS[path.suffix](path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
 def _find(task: TaskConfig, split: str) -> list[Path]:
+    if task.data is not None:
+        if split == task.train_split:
+            return [Path(task.data)]
+        raise InputError(f"task.data={task.data}: is the file of split {task.train_split} alone")
     root = Path(str(task.data_dir))
     tried: list[str] = []
     if task.tsv is not None and split in task.tsv.files:
@@ -42,12 +66,13 @@ def _find(task: TaskConfig, split: str) -> list[Path]:
             if path.is_file():
                 return [path]
         tried.append(f"{task.tsv.folder}/{task.tsv.files[split]}")
+    suffixes = TABLE_SUFFIXES if task.tsv is None else TABLE_SUFFIXES[:-1]  # theirs are described
     names = [name for name in (task.name, task.hub.name if task.hub else None) if name]
     for folder in (root, *(root / name for name in names)):
-        for suffix in TABLE_SUFFIXES:
+        for suffix in suffixes:
             if paths := _files_of(folder, split, suffix):
                 return paths
-    tried += [f"{split}{suffix}" for suffix in TABLE_SUFFIXES]
+    tried += [f"{split}{suffix}" for suffix in suffixes]
     raise InputError(
         f"task.data_dir={task.data_dir}: no file for split {split}; looked for {', '.join(tried)}"
     )
@@ -101,6 +126,23 @@ def _tsv_rows(path: Path, task: TaskConfig) -> Iterator[NumberedRow]:
                 yield number, BadRowError(problem)
             else:
                 yield number, {name: fields[index] for name, index in positions.items()}
+
+
+def _tsv_table_rows(path: Path) -> Iterator[NumberedRow]:
+    """Tabs, no quoting, and the columns' names in the first line."""
+    names: list[str] = []
+    with path.open("rb") as file:
+        for number, line in numbered_lines(file):
+            fields = [] if isinstance(line, BadRowError) else line.split("\t")
+            if isinstance(line, BadRowError):
+                yield number, line
+            elif number == 1:
+                _refuse_twice(path, names := fields)
+            elif len(fields) != len(names):
+                problem = f"{len(fields)} tab-separated fields, where {len(names)} belong"
+                yield number, BadRowError(problem)
+            else:
+                yield number, dict(zip(names, fields, strict=True))
 
 
 def _refuse_twice(path: Path, header: Sequence[str]) -> None:
@@ -182,4 +224,9 @@ def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
         raise InputError(f"{path}: not readable as parquet: {reason_of(error)}") from None
 
 
-_TABLE_READERS = {".parquet": _parquet_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}
+_TABLE_READERS = {
+    ".parquet": _parquet_rows,
+    ".jsonl": _jsonl_rows,
+    ".csv": _csv_rows,
+    ".tsv": _tsv_table_rows,
+}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -36,7 +37,7 @@ def load_splits(task: TaskConfig) -> Splits:
     needed = dict.fromkeys([task.train_split, task.dev.split, *task.test_splits])
     raw = {split: _read(task, split) for split in needed}
     bad_rows = sum(examples.bad_rows for examples in raw.values())
-    dev_rows, others = _draw_dev(task, len(raw[task.dev.split]))
+    dev_rows, others = _draw_dev(task, raw[task.dev.split].labels)
     dev = raw[task.dev.split].select(dev_rows)
     raw[task.dev.split] = raw[task.dev.split].select(others)
     test = Examples()
@@ -44,6 +45,8 @@ def load_splits(task: TaskConfig) -> Splits:
         test.texts += raw[split].texts
         test.labels += raw[split].labels
     train = raw[task.train_split]
+    if task.test_examples is not None:
+        test, train = _draw_test(task, train)
     train = train.select(_capped(task, train.labels))
     return Splits(train, dev, test, bad_rows)
 
@@ -78,8 +81,21 @@ def stratified(labels: Sequence[int], wanted: int, seed: int) -> list[int]:
     return sorted(row for label in counts for row in draw.sample(rows_of[label], counts[label]))
 
 
-def _draw_dev(task: TaskConfig, rows: int) -> tuple[Sequence[int], Sequence[int]]:
+def _draw_test(task: TaskConfig, train: Examples) -> tuple[Examples, Examples]:
+    """The test set that is drawn from training, and what is left."""
+    wanted = task.test_examples or 0
+    if wanted >= len(train):
+        raise InputError(
+            f"task.test_examples={wanted}: training has only {len(train)} rows, and some must be "
+            "left"
+        )
+    drawn = stratified(train.labels, wanted, task.draw_seed)
+    return train.select(drawn), train.select(sorted({*range(len(train))} - {*drawn}))
+
+
+def _draw_dev(task: TaskConfig, labels: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
     """Numbers of the dev rows in their raw split, and of the others."""
+    rows = len(labels)
     if task.dev.take == "all":
         return range(rows), range(0)
     wanted = task.dev.examples or 0
@@ -90,12 +106,15 @@ def _draw_dev(task: TaskConfig, rows: int) -> tuple[Sequence[int], Sequence[int]
         )
     if task.dev.take == "last":
         return range(rows - wanted, rows), range(rows - wanted)
-    drawn = set(random.Random(task.draw_seed).sample(range(rows), wanted))
+    if task.dev.take == "stratified":
+        drawn = set(stratified(labels, wanted, task.draw_seed))
+    else:
+        drawn = set(random.Random(task.draw_seed).sample(range(rows), wanted))
     return sorted(drawn), [row for row in range(rows) if row not in drawn]
 
 
 def _read(task: TaskConfig, split: str) -> Examples:
-    if task.data_dir is not None:
+    if task.data is not None or task.data_dir is not None:
         return local_files.read_split(task, split)
     if task.generated is not None:
         generated = generate(task.generated)
@@ -104,7 +123,7 @@ def _read(task: TaskConfig, split: str) -> Examples:
         rows, source = generated[split], f"task.generated={task.generated}"
     else:
         assert task.hub is not None
-        rows, source = _hub_rows(task.hub, split), f"{task.hub.path}, split {split}"
+        rows, source = hub_rows(task.hub, split), f"{task.hub.path}, split {split}"
     examples = Examples()
     add_rows(examples, enumerate(rows, start=1), task, source)
     if not examples:
@@ -112,10 +131,16 @@ def _read(task: TaskConfig, split: str) -> Examples:
     return examples
 
 
-def _hub_rows(repository: Hub, split: str) -> Any:
+def hub_rows(repository: Hub, split: str) -> Any:
     """The rows of a split, at the revision asked for."""
-    try:
+    with _errors_of_hub(repository):
         return _prepared(repository).as_dataset(split=split)
+
+
+@contextmanager
+def _errors_of_hub(repository: Hub) -> Iterator[None]:
+    try:
+        yield
     except InputError:
         raise
     except Exception as error:  # the client raises many kinds, all of them about access or content
@@ -127,6 +152,12 @@ def _hub_rows(repository: Hub, split: str) -> Any:
         raise InputError(
             f"task.hub={repository.path}: cannot be loaded from the hub: {reason}. {ways}"
         ) from None
+
+
+def hub_splits(repository: Hub) -> list[str]:
+    """The names of a data set's splits, at the revision asked for."""
+    with _errors_of_hub(repository):
+        return [str(name) for name in _prepared(repository).info.splits]
 
 
 @lru_cache(maxsize=1)  # a task's splits are read one after the other

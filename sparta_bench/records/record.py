@@ -28,7 +28,7 @@ INCOMPLETE = "lacks a key of a record, or has one of another type"
 NOT_IN_RUN_ID = {
     "": ("results_dir", "cache_dir", "force", "save", "device", "search"),
     "model": ("path", "tokenizer", "hub_id", "revision", "shape", "embedded"),
-    "task": ("hub", "data_dir", "tsv", "generated", "on_bad_row"),
+    "task": ("hub", "data", "data_dir", "label_column", "tsv", "generated", "on_bad_row"),
     "train": ("checkpoint_every",),
 }
 
@@ -46,6 +46,8 @@ def identity_of(config: Mapping[str, Any], processes: int) -> dict[str, Any]:
         kept["task"].pop("prompt", None)  # not read
     if kept["task"].get("max_train_examples") is None or kept["task"].get("cap_takes") == "first":
         kept["task"].pop("cap_takes", None)  # as before there was the setting
+    if kept["task"].get("test_examples") is None:
+        kept["task"].pop("test_examples", None)
     if kept["task"].get("truncate_eval") is False:
         del kept["task"]["truncate_eval"]  # as before
     method = kept["method"]

@@ -136,7 +136,9 @@ def _without_paths(config: Config) -> Config:
     return replace(
         config,
         model=model_without_paths(config.model),
-        task=replace(config.task, data_dir=_name(config.task.data_dir)),
+        task=replace(
+            config.task, data=_name(config.task.data), data_dir=_name(config.task.data_dir)
+        ),
         results_dir=results_dir.name if results_dir.is_absolute() else config.results_dir,
         cache_dir=_name(config.cache_dir),
     )

@@ -21,7 +21,15 @@ from sparta_bench.runs.cell_race import CellRace, races_of
 from sparta_bench.runs.lock import BusyError, agreed, is_held, tidy
 from sparta_bench.runs.outcome import Outcome
 from sparta_bench.runs.race import share_done
-from sparta_bench.runs.run import identify, name_of, run, run_folder, stamp_of, summary_line
+from sparta_bench.runs.run import (
+    advice,
+    identify,
+    name_of,
+    run,
+    run_folder,
+    stamp_of,
+    summary_line,
+)
 from sparta_bench.runs.time_estimates import Times, kinds_of
 from sparta_bench.text import as_duration, counted
 
@@ -59,9 +67,12 @@ def attempt(
 
 def _outcome(config: Config, record: dict[str, Any], path: Path, was_there: bool) -> Outcome:
     line = summary_line(config, record, path, was_there)
-    if record["status"] not in ("completed", "stopped"):
+    if record["status"] == "stopped":
+        return Outcome("done", line, path, was_there)
+    if record["status"] != "completed":
         return Outcome("failed", line)
-    return Outcome("done", line, path, was_there)
+    more = advice(record.get("history"), config.train.learning_rate)
+    return Outcome("done", line, path, was_there, more)
 
 
 def _failed(config: Config, reason: str) -> Outcome:

@@ -26,9 +26,10 @@ def run_composed(composed: Any) -> Outcome:
     quiet_libraries()
     try:
         config = from_dict(to_plain(composed))
+        from sparta_bench.data.own_task import complete
         from sparta_bench.runs.grid import attempt
 
-        outcome, _ = attempt(config, assets())
+        outcome, _ = attempt(complete(config), assets())
     except InputError as error:
         outcome = Outcome("refused", "\n".join(error.lines))
     except KeyboardInterrupt:

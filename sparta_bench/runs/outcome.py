@@ -13,12 +13,16 @@ from sparta_bench.errors import fitted, log
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, in a line for people; `refused`: its input was at fault, nothing was run."""
+    """How a run ended, in a line for people; `refused`: its input was at fault, nothing was run.
+
+    `advice` has a line where the run is done, and its training did not do what it should.
+    """
 
     kind: Literal["done", "failed", "refused"]
     line: str
     path: Path | None = field(default=None, compare=False)  # of its record, where it is done
     was_there: bool = field(default=False, compare=False)
+    advice: tuple[str, ...] = ()
 
 
 def show(outcome: Outcome) -> None:
@@ -26,10 +30,12 @@ def show(outcome: Outcome) -> None:
     if outcome.kind == "refused":
         log(*outcome.line.splitlines())
     else:
-        show_result(fitted(outcome.line, sys.stdout))
+        show_result(fitted(outcome.line, sys.stdout), *outcome.advice)
 
 
-def show_result(text: str) -> None:
-    """Print to standard output; of several processes of a run only the main one does."""
+def show_result(text: str, *advice: str) -> None:
+    """Print to standard output, and advice as a warning; of several processes of a run only the
+    main one does."""
     if os.environ.get("RANK", "0") == "0":
         print(text, flush=True)
+        log(*advice)

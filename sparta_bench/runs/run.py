@@ -164,26 +164,26 @@ def summary_line(config: Config, record: dict[str, Any], path: Path, was_there: 
         f"accuracy {test['accuracy']:.2%}, mcc {test['mcc']:.3f}; "
         f"{parameters['trainable']:,} of {parameters['total']:,} scalars trained ({share:.3%}); "
         f"{done} → {path}"
-    ) + "".join(f"\n{line}" for line in advice(record.get("history"), config.train.learning_rate))
+    )
 
 
-def advice(history: Any, rate: float) -> list[str]:
+def advice(history: Any, rate: float) -> tuple[str, ...]:
     """Return a line where training did not lower the dev loss: what was seen, and what to try."""
     rows = history if isinstance(history, list) else []
     losses: list[Any] = [row.get("dev_loss") if isinstance(row, dict) else None for row in rows]
     if len(losses) < 2 or not all(map(is_number, losses)):  # a record may be from elsewhere
-        return []
+        return ()
     before, *after = losses
     if min(after) < before and after[-1] <= before:
-        return []
+        return ()
     seen = f"from {before:.4f} before training to {after[-1]:.4f}"
     if min(after) < before:
-        return [
+        return (
             f"dev loss ended above where it began ({seen}; the scores are those of its lowest, "
-            f"{min(after):.4f}): try train.learning_rate={rate / 3:.1e}, or train.patience=3"
-        ]
+            f"{min(after):.4f}): try train.learning_rate={rate / 3:.1e}, or train.patience=3",
+        )
     other = rate / 10 if after[-1] > before + MOVED else rate * 10
-    return [f"dev loss has not fallen ({seen}): try train.learning_rate={other:.1e}"]
+    return (f"dev loss has not fallen ({seen}): try train.learning_rate={other:.1e}",)
 
 
 def _make_folder(folder: Path) -> None:
