@@ -40,14 +40,15 @@ def main(arguments: list[str]) -> None:
         shared.check_folder("evaluate: --out", options.out.parent)
         if options.out.is_dir():
             raise InputError(f"evaluate: --out {options.out}: is a folder, and a file is written")
-    from sparta_bench.devices import device_of
+    from sparta_bench.devices import device_kind, heavy_imports
 
-    device_of(options.device, f"evaluate: --device {options.device}")
-    from sparta_bench.adapters.multi_head import MultiHead
-    from sparta_bench.config.compose import compose
-    from sparta_bench.data.own_task import complete
-    from sparta_bench.files import write_json
-    from sparta_bench.inference.evaluate import as_text, evaluation_of, settings_for
+    device_kind(options.device, f"evaluate: --device {options.device}")
+    with heavy_imports():
+        from sparta_bench.adapters.multi_head import MultiHead
+        from sparta_bench.config.compose import compose
+        from sparta_bench.data.own_task import complete
+        from sparta_bench.files import write_json
+        from sparta_bench.inference.evaluate import as_text, evaluation_of, settings_for
 
     settings = options.settings
     if options.device != "auto":

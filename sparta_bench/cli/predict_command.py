@@ -56,21 +56,22 @@ def main(arguments: list[str]) -> None:
     if options.texts and options.file is not None:
         raise InputError(f"predict: --file {options.file} and texts on the command line")
     check_there([options.adapter])
-    from sparta_bench.devices import device_of
+    from sparta_bench.devices import device_of, heavy_imports
 
-    device = device_of(options.device, f"predict: --device {options.device}")
-    from sparta_bench.adapters.multi_head import MultiHead
-    from sparta_bench.inference.predict import (
-        as_json,
-        as_text,
-        lines_of,
-        move,
-        one_reading,
-        predict_heads,
-        read_texts,
-        ready,
-    )
-    from sparta_bench.inference.predict import predict as predictions
+    with heavy_imports():
+        device = device_of(options.device, f"predict: --device {options.device}")
+        from sparta_bench.adapters.multi_head import MultiHead
+        from sparta_bench.inference.predict import (
+            as_json,
+            as_text,
+            lines_of,
+            move,
+            one_reading,
+            predict_heads,
+            read_texts,
+            ready,
+        )
+        from sparta_bench.inference.predict import predict as predictions
 
     jsonl = options.jsonl_input or str(options.file).endswith(".jsonl")
     loaded = open_adapter(options)

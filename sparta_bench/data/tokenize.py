@@ -70,15 +70,18 @@ class Encoded:
         """
         import torch
 
-        longest = max(len(self.ids[row]) for row in rows)
-        input_ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-        mask = torch.zeros(len(rows), longest, dtype=torch.int64)
-        for index, row in enumerate(rows):
-            ids = self.ids[row]
-            input_ids[index, : len(ids)] = torch.from_numpy(ids)
+        every = [self.ids[row] for row in rows]
+        input_ids = np.zeros((len(rows), max(map(len, every))), dtype=np.int64)
+        mask = np.zeros_like(input_ids)
+        for index, ids in enumerate(every):
+            input_ids[index, : len(ids)] = ids
             mask[index, : len(ids)] = 1
         labels = torch.tensor([self.labels[row] for row in rows])
-        return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+        return {
+            "input_ids": torch.from_numpy(input_ids),
+            "attention_mask": torch.from_numpy(mask),
+            "labels": labels,
+        }
 
 
 @dataclass

@@ -10,6 +10,7 @@ from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from sparta_bench.config.schema import Config, ModelConfig
+from sparta_bench.devices import heavy_imports
 from sparta_bench.errors import InputError, log
 from sparta_bench.files import json_of
 from sparta_bench.models.answers import answer_tokens, vocabulary_rows
@@ -63,17 +64,18 @@ def load_backbone(model: ModelConfig, dtype: torch.dtype) -> Any:
     for path in checkpoint_files(label, folder):
         _refuse_quantised(label, path)
     try:
-        backbone, report = with_attention(
-            lambda attention: AutoModel.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation=attention,
-                use_safetensors=True,  # never a pickle
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # refused below, by name
-                output_loading_info=True,
+        with heavy_imports():  # of the model's own code
+            backbone, report = with_attention(
+                lambda attention: AutoModel.from_pretrained(
+                    folder,
+                    dtype=dtype,
+                    attn_implementation=attention,
+                    use_safetensors=True,  # never a pickle
+                    trust_remote_code=False,
+                    ignore_mismatched_sizes=True,  # refused below, by name
+                    output_loading_info=True,
+                )
             )
-        )
     except Exception as error:  # the libraries raise many kinds for broken or missing files
         raise cannot_be_loaded(model, error) from None
     _check_report(label, report)

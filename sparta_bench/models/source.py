@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparta_bench.config.schema import ModelConfig
 from sparta_bench.data.prompts import SEP_TOKEN, Reading
+from sparta_bench.devices import heavy_imports
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.files import hash_of, json_of, sha256_of
 
@@ -76,7 +77,8 @@ def load_architecture(model: ModelConfig) -> PreTrainedConfig:
     InputError
         If there is neither, or the folder's shape is not the one that the YAML states.
     """
-    from transformers import AutoConfig
+    with heavy_imports():
+        from transformers import AutoConfig
 
     if not is_local(model) and model.shape is not None:
         shape = dict(model.shape)
@@ -119,7 +121,8 @@ def load_tokenizer(model: ModelConfig, task: Reading) -> Any:
     folder = Path(model.tokenizer) if model.tokenizer else folder_of(model)
     label = f"model.tokenizer={folder}" if model.tokenizer else label_of(model)
     _check_tokenizer_files(label, folder)
-    from transformers import AutoTokenizer
+    with heavy_imports():
+        from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

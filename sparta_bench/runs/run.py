@@ -14,7 +14,7 @@ from typing import Any
 
 from sparta_bench.config.rules import is_number
 from sparta_bench.config.schema import Config
-from sparta_bench.devices import accelerator_of, set_threads
+from sparta_bench.devices import accelerator_of, heavy_imports, set_threads
 from sparta_bench.errors import InputError, log
 from sparta_bench.files import hash_of, write_json
 from sparta_bench.records.read import look_into
@@ -50,7 +50,8 @@ def run(
     that another process has written since `before` is taken also where the run has failed or
     `force` is set.
     """
-    from sparta_bench.runs.experiment import RunInterrupted, execute
+    with heavy_imports():
+        from sparta_bench.runs.experiment import RunInterrupted, execute
 
     assets = AssetCache() if assets is None else assets
     spec = resolve(config, assets)
