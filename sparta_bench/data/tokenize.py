@@ -108,6 +108,7 @@ def encode_splits(config: Config, splits: Splits, tokenizer: Any) -> EncodedSpli
         "longest_train_tokens": max(lengths),
         "longest_eval_tokens": max(dev.lengths() + test.lengths()),
         "mean_train_tokens": round(float(np.mean(lengths)), 2),
+        "mean_eval_tokens": round(float(np.mean(dev.lengths() + test.lengths())), 2),
         "shared_prefix_tokens": shared_prefix_length(train.ids, dev.ids, test.ids),
         "unknown_train_share": _unknown_share(train, tokenizer),
         "empty_texts": {

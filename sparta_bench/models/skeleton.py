@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
+from sparta_bench.models.counts import empty_backbone
+
 
 def skeleton(architecture: Any) -> nn.Module | None:
     """Return a module whose tensors have the names and shapes of the backbone's, on the meta
@@ -46,7 +48,15 @@ def skeleton(architecture: Any) -> nn.Module | None:
         backbone.layers = nn.ModuleList(layer() for _ in range(architecture.num_hidden_layers))
         backbone.norm = nn.RMSNorm(hidden)
     backbone.config = architecture
+    backbone._supports_attention_backend = True  # as both say, for `tokens_once.cannot_share`
+    backbone.config._attn_implementation = "sdpa"
     return backbone  # type: ignore[no-any-return]
+
+
+def skeleton_or_empty(architecture: Any) -> nn.Module:
+    """The same of any architecture, from transformers' class where need be. Raises InputError if
+    that cannot make a model of these settings."""
+    return skeleton(architecture) or empty_backbone(architecture)
 
 
 def _linear(sizes: dict[str, tuple[int, int]]) -> nn.Module:

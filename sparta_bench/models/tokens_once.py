@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparta_bench.config.schema import LoraConfig, MethodConfig, TrainConfig
 from sparta_bench.errors import reason_of
 from sparta_bench.models.classifier import Classifier, last_token, logits_of, pooled
 from sparta_bench.models.last_layer import (
@@ -94,6 +95,21 @@ def _refuse_other_inputs(ids: Tensor, tokens: int, mask: Tensor, last: Tensor) -
     torch._assert_async(  # type: ignore[no-untyped-call]
         same & right, f"inputs that do not share {tokens} tokens, or are padded on the left"
     )
+
+
+def draws_dropout(train: TrainConfig, method: MethodConfig) -> bool:
+    """Whether training draws dropout in the backbone."""
+    return train.dropout > 0 or (isinstance(method, LoraConfig) and method.lora_dropout > 0)
+
+
+def planned(
+    backbone: nn.Module, train: TrainConfig, method: MethodConfig, prefix_tokens: int
+) -> TokensOnce:
+    """What a run computes if no difference is found; the backbone may have shapes alone."""
+    if train.share_prefix is False:
+        return TokensOnce()
+    draws = draws_dropout(train, method)
+    return tokens_once(backbone, train.share_prefix, prefix_tokens, draws)[0]
 
 
 def choose(

@@ -9,7 +9,6 @@ from typing import Any
 
 from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.adapters.whole_model import check_whole, write_whole
-from sparta_bench.config.schema import LoraConfig
 from sparta_bench.data.batches import BatchSource, evaluation_batches
 from sparta_bench.data.tokenize import (
     EncodedSplits,
@@ -34,7 +33,7 @@ from sparta_bench.models.features import (
     is_deterministic,
 )
 from sparta_bench.models.source import is_local
-from sparta_bench.models.tokens_once import TokensOnce, choose
+from sparta_bench.models.tokens_once import TokensOnce, choose, draws_dropout
 from sparta_bench.records.record import PROTOCOL, SAVED
 from sparta_bench.records.write import (
     Findings,
@@ -49,9 +48,9 @@ from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.lock import CHECKPOINT, agreed
 from sparta_bench.sparta import store
 from sparta_bench.training.checkpoint import Checkpoint
-from sparta_bench.training.evaluation import evaluation_batch_size
 from sparta_bench.training.loop import Training
 from sparta_bench.training.progress import ProgressReporter, watched
+from sparta_bench.training.steps import evaluation_batch_size
 
 MOST_UNKNOWN = 0.05  # of the training tokens, before a warning
 
@@ -134,7 +133,7 @@ def _tokens_once(spec: RunSpec, classifier: Classifier, data: EncodedSplits) -> 
     train, method = spec.config.train, spec.config.method
     if train.share_prefix is False:
         return None
-    draws = train.dropout > 0 or (isinstance(method, LoraConfig) and method.lora_dropout > 0)
+    draws = draws_dropout(train, method)
     batch = shortest_and_longest(data.train)
     on_device = {name: tensor.to(spec.accelerator.device) for name, tensor in batch.items()}
     prefix = data.summary["shared_prefix_tokens"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel
 
 from sparta_bench.config.compose import compose
@@ -16,17 +16,20 @@ from sparta_bench.models.classifier import Classifier, checkpoint_gradients, ran
 from sparta_bench.models.dropout import no_dropout
 from sparta_bench.models.dtypes import Precision, precision_of
 from sparta_bench.models.source import load_architecture
+from sparta_bench.models.tokens_once import TokensOnce, planned
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A model shape and a batch: `rows` examples of `tokens` tokens each, without padding."""
+    """A model shape and a batch: `rows` examples of `tokens` tokens each, without padding. All
+    begin with the same `shared_tokens`."""
 
     overrides: tuple[str, ...]
     config: Config
     device: torch.device
     rows: int
     tokens: int
+    shared_tokens: int = 0
 
     @property
     def precision(self) -> Precision:
@@ -61,14 +64,26 @@ class Setting:
         classifier = Classifier(backbone, head.to(self.device, self.precision.trained_dtype))
         return classifier.requires_grad_(False).train()
 
+    def as_in_a_run(self) -> Classifier:
+        """Return the classifier, which computes of a batch what a run does."""
+        classifier = self.classifier()
+        classifier.pool = self.once(classifier.backbone).pooled
+        return classifier
+
+    def once(self, backbone: nn.Module) -> TokensOnce:
+        """Return what of a batch a run computes on a backbone, which may have shapes alone."""
+        return planned(backbone, self.config.train, self.config.method, self.shared_tokens)
+
     def batch(self) -> dict[str, Tensor]:
         """Return random tokens and labels, always the same ones."""
         draw = torch.Generator().manual_seed(self.config.seed)
         vocabulary = load_architecture(self.config.model).vocab_size
         classes = len(self.config.task.labels)
         shape = (self.rows, self.tokens)
+        ids = torch.randint(vocabulary, shape, generator=draw)
+        ids[:, : self.shared_tokens] = ids[0, : self.shared_tokens].clone()
         batch = {
-            "input_ids": torch.randint(vocabulary, shape, generator=draw),
+            "input_ids": ids,
             "attention_mask": torch.ones(shape, dtype=torch.int64),
             "labels": torch.randint(classes, (self.rows,), generator=draw),
         }
