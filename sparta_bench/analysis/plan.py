@@ -11,7 +11,7 @@ import torch
 
 from sparta_bench.analysis.memory.formula import paper_formula_bytes
 from sparta_bench.analysis.run_cost import Cost, cost_of
-from sparta_bench.config.lengths import Lengths, lengths_of
+from sparta_bench.config.lengths import Lengths, lengths_for
 from sparta_bench.config.presets import preset_rows
 from sparta_bench.config.schema import Config
 from sparta_bench.data.splits import load_splits
@@ -69,7 +69,7 @@ def plan(
 def _lengths(config: Config, data: dict[str, Any] | None) -> Lengths | None:
     """What the data says, else what `conf/lengths.csv` says of the task."""
     if data is None or data.get("mean_train_tokens") is None:
-        return lengths_of(config.task.name, config.model.kind)
+        return lengths_for(config)
     mean = data["mean_train_tokens"]
     sizes = (data["train"], data["dev"], data["test"])
     return Lengths(*sizes, mean, data["mean_eval_tokens"], data["shared_prefix_tokens"], "data")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from sparta_bench.config.lengths import Lengths, lengths_of
+from sparta_bench.config.lengths import Lengths, lengths_for
 from sparta_bench.config.schema import Config
 from sparta_bench.models.counts import count_parameters
 from sparta_bench.models.dtypes import precision_of
@@ -101,7 +101,7 @@ def estimated_seconds(configs: Iterable[Config], device: str | None) -> Range | 
     costs: dict[str, Range | None] = {}
     total = Range(0.0, 0.0)
     for config in configs:
-        lengths = lengths_of(config.task.name, config.model.kind)
+        lengths = lengths_for(config)
         if lengths is None or device is None:
             return None
         if config.model.name not in backbones:

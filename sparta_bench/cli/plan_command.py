@@ -8,7 +8,7 @@ from functools import partial
 
 from sparta_bench.cli import options as shared
 from sparta_bench.config.compose import compose, compose_all
-from sparta_bench.config.lengths import lengths_of
+from sparta_bench.config.lengths import lengths_for
 from sparta_bench.config.sweeps import sweep_jobs
 from sparta_bench.errors import InputError
 
@@ -57,8 +57,8 @@ def _sweeps(options: argparse.Namespace) -> None:
     jobs = {name: sweep_jobs([f"+sweep={name}", *others]) for name in names}
     jobs = jobs or {"-m": sweep_jobs(others)}
     configs = {name: compose_all(of_sweep) for name, of_sweep in jobs.items()}
-    kinds = {(c.task.name, c.model.kind) for some in configs.values() for c in some}
-    unknown = sorted({task for task, kind in kinds if lengths_of(task, kind) is None})
+    tasks = {c.task.name: c for some in configs.values() for c in some}
+    unknown = sorted(task for task, config in tasks.items() if lengths_for(config) is None)
     if unknown:
         raise InputError(
             f"plan -m: conf/lengths.csv has no row for task={', task='.join(unknown)}, and no time "
@@ -76,7 +76,7 @@ def _sweeps(options: argparse.Namespace) -> None:
             [
                 Priced(config, job, length)
                 for config, job in zip(configs[name], jobs[name], strict=True)
-                if (length := lengths_of(config.task.name, config.model.kind))
+                if (length := lengths_for(config))
             ],
             device,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sparta_bench.config.conf_folder import config_dir
+from sparta_bench.config.schema import Config
 
 
 class Lengths(NamedTuple):
@@ -27,6 +28,15 @@ class Lengths(NamedTuple):
 def lengths_of(task: str, kind: str) -> Lengths | None:
     """Those in `conf/lengths.csv`; None for a task that is not there."""
     return _rows(config_dir() / "lengths.csv").get((task, kind))
+
+
+def lengths_for(config: Config) -> Lengths | None:
+    """The same for a run, which may train on the first examples alone."""
+    lengths = lengths_of(config.task.name, config.model.kind)
+    most = config.task.max_train_examples
+    if lengths is None or most is None:
+        return lengths
+    return lengths._replace(train=min(lengths.train, most))
 
 
 @cache

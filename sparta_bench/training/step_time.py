@@ -107,11 +107,7 @@ def update_seconds(device: str, scalars: int, trained_dtype: str) -> Range:
 def basis_of(device: str) -> str:
     """Where an estimate is from, for people."""
     if device == "cpu":
-        return f"from FLOPs, at the speed measured on one and two threads; {_threads()}"
+        return "from FLOPs, at the speed measured on a thread or two of another CPU"
     how = "measured on it" if DEVICES[device].measured else "measured on an H200, assumed here"
     low, high = (f"{100 * share:.0f}" for share in SHARE_OF_PEAK)
     return f"from FLOPs, at {low} to {high} % of {DEVICES[device].tflops:.0f} TFLOP/s: {how}"
-
-
-def _threads() -> str:
-    return f"torch has {torch.get_num_threads()} here"
