@@ -91,6 +91,14 @@ def _threads_at_start() -> int:
     return torch.get_num_threads()
 
 
+def threads_for(config: Config) -> int:
+    """How many threads `set_threads` gives a run of this configuration, without torch."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked):
+        return int(asked)
+    return 1 if config.model.embedded else len(os.sched_getaffinity(0))
+
+
 def set_threads(config: Config) -> None:
     """Compute an embedded model on one thread of the CPU: its tensors are so small that two threads
     wait for each other, on busy cores for minutes. OMP_NUM_THREADS decides where it is set."""

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sparta_bench.analysis.memory.formula import paper_formula_bytes
+from sparta_bench.analysis.run_cost import Cost, cost_of
+from sparta_bench.config.lengths import Lengths, lengths_for
 from sparta_bench.config.presets import preset_rows
-from sparta_bench.config.schema import Config, ModelConfig
+from sparta_bench.config.schema import Config
 from sparta_bench.data.classes import as_line, check_classes, class_counts
 from sparta_bench.data.splits import load_splits
 from sparta_bench.data.tokenize import Encoded, encode_splits
+from sparta_bench.devices import device_kind
 from sparta_bench.errors import InputError, log, one_line
 from sparta_bench.models.answers import answer_tokens
-from sparta_bench.models.counts import Shapes, count_parameters, empty_backbone, shapes_of
-from sparta_bench.models.decoder_shapes import known_context, known_shapes
+from sparta_bench.models.counts import count_parameters
+from sparta_bench.models.decoder_shapes import known_context, shapes_for
 from sparta_bench.models.plain_tokenizer import PlainTokenizer
 from sparta_bench.models.source import (
     context_of,
@@ -23,22 +28,33 @@ from sparta_bench.models.source import (
     load_architecture,
     load_tokenizer,
 )
+from sparta_bench.text import as_duration
+from sparta_bench.training.step_time import DEVICES, basis_of, device_named, is_named
 from sparta_bench.training.steps import plan_steps
 
 SETS = ("train", "dev", "test")
 
 
-def plan(config: Config) -> dict[str, Any]:
-    """Return counts, lengths, steps and memory of an experiment, named as in the result record.
+def plan(
+    config: Config,
+    gpu: str | None = None,
+    recorded: Callable[[Callable[[str], bool]], float | None] = lambda is_device: None,
+) -> dict[str, Any]:
+    """Return counts, lengths, steps, work, time and memory of an experiment, named as in the result
+    record.
 
-    Where the hub's data or tokenizer cannot be reached, `data` or its token counts are None, and
-    `unavailable` says why. Raises InputError if something local cannot be used, or the method does
-    not fit.
+    `gpu` is a device of `step_time.DEVICES`, None for the one that there is; `recorded` gives the
+    seconds of runs like this one on devices whose names it is told to take. Where the hub's data or
+    tokenizer cannot be reached, `data` or its token counts are None, and `unavailable` says why.
+    Raises InputError if something local cannot be used, or the method does not fit.
     """
-    shapes = _shapes(config.model)
+    device = device_named(gpu, "cpu" if config.device == "cpu" else device_kind("auto", ""))
+    shapes = shapes_for(config.model)
     counts = count_parameters(shapes, len(config.task.labels), config.method)
     data, unavailable, inputs = _data(config)
     steps = plan_steps(data["train"], config.train).steps if data else None
+    lengths = _lengths(config, data)
+    cost = cost_of(config, shapes, lengths, device) if lengths else None
     return {
         "model": config.model.name,
         "task": config.task.name,
@@ -51,14 +67,11 @@ def plan(config: Config) -> dict[str, Any]:
         "learning_rate": config.train.learning_rate,
         "epochs": config.train.epochs,
         "presets": preset_rows(config),
+        "work": cost and lengths and _work(cost, lengths),
+        "time": cost and _time(cost, device, recorded),
         "memory_bytes": paper_formula_bytes(counts, config.method.name),
         "unavailable": unavailable,
     }
-
-
-def _shapes(model: ModelConfig) -> Shapes:
-    known = known_shapes(model)
-    return known or shapes_of(empty_backbone(load_architecture(model)))
 
 
 def _tokenizer(config: Config) -> Any:
@@ -67,6 +80,42 @@ def _tokenizer(config: Config) -> Any:
     if is_plain and task.separator == "newline":
         return PlainTokenizer(folder_of(model))
     return load_tokenizer(model, task)
+
+
+def _lengths(config: Config, data: dict[str, Any] | None) -> Lengths | None:
+    """What the data says, else what `conf/lengths.csv` says of the task."""
+    if data is None or data.get("mean_train_tokens") is None:
+        return lengths_for(config)
+    mean = data["mean_train_tokens"]
+    sizes = (data["train"], data["dev"], data["test"])
+    return Lengths(*sizes, mean, data["mean_eval_tokens"], data["shared_prefix_tokens"], "data")
+
+
+def _work(cost: Cost, lengths: Lengths) -> dict[str, Any]:
+    return {
+        "step_flops": cost.step_flops,
+        "step_flops_in_full": cost.whole_step_flops,
+        "saved_share": cost.saved,
+        "shared_prefix_tokens": lengths.shared,
+        "tokens_once": cost.once._asdict(),
+        "lengths": lengths.source,
+    }
+
+
+def _time(
+    cost: Cost,
+    device: str | None,
+    recorded: Callable[[Callable[[str], bool]], float | None],
+) -> dict[str, Any] | None:
+    if device is None or cost.seconds is None:
+        return None
+    title = DEVICES[device].title
+    if (seconds := recorded(partial(is_named, device))) is not None:
+        basis = "by what such runs took"
+        return {"device": title, "low_seconds": seconds, "high_seconds": seconds, "basis": basis}
+    low, high = cost.seconds
+    basis = f"an estimate {basis_of(device)}"
+    return {"device": title, "low_seconds": low, "high_seconds": high, "basis": basis}
 
 
 def _data(config: Config) -> tuple[dict[str, Any] | None, list[str], list[dict[str, str]]]:
@@ -124,6 +173,12 @@ def as_text(planned: dict[str, Any]) -> str:
         "training",
         {key: planned[key] for key in ("batch_size", "learning_rate", "epochs", "steps")},
     )
+    if work := planned["work"]:
+        lines += _section("work", _work_values(work, planned["method"]))
+    if time := planned["time"]:
+        low, high = (as_duration(time[key]) for key in ("low_seconds", "high_seconds"))
+        about = f"about {low}" if low == high else f"{low} to {high}"
+        lines += _section("time", {time["device"]: f"{about}, {time['basis']}"})
     rows = planned["presets"]
     lines += _section(
         "presets", {row: [key for key in rows if rows[key] == row] for row in rows.values()}
@@ -133,6 +188,20 @@ def as_text(planned: dict[str, Any]) -> str:
         {name: size / 1e9 for name, size in planned["memory_bytes"].items()},
     )
     return "\n".join([*lines, *planned["unavailable"]])
+
+
+def _work_values(work: dict[str, Any], method: str) -> dict[str, Any]:
+    once = work["tokens_once"]
+    values: dict[str, Any] = {
+        "TFLOP a step": work["step_flops"] / 1e12,
+        "saved by computing each token once": f"{work['saved_share']:.0%}",
+        "tokens that all inputs begin with": work["shared_prefix_tokens"],
+    }
+    if once["prefix_tokens"] and not once["in_training"]:
+        values["computed once"] = "in evaluation alone: training draws dropout"
+    if work["lengths"] != "data":
+        values["lengths"] = f"{work['lengths']}, from conf/lengths.csv"
+    return values
 
 
 def _section(title: str, values: dict[str, Any]) -> list[str]:

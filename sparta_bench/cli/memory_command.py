@@ -20,7 +20,10 @@ MODELS = ("gemma-2b", "mistral-7b")  # where nobody names one
 TASK = "imdb"  # the longest texts of the paper's, and Table 12's batch sizes
 GPUS = (24, 40, 80)
 # What an override may change; all other keys change nothing here.
-GROUPS, KEYS = ("model", "task"), ("device", "train.trained_dtype", "train.batch_size")
+GROUPS, KEYS = (
+    ("model", "task"),
+    ("device", "train.trained_dtype", "train.batch_size", "train.share_prefix"),
+)
 # why others may not
 REFUSED = {
     "method": "shows all methods",
@@ -55,6 +58,8 @@ def _parser() -> shared.Parser:
         parser,
         rows="rows of the batch (train.batch_size)",
         tokens="tokens of each row (task.max_train_tokens)",
+        shared_tokens="tokens that all rows begin with, as an instruction model's do; from 8 on "
+        "they are computed once where no dropout is drawn (none)",
     )
     text = f"sizes of GPUs in GiB ({','.join(map(str, GPUS))})"
     parser.add_argument("--gpu-gib", metavar="N,N", type=_sizes, default=GPUS, help=text)
@@ -82,7 +87,9 @@ def main(arguments: list[str]) -> None:
 def _findings(options: argparse.Namespace) -> dict[str, Any]:
     from sparta_bench.analysis.memory import findings
 
-    settings = settings_of(options.overrides, options.rows, options.tokens)
+    settings = settings_of(
+        options.overrides, options.rows, options.tokens, options.shared_tokens or 0
+    )
     measurable = _measurable(settings, options) if options.measure else []
     known = [findings.estimates_of(setting) for setting in settings]
     extra = [setting for setting in measurable if setting not in settings]
@@ -96,14 +103,18 @@ def _findings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 # -------------------------------------------------------------------------------- settings
-def settings_of(overrides: list[str], rows: int | None, tokens: int | None) -> list[Setting]:
+def settings_of(
+    overrides: list[str], rows: int | None, tokens: int | None, shared: int = 0
+) -> list[Setting]:
     """Return what is estimated: the paper's models as on CUDA, or what the overrides say."""
     named = any(word.startswith("model=") for word in overrides)
     models = [[]] if named else [[f"model={model}"] for model in MODELS]
-    return [_setting([f"task={TASK}", *model, *overrides], rows, tokens) for model in models]
+    return [
+        _setting([f"task={TASK}", *model, *overrides], rows, tokens, shared) for model in models
+    ]
 
 
-def _setting(overrides: list[str], rows: int | None, tokens: int | None) -> Setting:
+def _setting(overrides: list[str], rows: int | None, tokens: int | None, shared: int) -> Setting:
     import torch
 
     from sparta_bench.analysis.bench.setting import Setting
@@ -117,7 +128,12 @@ def _setting(overrides: list[str], rows: int | None, tokens: int | None) -> Sett
     if tokens and most and tokens > most:
         raise InputError(f"--tokens {tokens}: {config.model.name} reads {most:,} tokens at most")
     rows = rows or config.train.batch_size
-    return Setting(tuple(overrides), config, device, rows, tokens or min(longest, most or longest))
+    tokens = tokens or min(longest, most or longest)
+    if shared >= tokens:
+        raise InputError(
+            f"memory: --shared-tokens {shared}: must be below the {tokens} of each row"
+        )
+    return Setting(tuple(overrides), config, device, rows, tokens, shared)
 
 
 def _measurable(settings: list[Setting], options: argparse.Namespace) -> list[Setting]:
@@ -131,7 +147,8 @@ def _measurable(settings: list[Setting], options: argparse.Namespace) -> list[Se
     device = device_for(settings[0].config)
     if device.type == "cpu" and not any(word.startswith("model=") for word in options.overrides):
         small = [*SMALL, *options.overrides, "device=cpu"]
-        return [_setting(small, options.rows or SMALL_ROWS, options.tokens or TOKENS)]
+        tokens, shared = options.tokens or TOKENS, options.shared_tokens or 0
+        return [_setting(small, options.rows or SMALL_ROWS, tokens, shared)]
     return [replace(setting, device=device) for setting in settings]
 
 

@@ -40,7 +40,7 @@ def positive(text: str) -> int:
 def add_numbers(parser: Parser, **texts: str) -> None:
     """Add options for whole numbers of at least 1, each with its help."""
     for name, text in texts.items():
-        parser.add_argument(f"--{name}", metavar="N", type=positive, help=text)
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", type=positive, help=text)
 
 
 def add_overrides(parser: Parser) -> None:

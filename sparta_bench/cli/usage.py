@@ -9,7 +9,7 @@ from sparta_bench.config.conf_folder import GROUPS, choices
 COMMANDS = {  # name: what follows it, and what it does
     "plan": (
         "[key=value ...]",
-        "what would run: counts, lengths, steps, memory; needs no weights",
+        "what would run: counts, lengths, steps, time, memory; no weights",
     ),
     "help": ("KEY|GROUP", "what a setting means, what a group offers"),
     "status": ("", "how far the sweeps of each table are"),

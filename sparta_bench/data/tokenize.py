@@ -126,6 +126,7 @@ def encode_splits(
         "truncated": truncated,
         "longest_eval_tokens": max(dev.lengths() + test.lengths()),
         "mean_train_tokens": round(float(np.mean(lengths)), 2),
+        "mean_eval_tokens": round(float(np.mean(dev.lengths() + test.lengths())), 2),
         "shared_prefix_tokens": shared_prefix_length(train.ids, dev.ids, test.ids),
         "unknown_train_share": _unknown_share(train, tokenizer),
         "empty_texts": {

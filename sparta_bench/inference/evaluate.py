@@ -34,8 +34,9 @@ from sparta_bench.models.dtypes import DTYPES, Precision
 from sparta_bench.models.source import context_of
 from sparta_bench.models.tokens_once import TokensOnce, that_agrees, tokens_once
 from sparta_bench.records.write import environment, now
-from sparta_bench.training.evaluation import evaluate, evaluation_batch_size
+from sparta_bench.training.evaluation import evaluate
 from sparta_bench.training.progress import watched
+from sparta_bench.training.steps import evaluation_batch_size
 
 SCHEMA = 1  # of what `evaluation_of` returns
 

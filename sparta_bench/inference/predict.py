@@ -149,7 +149,7 @@ def predict(
     InputError: a text gives no token, or `examples` raises it; all before have been predicted then.
     """
     classifier = loaded.classifier
-    model = MultiHead(classifier.backbone, {"": classifier.head_weight})
+    model = MultiHead(classifier.backbone, {"": classifier.head_weight}).eval()
     reader = _Reader(model, loaded.tokenizer, {"": loaded.about})
     for chunk in _predict_all([reader], examples, batch_size, batches):
         yield [predictions[""] for predictions in chunk]

@@ -16,13 +16,18 @@ if TYPE_CHECKING:
 
 
 class Shapes(NamedTuple):
-    """What of a backbone decides counts: the shapes of its tensors by name, which of them look
-    tokens (or positions) up, its linear layers (inputs, outputs) by name, and its width."""
+    """What of a backbone decides counts and work: the shapes of its tensors by name, which of them
+    look tokens (or positions) up, its linear layers (inputs, outputs) by name, its width, its
+    layers, the width of all heads of one, and what `tokens_once` can do with it."""
 
     tensors: dict[str, tuple[int, ...]]
     embeddings: set[str]
     linear: dict[str, tuple[int, int]]
     hidden: int
+    layers: int
+    heads_width: int
+    shares_prefix: bool
+    cuts_last_layer: bool
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,13 @@ def shapes_of(backbone: nn.Module) -> Shapes:
     """The shapes of a module on any device."""
     from torch import nn
 
+    from sparta_bench.models.last_layer import knows_last_layer, plain_model
+    from sparta_bench.models.tokens_once import cannot_share
+
     modules = dict(backbone.named_modules())
+    config = plain_model(backbone).config
+    heads = getattr(config, "num_attention_heads", None) or 0  # a model may have no attention
+    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     return Shapes(
         {name: tuple(tensor.shape) for name, tensor in backbone.named_parameters()},
         {f"{name}.weight" for name, one in modules.items() if isinstance(one, nn.Embedding)},
@@ -73,7 +84,11 @@ def shapes_of(backbone: nn.Module) -> Shapes:
             for name, one in modules.items()
             if isinstance(one, nn.Linear)
         },
-        backbone.config.hidden_size,  # type: ignore[union-attr, arg-type]
+        config.hidden_size,
+        config.num_hidden_layers,
+        heads * width,
+        cannot_share(backbone) is None,
+        knows_last_layer(backbone),
     )
 
 

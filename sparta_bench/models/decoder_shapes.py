@@ -8,8 +8,8 @@ from typing import Any
 
 from sparta_bench.config.schema import ModelConfig
 from sparta_bench.files import json_of
-from sparta_bench.models.counts import Shapes
-from sparta_bench.models.source import folder_of
+from sparta_bench.models.counts import Shapes, empty_backbone, shapes_of
+from sparta_bench.models.source import folder_of, load_architecture
 
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
@@ -22,6 +22,12 @@ OTHERS: dict[str, Any] = {  # what else a YAML may state, and of what type
     "sliding_window": int | None,
     "tie_word_embeddings": bool,
 }
+
+
+def shapes_for(model: ModelConfig) -> Shapes:
+    """The shapes of a model's backbone, without its weights. Raises InputError if its configuration
+    cannot be had, or no model can be made of it."""
+    return known_shapes(model) or shapes_of(empty_backbone(load_architecture(model)))
 
 
 def known_shapes(model: ModelConfig) -> Shapes | None:
@@ -70,4 +76,4 @@ def decoder_shapes(config: Mapping[str, Any]) -> Shapes | None:
     tensors |= {f"{name}.weight": (outputs, inputs) for name, (inputs, outputs) in every.items()}
     norms = [f"layers.{i}.{name}" for i in range(layers) for name in NORMS]
     tensors |= {f"{name}.weight": (hidden,) for name in [*norms, "norm"]}
-    return Shapes(tensors, {"embed_tokens.weight"}, every, hidden)
+    return Shapes(tensors, {"embed_tokens.weight"}, every, hidden, layers, queries, True, True)

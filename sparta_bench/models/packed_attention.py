@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 LAYOUT = "packed_layout"  # the argument's name
 KINDS = ("sdpa", "eager")
@@ -105,10 +103,14 @@ class LastTokens(Layout):
 def know_layouts(kind: str) -> None:
     """Let transformers' attention of this kind (`sdpa`, `eager`) know layouts. Without one it
     does what it did."""
+    from transformers import AttentionInterface  # seconds, which a plan need not wait
+
     AttentionInterface.register(kind, {"sdpa": _sdpa, "eager": _eager}[kind])
 
 
 def _sdpa(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **named: Any) -> Any:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
     return _attention("sdpa", sdpa_attention_forward, module, query, key, value, mask, named)
 
 

@@ -28,8 +28,8 @@ from sparta_bench.models.last_layer import (
     plain_model,
 )
 from sparta_bench.models.packed_attention import KINDS, LAYOUT, Layout, know_layouts
+from sparta_bench.models.step_work import MIN_PREFIX_TOKENS
 
-MIN_PREFIX_TOKENS = 8  # for `auto`; a shorter one saves little
 # What sums in another order may change: of the features, and of the first layer's gradient, as a
 # share of their size. A key that is missed, or a position that is off, changes far more.
 TOLERANCES = {

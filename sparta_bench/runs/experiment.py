@@ -10,7 +10,6 @@ from typing import Any
 from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.adapters.whole_model import check_whole, write_whole
 from sparta_bench.config.presets import guessed_rate
-from sparta_bench.config.schema import LoraConfig
 from sparta_bench.data.batches import BatchSource, evaluation_batches
 from sparta_bench.data.classes import check_classes
 from sparta_bench.data.tokenize import (
@@ -36,6 +35,7 @@ from sparta_bench.models.features import (
     is_deterministic,
 )
 from sparta_bench.models.source import is_local
+from sparta_bench.models.step_work import draws_dropout
 from sparta_bench.models.tokens_once import TokensOnce, choose
 from sparta_bench.records.read import read_json
 from sparta_bench.records.record import METRICS, PROTOCOL, SAVED
@@ -53,9 +53,9 @@ from sparta_bench.runs.lock import CHECKPOINT, agreed
 from sparta_bench.runs.race import curve_of, why_hopeless
 from sparta_bench.sparta import store
 from sparta_bench.training.checkpoint import Checkpoint
-from sparta_bench.training.evaluation import evaluation_batch_size
 from sparta_bench.training.loop import HopelessError, Training
 from sparta_bench.training.progress import ProgressReporter, watched
+from sparta_bench.training.steps import evaluation_batch_size
 
 MOST_UNKNOWN = 0.05  # of the training tokens, before a warning
 
@@ -167,7 +167,7 @@ def _tokens_once(spec: RunSpec, classifier: Classifier, data: EncodedSplits) -> 
     train, method = spec.config.train, spec.config.method
     if train.share_prefix is False:
         return None
-    draws = train.dropout > 0 or (isinstance(method, LoraConfig) and method.lora_dropout > 0)
+    draws = draws_dropout(train, method)
     batch = shortest_and_longest(data.train)
     on_device = {name: tensor.to(spec.accelerator.device) for name, tensor in batch.items()}
     prefix = data.summary["shared_prefix_tokens"]

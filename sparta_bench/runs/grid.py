@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparta_bench.analysis.run_cost import estimated_seconds
 from sparta_bench.config.schema import Config
 from sparta_bench.devices import accelerator_of, device_kind, is_one_of_several
 from sparta_bench.errors import InputError, TrainingError, log, refusal_of, without_secrets
@@ -32,6 +33,7 @@ from sparta_bench.runs.run import (
 )
 from sparta_bench.runs.time_estimates import Times, kinds_of
 from sparta_bench.text import as_duration, counted
+from sparta_bench.training.step_time import basis_of, device_named
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at runs that another process makes
 
@@ -176,7 +178,13 @@ class Grid:
             return text
         seconds = self.times.left(map(kinds_of, self.pending.values()))
         if seconds is None:
-            return f"{text}; time left unknown: no run like some of these is done yet"
+            configs = list(self.pending.values())
+            device = device_named(None, self._devices[0])
+            about = estimated_seconds(configs, device)
+            if about is None or device is None:
+                return f"{text}; time left unknown: no run like some of these is done yet"
+            low, high = map(as_duration, about)
+            return f"{text}; {low} to {high} left for one process, an estimate {basis_of(device)}"
         return f"{text}; about {as_duration(seconds)} left for one process, by what such runs took"
 
     def _heading_of_races(self) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from sparta_bench.config.schema import Config, SpartaConfig
+from sparta_bench.records.read import MISSHAPEN, read_records, seconds_of
 
 
 class Times:
@@ -39,3 +42,27 @@ def kinds_of(config: Config) -> list[Hashable]:
     kind = (config.model.name, config.task.name, config.method.name, amount)
     density = config.method.density if isinstance(config.method, SpartaConfig) else None
     return [(*kind, density, train.batch_size), kind]
+
+
+def _kinds_in(config: Mapping[str, Any]) -> list[Hashable]:
+    """The same of a record's configuration."""
+    train, task, method = config["train"], config["task"], config["method"]
+    amount = tuple(train[key] for key in ("epochs", "max_steps"))
+    amount += (task["max_train_examples"], train["patience"])
+    kind = (config["model"]["name"], task["name"], method["name"], amount)
+    return [(*kind, method.get("density"), train["batch_size"]), kind]
+
+
+def recorded_seconds(config: Config, is_device: Callable[[str], bool]) -> float | None:
+    """The median of completed runs like this one in its results folder, of those on a device whose
+    name `is_device` takes; None if there is none."""
+    times = Times()
+    task, model, method = config.task.name, config.model.name, config.method.name
+    for record in read_records([Path(config.results_dir, "runs", task, model, method)])[0]:
+        try:
+            name = record.raw["environment"]["device"]["name"]
+            if record.status == "completed" and is_device(name):
+                times.add(_kinds_in(record.raw["config"]), seconds_of(record.raw))
+        except MISSHAPEN:
+            continue
+    return times.left([kinds_of(config)])

@@ -13,36 +13,19 @@ from __future__ import annotations
 import importlib.util
 import math
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from sparta_bench.sparta.kernel_check import usable
+from sparta_bench.sparta.sampling_cost import gathers_columns, sampling_pays
 
 WAYS = ("auto", "dense", "sampled")
 _TRITON = importlib.util.find_spec("triton") is not None
 
 
-class _Cost(NamedTuple):
-    """Of sampling, in units of what the dense way costs for one entry of the weight."""
-
-    entry: float  # for each chosen entry
-    line: float  # for each row and column: both operands are laid out anew
-    call: float  # once, divided by the tokens: more kernels are started
-
-
-# What `auto` goes by, measured: docs/benchmark.md. CUDA's are of an H200 in bfloat16.
-COSTS = {"cpu": _Cost(4.0, 40.0, 0.0), "cuda": _Cost(120.0, 600.0, 6e10)}
-# On a CPU, with fewer entries than this per row and column, gathering columns beats laying the
-# operands out anew for a sparse product.
-_FEW_ENTRIES = 0.75
-_GATHERED = _Cost(60.0, 0.0, 0.0)
-# On a CPU a thread more makes the dense product faster, and the sampled way hardly: its transposed
-# copies and sparse products are work of one thread. It must win by so much to be taken.
-_COST_PER_THREAD = 2.0
-_MARGIN = 0.8
 # Elements of a temporary, by device: a CPU's stays in its cache, a GPU starts few kernels.
 _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
 _TOKENS = 256  # tokens of a piece that is laid out anew, so that it stays in the cache
@@ -109,7 +92,7 @@ def is_sampled(
         return way == "sampled"
     if device.type == "cuda" and not _TRITON:
         return False
-    return sampling_pays(shape, chosen, tokens, device, threads)
+    return sampling_pays(shape, chosen, tokens, device.type, threads)
 
 
 def takes_kernel(way: str, shape: torch.Size, chosen: int, device: torch.device) -> bool:
@@ -119,26 +102,6 @@ def takes_kernel(way: str, shape: torch.Size, chosen: int, device: torch.device)
         and is_sampled(way, shape, chosen, math.inf, device, 1)
         and not keeps_columns(shape, chosen)
     )
-
-
-def sampling_pays(
-    shape: torch.Size, chosen: int, tokens: float, device: torch.device, threads: int
-) -> bool:
-    """Whether the sampled way is the cheaper one for a weight of this shape (out x in) with so many
-    entries chosen and a batch of so many tokens, on such a device, which need not be there.
-    `threads` is how many compute where it is a CPU."""
-    cost = COSTS.get(device.type)
-    if cost is None:
-        return False
-    dense = float(shape.numel())
-    if device.type == "cpu":
-        cost = _GATHERED if _gathers_columns(shape, chosen) else cost
-        dense *= _MARGIN / (_COST_PER_THREAD * threads)
-    return chosen * cost.entry + sum(shape) * cost.line + cost.call / tokens < dense
-
-
-def _gathers_columns(shape: torch.Size, chosen: int) -> bool:
-    return chosen <= _FEW_ENTRIES * sum(shape)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -152,7 +115,7 @@ def _on_cpu(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
     ins = x.shape[1]
     rows = torch.div(indices, ins, rounding_mode="floor")
     columns = indices - rows * ins
-    if _gathers_columns(torch.Size((outs, ins)), len(indices)):
+    if gathers_columns(torch.Size((outs, ins)), len(indices)):
         return _column_products(grad, rows, x, columns)
     starts = torch.arange(0, outs * ins + 1, ins, dtype=torch.int64)
     row_starts = torch.searchsorted(indices, starts.to(torch.int32), out_int32=True)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from sparta_bench.config.schema import TrainConfig
 from sparta_bench.data.batches import BatchSource, evaluation_batches, to_device
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.features import FeatureClassifier
 from sparta_bench.training.metrics import score
 
 Watch = Callable[[list[list[int]]], Iterable[list[int]]]  # goes through batches and shows how far
-
-
-def evaluation_batch_size(train: TrainConfig) -> int:
-    """Examples that go through the model at once where no gradient is kept."""
-    return train.eval_batch_size or 2 * math.ceil(train.batch_size / train.accumulation_steps)
 
 
 @torch.no_grad()

@@ -30,10 +30,10 @@ from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.features import FeatureClassifier
 from sparta_bench.training import checkpoint as ckpt
-from sparta_bench.training.evaluation import Watch, evaluate, evaluation_batch_size
+from sparta_bench.training.evaluation import Watch, evaluate
 from sparta_bench.training.optimizer import build_optimizer, learning_rate_at
 from sparta_bench.training.progress import ProgressReporter
-from sparta_bench.training.steps import plan_steps
+from sparta_bench.training.steps import evaluation_batch_size, plan_steps
 
 # Looking at a loss makes a GPU wait for it; so losses are looked at in groups.
 STEPS_BETWEEN_LOOKS = 10

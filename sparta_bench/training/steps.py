@@ -24,3 +24,8 @@ def plan_steps(train_examples: int, train: TrainConfig) -> Plan:
     if train.max_steps is not None:
         steps = min(steps, train.max_steps)
     return Plan(per_epoch, steps, train.eval_every or math.ceil(per_epoch / 4))
+
+
+def evaluation_batch_size(train: TrainConfig) -> int:
+    """Examples that go through the model at once where no gradient is kept."""
+    return train.eval_batch_size or 2 * math.ceil(train.batch_size / train.accumulation_steps)

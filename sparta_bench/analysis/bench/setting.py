@@ -13,20 +13,25 @@ from sparta_bench.config.compose import compose
 from sparta_bench.config.schema import Config
 from sparta_bench.models.attention import with_attention
 from sparta_bench.models.classifier import Classifier, checkpoint_gradients, random_head
+from sparta_bench.models.counts import Shapes, shapes_of
 from sparta_bench.models.dropout import no_dropout
 from sparta_bench.models.dtypes import Precision, precision_of
 from sparta_bench.models.source import load_architecture
+from sparta_bench.models.step_work import Once, planned
+from sparta_bench.models.tokens_once import TokensOnce
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A model shape and a batch: `rows` examples of `tokens` tokens each, without padding."""
+    """A model shape and a batch: `rows` examples of `tokens` tokens each, without padding. All
+    begin with the same `shared_tokens`."""
 
     overrides: tuple[str, ...]
     config: Config
     device: torch.device
     rows: int
     tokens: int
+    shared_tokens: int = 0
 
     @property
     def precision(self) -> Precision:
@@ -61,14 +66,26 @@ class Setting:
         classifier = Classifier(backbone, head.to(self.device, self.precision.trained_dtype))
         return classifier.requires_grad_(False).train()
 
+    def as_in_a_run(self) -> Classifier:
+        """Return the classifier, which computes of a batch what a run does."""
+        classifier = self.classifier()
+        classifier.pool = TokensOnce(*self.once(shapes_of(classifier.backbone))).pooled
+        return classifier
+
+    def once(self, shapes: Shapes) -> Once:
+        """Return what of a batch a run computes on a backbone of these shapes."""
+        return planned(shapes, self.config.train, self.config.method, self.shared_tokens)
+
     def batch(self) -> dict[str, Tensor]:
         """Return random tokens and labels, always the same ones."""
         draw = torch.Generator().manual_seed(self.config.seed)
         vocabulary = load_architecture(self.config.model).vocab_size
         classes = len(self.config.task.labels)
         shape = (self.rows, self.tokens)
+        ids = torch.randint(vocabulary, shape, generator=draw)
+        ids[:, : self.shared_tokens] = ids[0, : self.shared_tokens].clone()
         batch = {
-            "input_ids": torch.randint(vocabulary, shape, generator=draw),
+            "input_ids": ids,
             "attention_mask": torch.ones(shape, dtype=torch.int64),
             "labels": torch.randint(classes, (self.rows,), generator=draw),
         }

@@ -1,8 +1,9 @@
 """Activations of a step, estimated by a dry run: the real code on tensors without values.
 
-Two decoder layers and three tell what a further layer keeps and what is there once; the batch is so
-large that all else vanishes beside it. Attention is that of training (`models/attention.py`);
-torch's fused one keeps no scores.
+Two decoder layers and three (or three and four, where the last one computes next to nothing) tell
+what a further layer keeps and what is there once; the batch is so large that all else vanishes
+beside it, a prefix that all rows share included. Attention is that of training
+(`models/attention.py`); torch's fused one keeps no scores.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from sparta_bench.errors import InputError, reason_of
 from sparta_bench.methods.full_ft import train_all
 from sparta_bench.methods.lora import wrap_in_lora
 from sparta_bench.models.classifier import Classifier
+from sparta_bench.models.decoder_shapes import shapes_for
+from sparta_bench.models.packed_attention import LAYOUT
 from sparta_bench.models.source import load_architecture
 from sparta_bench.models.tensor_memory import TensorMemory
 from sparta_bench.sparta.layer import ChosenEntries, patch
@@ -32,10 +35,13 @@ MANY_TOKENS = 1 << 22  # beside whose activations no gradient of a weight counts
 
 class Activations(NamedTuple):
     """Bytes for each row of a batch: `kept` by each layer for the backward pass, `at_work`
-    whatever the number of layers is (temporaries of the layer at work; first and last layer)."""
+    whatever the number of layers is (temporaries of the layer at work; first and last layer).
+    Where the last layer computes the last tokens alone it keeps next to nothing: `at_work` is less
+    by what another would keep, `last`, though not when the first layer is at work."""
 
     kept: float
     at_work: float
+    last: float = 0.0
 
 
 def activations_of(setting: Setting, checkpointing: bool) -> Activations:
@@ -43,16 +49,20 @@ def activations_of(setting: Setting, checkpointing: bool) -> Activations:
     Raises InputError if the model looks at values, or cannot be cut to so few layers."""
     # not one and two: of two layers on, the first one's input is there beside a later one's
     try:
-        two, three = (
+        cut = setting.once(shapes_for(setting.config.model)).last_layer
+        fewest = 3 if cut else 2
+        fewer, more = (
             _peak_of_a_row(_with_layers(setting, layers).with_checkpointing(checkpointing))
-            for layers in (2, 3)
+            for layers in (fewest, fewest + 1)
         )
     except Exception as error:  # torch and models raise many kinds
         raise InputError(
             f"model={setting.config.model.name}: its activations cannot be found by a dry run: "
             f"{reason_of(error)}"
         ) from None
-    return Activations(three - two, 3 * two - 2 * three)
+    kept = more - fewer
+    at_work = fewer - fewest * kept
+    return Activations(kept, at_work, kept if cut and not checkpointing else 0.0)
 
 
 def _with_layers(setting: Setting, layers: int) -> Setting:
@@ -72,7 +82,7 @@ def _with_layers(setting: Setting, layers: int) -> Setting:
 def _peak_of_a_row(setting: Setting) -> float:
     """Bytes beyond what is there before the forward pass, over the rows."""
     method, precision = setting.config.method, setting.precision
-    classifier = replace(setting, device=torch.device("meta")).classifier()
+    classifier = replace(setting, device=torch.device("meta")).as_in_a_run()
     classifier.head_weight.requires_grad_(True)
     if isinstance(method, LoraConfig):  # not further below: peft moves what it makes
         wrap_in_lora(classifier, method, precision)
@@ -102,7 +112,8 @@ def _make_fake(classifier: Classifier) -> None:
 
 
 def _without_mask(module: nn.Module, args: Any, named: dict[str, Any]) -> tuple[Any, Any]:
-    return args, named | ({"attention_mask": None} if "attention_mask" in named else {})
+    masked = "attention_mask" in named and LAYOUT not in named  # a layout has masks of its own
+    return args, named | ({"attention_mask": None} if masked else {})
 
 
 def _patch_all(backbone: nn.Module, method: SpartaConfig, setting: Setting) -> list[Tensor]:

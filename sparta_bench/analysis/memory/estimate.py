@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,13 @@ class Estimate:
     def activation_bytes(self, rows: int, checkpointing: bool) -> int:
         """Return what a batch needs beside the parts, all gradients aside."""
         size = self.activations[checkpointing]
-        return round(rows * (self.layers * size.kept + size.at_work))
+        return round(self._with_prefix(rows) * (self.layers * size.kept + size.at_work))
+
+    def _with_prefix(self, rows: int) -> float:
+        """A prefix that is computed once, in rows of what each has beside it."""
+        setting = self.setting
+        shared = setting.shared_tokens if rows > 1 else 0
+        return rows + shared / (setting.tokens - shared)
 
     def at_peak(self, rows: int, checkpointing: bool) -> dict[str, int]:
         """Return the bytes of each part when a step needs the most; no rows: no batch at all.
@@ -51,9 +57,11 @@ class Estimate:
         the last gradients, and the optimizer's step.
         """
         parts, passing, size = self.parts, self.transient, self.activations[checkpointing]
-        kept, at_work = round(rows * (self.layers * size.kept)), round(rows * size.at_work)
+        rows_with_prefix = self._with_prefix(rows)
+        first = round(rows_with_prefix * (self.layers * size.kept + size.at_work))
+        at_work = round(rows_with_prefix * (size.at_work + size.last))
         gradients, activations = max(
-            (passing.backward, kept + at_work),
+            (passing.backward, first),
             (parts.gradients - passing.last + passing.backward, at_work),
             (parts.gradients + max(passing.backward, passing.update), 0),
             key=sum,
@@ -107,7 +115,13 @@ def setting_of(name: str, like: Setting) -> Setting:
 def estimate(name: str, like: Setting) -> Estimate:
     """Return the estimate for a method on the device of `like`, which need not be there. Raises
     InputError if the model's shape cannot be had, or the method does not fit it."""
-    setting = setting_of(name, like)
+    return estimate_of(name, setting_of(name, like))
+
+
+def estimate_of(
+    name: str, setting: Setting, ways: Iterable[bool] = tuple(CHECKPOINTING)
+) -> Estimate:
+    """The same for a setting with its own method; `ways` are those of `activations`."""
     architecture = load_architecture(setting.config.model)
     backbone = empty_backbone(architecture)
     counts = count_parameters(
@@ -120,5 +134,5 @@ def estimate(name: str, like: Setting) -> Estimate:
         parts_of(setting, counts),
         transient_of(setting, backbone, counts),
         architecture.num_hidden_layers,
-        {way: activations_of(setting, way) for way in CHECKPOINTING},
+        {way: activations_of(setting, way) for way in ways},
     )

@@ -86,6 +86,7 @@ class Estimates(NamedTuple):
             "embeddings": self.methods[0].counts.embeddings,
             "rows": self.setting.rows,
             "tokens": self.setting.tokens,
+            "shared_tokens": self.setting.shared_tokens,
         }
 
 

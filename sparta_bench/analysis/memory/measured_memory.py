@@ -40,9 +40,10 @@ def _nothing_else() -> Iterator[None]:
 
 def _measure(setting: Setting) -> Footprint:
     before = live_bytes(setting.device)
-    smallest, batch = replace(setting, rows=1, tokens=1).batch(), setting.batch()
+    one = replace(setting, rows=1, tokens=1, shared_tokens=0)
+    smallest, batch = one.batch(), setting.batch()
     before += _bytes([*smallest.values(), *batch.values()])
-    classifier = setting.classifier()
+    classifier = setting.as_in_a_run()
     weights = list(classifier.backbone.parameters())
     ready = with_own_optimizer(classifier, setting)
     ready.step(smallest)  # makes the optimizer's state

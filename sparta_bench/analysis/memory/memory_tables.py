@@ -44,7 +44,9 @@ class _Unit:
 
 
 def _batch(setting: dict[str, Any]) -> str:
-    return f"{setting['rows']:,} rows of {setting['tokens']:,} tokens"
+    shared = setting["shared_tokens"]
+    same = f", of which all begin with the same {shared:,}" if shared else ""
+    return f"{setting['rows']:,} rows of {setting['tokens']:,} tokens{same}"
 
 
 # ------------------------------------------------------------------------------- the paper

@@ -13,8 +13,8 @@ from sparta_bench.analysis.memory.formula import PerScalar
 from sparta_bench.config.schema import LoraConfig, SpartaConfig
 from sparta_bench.models.counts import ParameterCounts, lora_sizes, shapes_of
 from sparta_bench.models.dtypes import Precision
-from sparta_bench.sparta.gradient import sampling_pays
 from sparta_bench.sparta.sample import sampled_tensors
+from sparta_bench.sparta.sampling_cost import sampling_pays
 from sparta_bench.training.optimizer import PIECE
 
 INDEX = 4  # bytes of a flat index: int32
@@ -139,7 +139,7 @@ def is_sampled_at(shape: torch.Size, chance: float, setting: Setting) -> bool:
     """Return whether a tensor's gradient is computed at its chosen entries alone."""
     chosen, tokens = round(chance * shape.numel()), setting.rows * setting.tokens
     return len(shape) == 2 and sampling_pays(
-        shape, chosen, tokens, setting.device, torch.get_num_threads()
+        shape, chosen, tokens, setting.device.type, torch.get_num_threads()
     )
 
 

@@ -1,0 +1,199 @@
+"""What sweeps will take: runs, time, disk, and the memory of the run that needs the most."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from sparta_bench.analysis.bench.setting import Setting
+from sparta_bench.analysis.memory.estimate import KEPT_FREE, estimate_of
+from sparta_bench.analysis.run_cost import Cost, cost_of, rows_at_once, time_key
+from sparta_bench.config.lengths import Lengths
+from sparta_bench.config.schema import Config
+from sparta_bench.models.counts import ParameterCounts, Shapes, count_parameters
+from sparta_bench.models.decoder_shapes import shapes_for
+from sparta_bench.models.dtypes import precision_of
+from sparta_bench.tables.table import Table, table_of
+from sparta_bench.text import as_bytes
+from sparta_bench.training.step_time import DEVICES, Range, basis_of
+
+# Of what a full grid takes, what `search=race` takes; None until it is measured.
+RACE_SHARE: float | None = None
+RECORD_BYTES = 8_200  # a record's, the mean of the 192 in results/tiny
+WEIGHT_BYTES = 2  # of the base models, which are stored in bfloat16
+SCALARS_IN_CHECKPOINT = 4  # for each trained one: itself, the best so far, two moments
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of a sweep. `peak` is that of the run that needs the most memory, with its description."""
+
+    runs: int
+    seconds: Range | None
+    disk_bytes: int
+    peak_bytes: int
+    peak_of: str
+    sources: tuple[str, ...]  # of the lengths: measured, assumed
+
+    @property
+    def race_seconds(self) -> Range | None:
+        """With `search=race`."""
+        if self.seconds is None or RACE_SHARE is None:
+            return None
+        return self.seconds.times(RACE_SHARE)
+
+
+@dataclass(frozen=True)
+class Priced:
+    """One job of a sweep: its configuration and its overrides, and the task's lengths."""
+
+    config: Config
+    overrides: Sequence[str]
+    data: Lengths
+
+
+def price_of(
+    jobs: Sequence[Priced], device: str | None, peaks: dict[str, int] | None = None
+) -> Price:
+    """Of all jobs of a sweep, one after the other on one device. `peaks` holds what was found for
+    other sweeps, since a dry run takes seconds. Raises InputError if a model's shape cannot be had,
+    or a method does not fit it."""
+    peaks = {} if peaks is None else peaks
+    shapes: dict[str, Shapes] = {}
+    costs: dict[str, Cost] = {}
+    largest: dict[str, Priced] = {}  # by what else decides memory: the job with the most tokens
+    counted: dict[str, ParameterCounts] = {}
+    total: Range | None = Range(0.0, 0.0)
+    checkpoint, kept = 0, RECORD_BYTES * len(jobs)
+    for job in jobs:
+        config, name = job.config, job.config.model.name
+        if name not in shapes:
+            shapes[name] = shapes_for(config.model)
+        key = time_key(config)
+        if key not in costs:
+            costs[key] = cost_of(config, shapes[name], job.data, device)
+            decides = _memory_key(config)
+            largest[decides] = max(largest.get(decides, job), job, key=_tokens_at_once)
+            labels = len(config.task.labels)
+            counted[key] = counts = count_parameters(shapes[name], labels, config.method)
+            scalar = precision_of(config, torch.device("cuda")).trained_dtype.itemsize
+            checkpoint = max(checkpoint, SCALARS_IN_CHECKPOINT * scalar * counts.trainable)
+        kept += _saved_bytes(config, counted[key], WEIGHT_BYTES)
+        seconds = costs[key].seconds
+        total = None if total is None or seconds is None else total.plus(seconds)
+    scalars = sum(math.prod(size) for one in shapes.values() for size in one.tensors.values())
+    needs = []
+    for decides, job in largest.items():
+        key = f"{decides} {_tokens_at_once(job)}"
+        if key not in peaks:
+            peaks[key] = _peak_bytes(job)
+        needs.append((peaks[key], _described(job.config)))
+    return Price(
+        len(jobs),
+        total,
+        WEIGHT_BYTES * scalars + checkpoint + kept,
+        *max(needs),
+        tuple(sorted({job.data.source for job in jobs})),
+    )
+
+
+def _tokens_at_once(job: Priced) -> int:
+    """The most that go through a layer in training."""
+    rows, tokens = rows_at_once(job.config), job.config.task.max_train_tokens
+    return rows * (tokens - job.data.shared) + job.data.shared
+
+
+def _memory_key(config: Config) -> str:
+    """What decides the memory of a run, but for its batch."""
+    model, train = config.model, config.train
+    shape = model.shape or model.name  # base and instruction models may be of one shape
+    kept = (train.gradient_checkpointing, train.trained_dtype, train.share_prefix, train.dropout)
+    return repr((shape, model.dtype, config.method, kept))
+
+
+def _peak_bytes(job: Priced) -> int:
+    """Of a training step on CUDA whose inputs are all as long as training allows."""
+    config, on = job.config, job.config.train.gradient_checkpointing
+    tokens = config.task.max_train_tokens
+    shared = min(job.data.shared, tokens - 1)
+    setting = Setting(
+        tuple(job.overrides), config, torch.device("cuda"), rows_at_once(config), tokens, shared
+    )
+    return estimate_of("", setting, ways=(on,)).peak_bytes(setting.rows, on)
+
+
+def _described(config: Config) -> str:
+    density = getattr(config.method, "density", None)
+    method = config.method.name if density is None else f"{config.method.name} {density:g}"
+    rows, tokens = rows_at_once(config), config.task.max_train_tokens
+    return f"{method} on {config.model.name}, {rows} × {tokens} tokens"
+
+
+def _saved_bytes(config: Config, counts: ParameterCounts, weight: int) -> int:
+    """What a run leaves beside its record; a scalar of an adapter takes four bytes, and its index
+    as many."""
+    if config.save == "full":
+        return weight * counts.total
+    if config.save == "adapter":
+        return 4 * counts.trainable + 4 * (counts.sampled or 0)
+    return 0
+
+
+# -------------------------------------------------------------------------------- for people
+def table_of_prices(prices: dict[str, Price], device: str | None) -> Table:
+    """A row for each sweep, as Markdown, CSV or LaTeX may show it."""
+    limit = DEVICES[device].memory_gib if device else None
+    rows = [
+        [
+            name,
+            f"{price.runs:,}",
+            _hours(price.seconds),
+            _hours(price.race_seconds),
+            as_bytes(price.disk_bytes),
+            as_bytes(price.peak_bytes),
+            price.peak_of,
+            "-" if limit is None else "yes" if _fits(price, limit) else "no",
+        ]
+        for name, price in prices.items()
+    ]
+    title = DEVICES[device].title if device else "this device"
+    heads = ["sweep", "runs", "hours, grid", "hours, race", "disk", "peak of a step", "of"]
+    heads.append("fits" if limit is None else f"fits {limit} GiB")
+    assumed = any("assumed" in price.sources for price in prices.values())
+    notes = [
+        f"Hours on one {title}, an estimate {basis_of(device)}." if device else NO_TIME,
+        "Training and evaluation alone; where training may stop early, to its end.",
+        "Lengths are those of conf/lengths.csv" + (", some of them assumed." if assumed else "."),
+        "disk: the base models, the records, one checkpoint, and what runs save. peak: the longest "
+        "inputs that training allows, estimated as `memory` does.",
+    ]
+    if RACE_SHARE is None:
+        notes.append("hours, race: not measured yet.")
+    return table_of("price", f"What sweeps take on one {title}", heads, rows, *notes)
+
+
+NO_TIME = "No time is known for this device; --gpu names one that is."
+
+
+def as_dict(price: Price) -> dict[str, Any]:
+    """The values of the JSON."""
+    values = asdict(price) | {"race_seconds": price.race_seconds}
+    for name in ("seconds", "race_seconds"):
+        values[name] = values[name] and Range(*values[name])._asdict()
+    return values
+
+
+def _fits(price: Price, limit_gib: int) -> bool:
+    return price.peak_bytes <= (limit_gib << 30) - KEPT_FREE
+
+
+def _hours(seconds: Range | None) -> str:
+    if seconds is None:
+        return "-"
+    low, high = (value / 3600 for value in seconds)
+    digits = 0 if low >= 10 else 1
+    return f"{low:,.{digits}f} to {high:,.{digits}f}"
