@@ -15,8 +15,8 @@ from sparta_bench.data.tokenize import tokenize, tokenizer_fingerprint
 from sparta_bench.errors import InputError
 from sparta_bench.files import json_of
 from sparta_bench.models.answers import answer_tokens
-from sparta_bench.models.counts import count_parameters, empty_backbone, shapes_of
-from sparta_bench.models.decoder_shapes import decoder_shapes, known_shapes
+from sparta_bench.models.counts import count_parameters, empty_backbone
+from sparta_bench.models.decoder_shapes import decoder_shapes, known_shapes, shapes_of
 from sparta_bench.models.plain_tokenizer import PlainTokenizer
 from sparta_bench.models.source import EMBEDDED, load_architecture, load_tokenizer
 

@@ -21,8 +21,7 @@ from sparta_bench.config.compose import compose
 from sparta_bench.config.lengths import lengths_of
 from sparta_bench.config.sweeps import sweep_jobs
 from sparta_bench.errors import InputError
-from sparta_bench.models.counts import shapes_of
-from sparta_bench.models.decoder_shapes import shapes_for
+from sparta_bench.models.decoder_shapes import shapes_for, shapes_of
 from sparta_bench.models.step_work import (
     dense_share_of,
     forward_flops,

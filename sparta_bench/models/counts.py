@@ -65,33 +65,6 @@ def empty_backbone(architecture: PreTrainedConfig) -> nn.Module:
     return backbone
 
 
-def shapes_of(backbone: nn.Module) -> Shapes:
-    """The shapes of a module on any device."""
-    from torch import nn
-
-    from sparta_bench.models.last_layer import knows_last_layer, plain_model
-    from sparta_bench.models.tokens_once import cannot_share
-
-    modules = dict(backbone.named_modules())
-    config = plain_model(backbone).config
-    heads = getattr(config, "num_attention_heads", None) or 0  # a model may have no attention
-    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
-    return Shapes(
-        {name: tuple(tensor.shape) for name, tensor in backbone.named_parameters()},
-        {f"{name}.weight" for name, one in modules.items() if isinstance(one, nn.Embedding)},
-        {
-            name: (one.in_features, one.out_features)
-            for name, one in modules.items()
-            if isinstance(one, nn.Linear)
-        },
-        config.hidden_size,
-        config.num_hidden_layers,
-        heads * width,
-        cannot_share(backbone) is None,
-        knows_last_layer(backbone),
-    )
-
-
 def count_parameters(shapes: Shapes, classes: int, method: MethodConfig) -> ParameterCounts:
     """Counts of the classifier that a backbone of these shapes would make with the method. Raises
     InputError if the method does not fit the model."""

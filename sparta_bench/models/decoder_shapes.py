@@ -4,12 +4,15 @@ and transformers take seconds to import."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparta_bench.config.schema import ModelConfig
 from sparta_bench.files import json_of
-from sparta_bench.models.counts import Shapes, empty_backbone, shapes_of
+from sparta_bench.models.counts import Shapes, empty_backbone
 from sparta_bench.models.source import folder_of, load_architecture
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
@@ -28,6 +31,33 @@ def shapes_for(model: ModelConfig) -> Shapes:
     """The shapes of a model's backbone, without its weights. Raises InputError if its configuration
     cannot be had, or no model can be made of it."""
     return known_shapes(model) or shapes_of(empty_backbone(load_architecture(model)))
+
+
+def shapes_of(backbone: nn.Module) -> Shapes:
+    """The shapes of a module on any device."""
+    from torch import nn
+
+    from sparta_bench.models.last_layer import knows_last_layer, plain_model
+    from sparta_bench.models.tokens_once import cannot_share
+
+    modules = dict(backbone.named_modules())
+    config = plain_model(backbone).config
+    heads = getattr(config, "num_attention_heads", None) or 0  # a model may have no attention
+    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    return Shapes(
+        {name: tuple(tensor.shape) for name, tensor in backbone.named_parameters()},
+        {f"{name}.weight" for name, one in modules.items() if isinstance(one, nn.Embedding)},
+        {
+            name: (one.in_features, one.out_features)
+            for name, one in modules.items()
+            if isinstance(one, nn.Linear)
+        },
+        config.hidden_size,
+        config.num_hidden_layers,
+        heads * width,
+        cannot_share(backbone) is None,
+        knows_last_layer(backbone),
+    )
 
 
 def known_shapes(model: ModelConfig) -> Shapes | None:

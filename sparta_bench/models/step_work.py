@@ -111,8 +111,10 @@ def step_flops(shape: Shape, work: Work, dense_share: float | None, recomputed: 
 def dense_share_of(
     shapes: Shapes, method: MethodConfig, tokens: float, device_kind: str, threads: int = 1
 ) -> float | None:
-    """As `step_flops` takes it, for a method and a batch of so many tokens on `cpu` or `cuda`, which
-    need not be there. `threads` is how many compute where it is a CPU."""
+    """As `step_flops` takes it, for a method and a batch of so many tokens on `cpu` or `cuda`.
+
+    The device need not be there; `threads` is how many compute where it is a CPU.
+    """
     if method.name == "head":
         return None
     if isinstance(method, LoraConfig):

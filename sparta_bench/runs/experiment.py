@@ -25,7 +25,8 @@ from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import Trained
 from sparta_bench.models.attention import attention_of
 from sparta_bench.models.classifier import Classifier
-from sparta_bench.models.counts import count_parameters, shapes_of
+from sparta_bench.models.counts import count_parameters
+from sparta_bench.models.decoder_shapes import shapes_of
 from sparta_bench.models.dropout import dropout_of
 from sparta_bench.models.features import (
     FeatureClassifier,

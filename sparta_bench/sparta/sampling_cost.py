@@ -1,5 +1,5 @@
-"""Whether chosen entries of a gradient are computed alone or taken out of all of it: by shape, share,
-tokens and threads; no torch. docs/benchmark.md has the measurements."""
+"""Whether chosen entries of a gradient are computed alone or taken out of all of it: by shape,
+share, tokens and threads; no torch. docs/benchmark.md has the measurements."""
 
 from __future__ import annotations
 
