@@ -45,7 +45,7 @@ class Silent:
         self.evaluations: list[int] = []
         self.warnings: list[str] = []
 
-    def step(self, step: int, loss: float, rate: float) -> None: ...
+    def step(self, step: int, loss: float) -> None: ...
 
     def evaluated(self, step: int, scores: Any, best: bool) -> None:
         self.evaluations.append(step)
@@ -528,7 +528,7 @@ def test_without_a_terminal_no_empty_line_is_told(capsys: pytest.CaptureFixture[
     assert list(watched(batches, "features", speaks=True, heading=heading)) == batches
     assert list(watched(batches, "dev", speaks=True)) == batches  # which takes no time
     with ProgressReporter(steps=2) as reporter:
-        reporter.step(1, loss=0.5, rate=0.1)
+        reporter.step(1, loss=0.5)
         reporter.warn("a warning")
     lines = ["features: 3 examples, once for all epochs", "sparta-bench: a warning"]
     assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
@@ -544,7 +544,7 @@ def test_without_a_terminal_a_line_comes_each_half_minute(
         reporter.resumed(20)
         for step in range(21, 26):
             clock[0] += 10
-            reporter.step(step, loss=0.5, rate=0.1)
+            reporter.step(step, loss=0.5)
         for _ in reporter.evaluating("dev")([[0, 1], [2], [3], [4]]):
             clock[0] += 8
     assert capsys.readouterr().err.splitlines() == [

@@ -13,6 +13,8 @@ from tqdm import tqdm
 from sparta_bench.errors import log
 
 SECONDS_BETWEEN_LINES = 30.0
+# tqdm's own without the rate: with losses it would not fit 80 columns
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 class _Lines:
@@ -36,7 +38,8 @@ _lines = _Lines()
 def progress_bar(total: float, what: str, speaks: bool = True, **how: Any) -> Any:
     """A bar of tqdm's that leaves nothing behind; `disable` is set where nobody would see it."""
     disable = not (speaks and sys.stderr.isatty())
-    return tqdm(total=total, desc=what, leave=False, dynamic_ncols=True, disable=disable, **how)
+    how |= {"bar_format": BAR, "dynamic_ncols": True, "leave": False}
+    return tqdm(total=total, desc=what, disable=disable, **how)
 
 
 def watched(
@@ -78,17 +81,17 @@ class ProgressReporter:
     def __exit__(self, *error: object) -> None:
         self.bar.close()
 
-    def step(self, step: int, loss: float, rate: float) -> None:
+    def step(self, step: int, loss: float) -> None:
         """Shown in the bar; as a line where there is none, and has been none for a while."""
         if self._prints and _lines.is_due:
             _lines.print(f"step {step}/{self.steps}  loss {loss:.3f}{self._time(step)}")
-        self.bar.set_postfix_str(f"loss {loss:.3f}  rate {rate:.1e}{self.dev_scores}", False)
+        self.bar.set_postfix_str(f"loss {loss:.3f}{self.dev_scores}", False)
         self.bar.update(step - self.bar.n)
 
     def evaluated(self, step: int, scores: Mapping[str, float], best: bool) -> None:
         """Shown in the bar, and as a line where there is none."""
         text = f"dev loss {scores['loss']:.4f}  accuracy {scores['accuracy']:.3f}"
-        self.dev_scores = f"  {text}"
+        self.dev_scores = f"  dev {scores['loss']:.4f}, {scores['accuracy']:.1%}"
         self.first_step = step if self.first_step is None else self.first_step
         if self._prints:
             mark = "  best so far" if best else ""
