@@ -539,7 +539,6 @@ def test_without_a_terminal_a_line_comes_each_half_minute(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(progress_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(progress_module, "_lines", progress_module._Lines())
     with ProgressReporter(steps=100) as reporter:
         reporter.resumed(20)
         for step in range(21, 26):
