@@ -80,10 +80,13 @@ pretrain-tiny: .venv/ready  ## make the embedded models anew
 .venv-oldest/ready: PINS := constraints-oldest.txt
 .venv-oldest/ready: constraints-oldest.txt
 .venv/ready .venv-oldest/ready: pyproject.toml
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet $$(grep '^torch==' $(PINS))
-	$(@D)/bin/python -m pip install --quiet -c $(PINS) hatchling editables
-	$(@D)/bin/python -m pip install --quiet --no-build-isolation -c $(PINS) -e '.[dev]'
+	@echo "Setting $(@D) up, once; minutes, by the network. 1 of 3: torch, the largest part"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet $$(grep '^torch==' $(PINS))
+	@echo "2 of 3: what builds the package"
+	@$(@D)/bin/python -m pip install --quiet -c $(PINS) hatchling editables
+	@echo "3 of 3: the other packages, about 150"
+	@$(@D)/bin/python -m pip install --quiet --no-build-isolation -c $(PINS) -e '.[dev]'
 	touch $@
 
 clean:

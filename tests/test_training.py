@@ -45,7 +45,7 @@ class Silent:
         self.evaluations: list[int] = []
         self.warnings: list[str] = []
 
-    def step(self, step: int, loss: float, rate: float) -> None: ...
+    def step(self, step: int, loss: float) -> None: ...
 
     def evaluated(self, step: int, scores: Any, best: bool) -> None:
         self.evaluations.append(step)
@@ -542,7 +542,7 @@ def test_without_a_terminal_no_empty_line_is_told(capsys: pytest.CaptureFixture[
     assert list(watched(batches, "features", speaks=True, heading=heading)) == batches
     assert list(watched(batches, "dev", speaks=True)) == batches  # which takes no time
     with ProgressReporter(steps=2) as reporter:
-        reporter.step(1, loss=0.5, rate=0.1)
+        reporter.step(1, loss=0.5)
         reporter.warn("a warning")
     lines = ["features: 3 examples, once for all epochs", "sparta-bench: a warning"]
     assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
@@ -553,12 +553,11 @@ def test_without_a_terminal_a_line_comes_each_half_minute(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(progress_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(progress_module, "_lines", progress_module._Lines())
     with ProgressReporter(steps=100) as reporter:
         reporter.resumed(20)
         for step in range(21, 26):
             clock[0] += 10
-            reporter.step(step, loss=0.5, rate=0.1)
+            reporter.step(step, loss=0.5)
         for _ in reporter.evaluating("dev")([[0, 1], [2], [3], [4]]):
             clock[0] += 8
     assert capsys.readouterr().err.splitlines() == [

@@ -120,7 +120,7 @@ class Training:
             save = every is not None and progress.step % every == 0
             if evaluate or save or len(pending) == STEPS_BETWEEN_LOOKS:
                 loss = self._look_at(pending, rate)
-                reporter.step(progress.step, loss, rate)
+                reporter.step(progress.step, loss)
                 progress.train_seconds += time.perf_counter() - looked_at
                 looked_at = time.perf_counter()
             if evaluate:

@@ -13,10 +13,12 @@ from tqdm import tqdm
 from sparta_bench.errors import log
 
 SECONDS_BETWEEN_LINES = 30.0
+# tqdm's own without the rate: with losses it would not fit 80 columns
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
-class _Lines:
-    """Lines of this process where there is no bar, and when the last one was printed."""
+class Lines:
+    """Lines where there is no bar, and when the last one was printed."""
 
     def __init__(self) -> None:
         self.last = time.perf_counter()
@@ -30,33 +32,35 @@ class _Lines:
         return time.perf_counter() - self.last >= SECONDS_BETWEEN_LINES
 
 
-_lines = _Lines()
-
-
 def progress_bar(total: float, what: str, speaks: bool = True, **how: Any) -> Any:
     """A bar of tqdm's that leaves nothing behind; `disable` is set where nobody would see it."""
     disable = not (speaks and sys.stderr.isatty())
-    return tqdm(total=total, desc=what, leave=False, dynamic_ncols=True, disable=disable, **how)
+    how |= {"bar_format": BAR, "dynamic_ncols": True, "leave": False}
+    return tqdm(total=total, desc=what, disable=disable, **how)
 
 
 def watched(
-    batches: Sequence[list[int]], what: str, speaks: bool = True, heading: str = ""
+    batches: Sequence[list[int]],
+    what: str,
+    speaks: bool = True,
+    heading: str = "",
+    lines: Lines | None = None,
 ) -> Iterator[list[int]]:
     """The batches, with a bar where they take over a second; without a terminal with a line each
     half minute, and a first one if there is a `heading`."""
     with progress_bar(len(batches), what, speaks, delay=1) as bar:
-        prints = bar.disable and speaks
+        prints, lines = bar.disable and speaks, lines or Lines()
         started, done, examples = time.perf_counter(), 0, sum(map(len, batches))
         if prints and heading:
-            _lines.print(f"{what}: {examples:,} examples{heading}")
+            lines.print(f"{what}: {examples:,} examples{heading}")
         for batch in batches:
             yield batch
             bar.update()
             done += len(batch)
-            if prints and _lines.is_due:
+            if prints and lines.is_due:
                 seconds = time.perf_counter() - started
                 left = seconds / done * (examples - done)
-                _lines.print(
+                lines.print(
                     f"{what}: {done:,}/{examples:,} examples  {seconds:.0f} s, "
                     f"about {left:.0f} s left"
                 )
@@ -67,6 +71,7 @@ class ProgressReporter:
 
     def __init__(self, steps: int, speaks: bool = True) -> None:
         self.steps, self.speaks = steps, speaks
+        self.lines = Lines()
         self.bar = progress_bar(steps, "step", speaks)
         self.started = time.perf_counter()
         self.first_step: int | None = None  # a resumed run does not begin at 0
@@ -78,25 +83,25 @@ class ProgressReporter:
     def __exit__(self, *error: object) -> None:
         self.bar.close()
 
-    def step(self, step: int, loss: float, rate: float) -> None:
+    def step(self, step: int, loss: float) -> None:
         """Shown in the bar; as a line where there is none, and has been none for a while."""
-        if self._prints and _lines.is_due:
-            _lines.print(f"step {step}/{self.steps}  loss {loss:.3f}{self._time(step)}")
-        self.bar.set_postfix_str(f"loss {loss:.3f}  rate {rate:.1e}{self.dev_scores}", False)
+        if self._prints and self.lines.is_due:
+            self.lines.print(f"step {step}/{self.steps}  loss {loss:.3f}{self._time(step)}")
+        self.bar.set_postfix_str(f"loss {loss:.3f}{self.dev_scores}", False)
         self.bar.update(step - self.bar.n)
 
     def evaluated(self, step: int, scores: Mapping[str, float], best: bool) -> None:
         """Shown in the bar, and as a line where there is none."""
         text = f"dev loss {scores['loss']:.4f}  accuracy {scores['accuracy']:.3f}"
-        self.dev_scores = f"  {text}"
+        self.dev_scores = f"  dev {scores['loss']:.4f}, {scores['accuracy']:.1%}"
         self.first_step = step if self.first_step is None else self.first_step
         if self._prints:
             mark = "  best so far" if best else ""
-            _lines.print(f"step {step}/{self.steps}  {text}{self._time(step)}{mark}")
+            self.lines.print(f"step {step}/{self.steps}  {text}{self._time(step)}{mark}")
 
     def evaluating(self, what: str) -> Callable[[Sequence[list[int]]], Iterator[list[int]]]:
         """Shows how far an evaluation of `what` is."""
-        return lambda batches: watched(batches, what, self.speaks)
+        return lambda batches: watched(batches, what, self.speaks, lines=self.lines)
 
     def resumed(self, step: int) -> None:
         """Say that a checkpoint was found, and of which step."""
