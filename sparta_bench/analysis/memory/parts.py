@@ -114,7 +114,7 @@ def transient_of(setting: Setting, backbone: nn.Module, counts: ParameterCounts)
     largest, dense, last = counts.head, 0, 0
     if isinstance(method, SpartaConfig):
         chances = sampled_tensors(backbone, method.density, method.targets, method.density_of)
-        largest = round(max(tensors[name].numel() * chance for name, chance in chances.items()))
+        largest = max(largest, counts.sampled or 0)  # all deltas are one tensor
         dense = max(
             tensors[name].numel() * (not is_sampled_at(tensors[name].shape, chance, setting))
             for name, chance in chances.items()
