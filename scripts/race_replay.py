@@ -22,6 +22,7 @@ from typing import Any
 
 from sparta_bench.files import whole_file
 from sparta_bench.records.read import read_records
+from sparta_bench.records.record import Record
 from sparta_bench.runs import race
 from sparta_bench.tables.format import rate_text
 from sparta_bench.tables.paper_tables import row_name, score_of
@@ -81,7 +82,7 @@ Search = Callable[[Cell, int, random.Random], Found]  # of a cell with a first s
 def raced(
     margin: float = race.MARGIN,
     confirm: int = 1,
-    start: Callable[[Cell, random.Random], race.Point | None] = lambda cell, draw: None,
+    start: Callable[[Cell, random.Random], race.Point] = lambda cell, draw: smallest(cell),
     batch_first: bool = False,
     earliest: float = race.EARLIEST,
 ) -> Search:
@@ -94,8 +95,7 @@ def raced(
         points = [turned(point) for point in cell.points]
         losses: dict[race.Point, float] = {}
         cost = 0.0
-        begin = start(cell, draw)
-        first_point = begin and turned(begin)
+        first_point = turned(start(cell, draw))
         untrained = next(iter(cell.runs.values())).curve[0][1]
         while left := race.needed(points, losses, (), first_point, untrained):
             run = cell.runs[turned(left[0]), first]
@@ -107,6 +107,11 @@ def raced(
         return confirmed(cell, [turned(point) for point in race.best_of(losses, confirm)], cost)
 
     return search
+
+
+def smallest(cell: Cell) -> race.Point:
+    """Where a race begins that knows of no neighbour: the middle rate, the smallest batch size."""
+    return race.middle(cell.points, 1)
 
 
 def stop_of(curve: race.Curve, rival: race.Curve, margin: float, earliest: float) -> float | None:
@@ -237,6 +242,9 @@ VARIANTS = {
     "race, may end runs from the first evaluation": raced(earliest=0.0),
     "race, may end runs from 1/4 of the steps": raced(earliest=0.25),
     "race, batch size before rate": raced(batch_first=True),
+    "race, begun at the middle batch size": raced(
+        start=lambda cell, draw: race.middle(cell.points)
+    ),
     "race, begun at the largest rate": raced(start=lambda cell, draw: cell.points[-1]),
     "all settings on one seed": one_seed,
     "successive halving on one seed": halving,
@@ -250,49 +258,58 @@ DRAWN = {
 
 # --------------------------------------------------------------------------------------- the curves
 def write_curves(folders: list[Path]) -> None:
-    """A line for each completed run of cells that are complete."""
+    """A line for each run of the cells that are complete."""
     records, _ = read_records(folders)
-    lines = []
+    by_cell: dict[Any, list[Record]] = defaultdict(list)
     for record in records:
         if record.status == "completed":
-            curve = [[round(share, 6), round(loss, 5)] for share, loss in race.curve_of(record.raw)]
-            score = record.score("test", score_of(record.cell.task))
-            lines.append({
-                "cell": list(record.cell), "rate": record.train["learning_rate"],
-                "batch": record.train["batch_size"], "seed": record.seed,
-                "dev": round(record.score("dev", "loss"), 6),
-                "test": round(record.score("test", "loss"), 6), "score": round(score, 6),
-                "curve": curve,
-            })  # fmt: skip
-    lines.sort(
-        key=lambda line: json.dumps([line["cell"], line["batch"], line["rate"], line["seed"]])
-    )
+            by_cell[record.cell].append(record)
+    lines = []
+    for of_cell in by_cell.values():
+        if is_complete((point_of(record), record.seed) for record in of_cell):
+            lines += [line_of_record(record) for record in of_cell]
     OUT.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
-    write_texts(OUT, {"curves.jsonl": text})
+    write_texts(OUT, {"curves.jsonl": "".join(f"{line}\n" for line in sorted(lines))})
+
+
+def point_of(record: Record) -> race.Point:
+    return float(record.train["learning_rate"]), float(record.train["batch_size"])
+
+
+def line_of_record(record: Record) -> str:
+    rate, batch = point_of(record)
+    line = {
+        "cell": list(record.cell),
+        "batch": batch,
+        "rate": rate,
+        "seed": record.seed,
+        "dev": round(record.score("dev", "loss"), 6),
+        "test": round(record.score("test", "loss"), 6),
+        "score": round(record.score("test", score_of(record.cell.task)), 6),
+        "curve": [[round(share, 6), round(loss, 5)] for share, loss in race.curve_of(record.raw)],
+    }
+    return json.dumps(line, separators=(",", ":"))
 
 
 def read_cells() -> list[Cell]:
-    """The full grids among the curves; of one that is not complete the batch sizes that are."""
+    """The cells among the curves in which every setting has every seed."""
     found: dict[tuple[Any, ...], dict[tuple[race.Point, int], Run]] = defaultdict(dict)
     for text in (OUT / "curves.jsonl").read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
         run = Run([tuple(pair) for pair in line["curve"]], line["dev"], line["test"], line["score"])
         point = (float(line["rate"]), float(line["batch"]))
         found[tuple(line["cell"])][point, line["seed"]] = run
-    cells = []
-    for (model, task, method, density), runs in found.items():
-        rates = {point[0] for point, _ in runs}
-        seeds = {seed for _, seed in runs}
-        batches = {
-            batch
-            for batch in {point[1] for point, _ in runs}
-            if all(((rate, batch), seed) in runs for rate in rates for seed in seeds)
-        }
-        runs = {key: run for key, run in runs.items() if key[0][1] in batches}
-        if runs and len(seeds) > 1:
-            cells.append(Cell(f"{task} {model} {row_name(method, density)}", runs))
-    return cells
+    return [
+        Cell(f"{task} {model} {row_name(method, density)}", runs)
+        for (model, task, method, density), runs in found.items()
+        if is_complete(runs)
+    ]
+
+
+def is_complete(runs: Iterable[tuple[race.Point, int]]) -> bool:
+    """Table 13's grid: seven rates, three batch sizes, three seeds."""
+    keys = [(*point, seed) for point, seed in runs]
+    return [len(set(axis)) for axis in zip(*keys, strict=True)] == [7, 3, 3] and len(keys) == 63
 
 
 # -------------------------------------------------------------------------------- table and figure
@@ -342,14 +359,16 @@ def draw(outcomes: dict[str, Outcome], by_margin: dict[str, Outcome]) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for name, outcome in outcomes.items():
-        if name not in by_margin:
-            axes.plot(outcome.cost, statistics.fmean(outcome.regrets), "o", label=name)
+    others = [name for name in outcomes if name not in by_margin]
+    for number, name in enumerate(others):
+        regret = statistics.fmean(outcomes[name].regrets)
+        marker = "o" if name.startswith("race") else "s"
+        colour = f"C{number % 10}"
+        axes.plot(outcomes[name].cost, regret, marker, color=colour, label=name)
     x = [outcome.cost for outcome in by_margin.values()]
     y = [statistics.fmean(outcome.regrets) for outcome in by_margin.values()]
-    axes.plot(x, y, "k.-", label="race, by margin")
-    for name, at, regret in zip(by_margin, x, y, strict=True):
-        axes.annotate(name.removeprefix("race, margin "), (at, regret), fontsize=7)
+    label = f"race, margin {MARGINS[0]:g} (left) to none"
+    axes.plot(x, y, "k.-", label=label)
     axes.set(xlabel="steps, as a share of the full grid's", ylabel="mean regret in dev loss, nats")
     axes.set(xlim=(0, None), ylim=(0, None))
     axes.axvline(0.25, color="0.8", zorder=0)
@@ -364,7 +383,7 @@ def main() -> None:
         write_curves(folders)
     cells = read_cells()
     if not cells:
-        raise SystemExit("race_replay: no batch size of any cell has every rate with every seed")
+        raise SystemExit("race_replay: no cell is complete: 7 rates, 3 batch sizes, 3 seeds")
     by_margin = {f"race, margin {margin:g}": outcome_of(raced(margin), cells) for margin in MARGINS}
     outcomes = {
         **by_margin,

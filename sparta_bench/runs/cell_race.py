@@ -14,7 +14,7 @@ from sparta_bench.errors import InputError
 from sparta_bench.records.races import Setting, settings_text, write_race
 from sparta_bench.records.read import read_records
 from sparta_bench.records.record import Cell
-from sparta_bench.runs.race import Point, best_of, needed, race_share, share_done
+from sparta_bench.runs.race import Point, best_of, middle, needed, race_share, share_done
 from sparta_bench.runs.run import name_of, run_folder
 from sparta_bench.tables.select import select
 from sparta_bench.text import counted
@@ -67,7 +67,7 @@ class CellRace:
                 losses[point] = record["dev"]["loss"]
                 untrained = record["history"][0]["dev_loss"]
         running = {p for p, run_id in first.items() if p not in records and is_running(run_id)}
-        start = None if records or running else self._neighbours_best()
+        start = None if records or running else self._start()
         if points := needed(first, losses, running, start, untrained):
             best = best_of(losses, 1)
             rival = first[best[0]] if best else None
@@ -79,6 +79,12 @@ class CellRace:
     def _with(self, run_id: str, rival: str | None) -> Config:
         config = self.runs[run_id]
         return replace(config, search=replace(config.search, rival=rival))
+
+    def _start(self) -> Point:
+        """Where to begin where no run is known: where a neighbour was best, or else at the middle
+        rate and the smallest batch size, whose epochs have the most steps."""
+        batch_size = self.axes.index("batch_size") if "batch_size" in self.axes else None
+        return self._neighbours_best() or middle(self.settings, batch_size)
 
     def _neighbours_best(self) -> Point | None:
         """The setting nearest to the one that is best, so far as there are records, at the next

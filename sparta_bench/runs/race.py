@@ -21,8 +21,8 @@ Curve = Sequence[tuple[float, float]]  # share of the steps done (0 to 1), dev l
 # Measured: results/race. A high rate is often behind early on and ahead at the end, when rates
 # have come down: before half of the steps no margin tells a hopeless run from a good one.
 EARLIEST = 0.5  # share of the steps before which no run is ended
-MARGIN = 0.2  # nats: the default of `search.margin`
-FIRST_SEED_SHARE = 0.35  # of a cell's settings: what a race ran on the first seed, in whole runs
+MARGIN = 0.4  # nats: the default of `search.margin`
+FIRST_SEED_SHARE = 0.3  # of a cell's settings: what a race ran on the first seed, in whole runs
 LEFT = 0.05  # nats by which a rival has fallen that has left its initial loss
 STUCK = 0.1  # share of the rival's fall, below which a run has not left its own
 
@@ -85,10 +85,13 @@ def neighbours(points: Collection[Point], point: Point, axis: int) -> list[Point
     return [line[number] for number in (at + 1, at - 1) if 0 <= number < len(line)]
 
 
-def middle(points: Collection[Point]) -> Point:
-    """The point nearest to the middle of every axis."""
+def middle(points: Collection[Point], smallest: int | None = None) -> Point:
+    """The point nearest to the middle of every axis, but for one on which it is the smallest."""
     values = [sorted(set(axis)) for axis in zip(*points, strict=True)]
-    return next(iter(outwards(points, tuple(axis[len(axis) // 2] for axis in values))))
+    centre = tuple(
+        axis[0 if number == smallest else len(axis) // 2] for number, axis in enumerate(values)
+    )
+    return outwards(points, centre)[0]
 
 
 def outwards(points: Collection[Point], centre: Point) -> list[Point]:
