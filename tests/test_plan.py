@@ -161,7 +161,12 @@ def test_a_plan_of_the_embedded_default(tiny_config: Any) -> None:
 def test_a_plan_without_hub_says_what_is_not_known(tiny_config: Any) -> None:
     planned = plan(tiny_config("model=gemma-2b", "task=tiny-sst2"))
     assert planned["data"] | {"train_dropped": 0} == {
-        "train": 2000, "dev": 300, "test": 1000, "train_dropped": 0, "max_train_tokens": 48
+        "train": 2000, "dev": 300, "test": 1000, "train_dropped": 0, "max_train_tokens": 48,
+        "labels": {
+            "train": {"negative": 984, "positive": 1016},
+            "dev": {"negative": 147, "positive": 153},
+            "test": {"negative": 494, "positive": 506},
+        },
     }  # fmt: skip
     (line,) = planned["unavailable"]
     assert line.startswith("model=gemma-2b: google/gemma-2b cannot be loaded from the hub")
