@@ -57,12 +57,16 @@ class Priced:
     data: Lengths
 
 
-def price_of(jobs: Sequence[Priced], device: str | None) -> Price:
-    """Of all jobs of a sweep, one after the other on one device. Raises InputError if a model's
-    shape cannot be had, or a method does not fit it."""
+def price_of(
+    jobs: Sequence[Priced], device: str | None, peaks: dict[str, int] | None = None
+) -> Price:
+    """Of all jobs of a sweep, one after the other on one device. `peaks` holds what was found for
+    other sweeps, since a dry run takes seconds. Raises InputError if a model's shape cannot be had,
+    or a method does not fit it."""
+    peaks = {} if peaks is None else peaks
     backbones: dict[str, nn.Module] = {}
     costs: dict[str, Cost] = {}
-    largest: dict[str, Priced] = {}  # by what decides memory: the job with the most rows
+    largest: dict[str, Priced] = {}  # by what else decides memory: the job with the most tokens
     counted: dict[str, ParameterCounts] = {}
     total: Range | None = Range(0.0, 0.0)
     checkpoint, kept = 0, RECORD_BYTES * len(jobs)
@@ -73,9 +77,8 @@ def price_of(jobs: Sequence[Priced], device: str | None) -> Price:
         key = time_key(config)
         if key not in costs:
             costs[key] = cost_of(config, backbones[name], job.data, device)
-            before = largest.setdefault(_memory_key(config), job)
-            if rows_at_once(config) > rows_at_once(before.config):
-                largest[_memory_key(config)] = job
+            decides = _memory_key(config)
+            largest[decides] = max(largest.get(decides, job), job, key=_tokens_at_once)
             labels = len(config.task.labels)
             counted[key] = counts = count_parameters(backbones[name], labels, config.method)
             scalar = precision_of(config, torch.device("cuda")).trained_dtype.itemsize
@@ -84,22 +87,32 @@ def price_of(jobs: Sequence[Priced], device: str | None) -> Price:
         seconds = costs[key].seconds
         total = None if total is None or seconds is None else total.plus(seconds)
     scalars = sum(p.numel() for backbone in backbones.values() for p in backbone.parameters())
-    peak, peak_of = max((_peak_bytes(job), _described(job.config)) for job in largest.values())
+    needs = []
+    for decides, job in largest.items():
+        key = f"{decides} {_tokens_at_once(job)}"
+        if key not in peaks:
+            peaks[key] = _peak_bytes(job)
+        needs.append((peaks[key], _described(job.config)))
     return Price(
         len(jobs),
         total,
         WEIGHT_BYTES * scalars + checkpoint + kept,
-        peak,
-        peak_of,
+        *max(needs),
         tuple(sorted({job.data.source for job in jobs})),
     )
+
+
+def _tokens_at_once(job: Priced) -> int:
+    """The most that go through a layer in training."""
+    rows, tokens = rows_at_once(job.config), job.config.task.max_train_tokens
+    return rows * (tokens - job.data.shared) + job.data.shared
 
 
 def _memory_key(config: Config) -> str:
     """What decides the memory of a run, but for its batch."""
     model, train = config.model, config.train
     shape = model.shape or model.name  # base and instruction models may be of one shape
-    kept = (train.gradient_checkpointing, train.trained_dtype, train.share_prefix)
+    kept = (train.gradient_checkpointing, train.trained_dtype, train.share_prefix, train.dropout)
     return repr((shape, model.dtype, config.method, kept))
 
 

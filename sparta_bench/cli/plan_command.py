@@ -71,6 +71,7 @@ def _sweeps(options: argparse.Namespace) -> None:
 
     first = next(iter(configs.values()))[0]
     device = device_named(options.gpu, device_for(first))
+    peaks: dict[str, int] = {}
     prices = {
         name: price_of(
             [
@@ -79,6 +80,7 @@ def _sweeps(options: argparse.Namespace) -> None:
                 if (length := lengths_for(config))
             ],
             device,
+            peaks,
         )
         for name in jobs
     }
