@@ -243,10 +243,11 @@ def test_a_run_that_fails_leaves_a_record_with_the_cause(tmp_path: Path) -> None
     assert summary_line(config, record, path, False).startswith("failed: ")
 
 
+@pytest.mark.parametrize("setting", ["train.dropout=0.1", "model=tiny-gemma-it"])
 def test_an_interrupted_run_leaves_what_it_had_found_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
-    config = quick(tmp_path, "train.checkpoint_every=2", "train.dropout=0.1")
+    config = quick(tmp_path, "train.checkpoint_every=2", setting)
     original = Training._step
 
     def interrupted(self: Any, rows: list[int], rate: float) -> Any:
@@ -350,7 +351,7 @@ def test_instruction_twins_know_their_answers_before_training(tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["sparta", "lora", "full_ft", "head"])
 def test_two_processes_give_the_losses_of_one(tmp_path: Path, method: str) -> None:
-    settings = [*QUICK, f"method={method}", "train.dropout=0", "save=none"]
+    settings = [*QUICK, f"method={method}", "train.dropout=0", "save=none", "model=tiny-gemma-it"]
     if method == "lora":
         settings.append("method.lora_dropout=0")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -364,6 +365,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, method: str) -> No
         (path,) = (tmp_path / name).rglob("result.json")
         record = json.loads(path.read_text())
         assert record["environment"]["processes"] == (1 if name == "one" else 2)
+        assert record["environment"]["tokens_once"]["prefix_tokens"] == 19
         histories.append([entry["dev_loss"] for entry in record["history"]])
         ids.add(record["run_id"])
     assert histories[1] == pytest.approx(histories[0], rel=1e-5)

@@ -40,7 +40,7 @@ def with_sharing(tmp_path: Path, *overrides: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("method", "extra"),
     [
-        ("sparta", ()),
+        ("sparta", ("train.accumulation_steps=2", "train.gradient_checkpointing=true")),
         ("full_ft", ("train.dropout=0",)),
         ("lora", ("train.dropout=0", "method.lora_dropout=0")),
         ("head", ("train.dropout=0",)),
