@@ -11,7 +11,7 @@ from torch import nn
 
 from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.config.compose import compose
-from sparta_bench.config.conf_folder import choices
+from sparta_bench.config.conf_folder import named_models
 from sparta_bench.config.relations import is_folder
 from sparta_bench.config.rules import is_hub_name
 from sparta_bench.config.schema import ModelConfig
@@ -53,7 +53,7 @@ def named_by(name: str, option: str, model: ModelConfig) -> ModelConfig:
     `conf/model`, or a repository of the hub (at `main`, unless it is the model's own)."""
     if is_folder(name):
         return replace(model, path=name, embedded=False)
-    if name in choices("model") and name != "local":
+    if name in named_models():
         known = compose([f"model={name}"]).model
         source = {key: getattr(known, key) for key in ("name", "hub_id", "revision", "embedded")}
         return replace(model, path=None, **source)

@@ -20,7 +20,7 @@ from hydra._internal.utils import get_args_parser
 from sparta_bench import __version__
 from sparta_bench.cli import usage
 from sparta_bench.config.compose import HYDRA_ERRORS, compose, compose_all
-from sparta_bench.config.conf_folder import GROUPS, choices, config_dir
+from sparta_bench.config.conf_folder import GROUPS, choices, config_dir, search_path, use_folders
 from sparta_bench.config.schema import Config
 from sparta_bench.config.sweeps import sweep_jobs
 from sparta_bench.errors import InputError, did_you_mean, log, meant, reason_of, refusal_of
@@ -30,17 +30,18 @@ from sparta_bench.runs.outcome import Outcome, show
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 NO_SUCH_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # that no file can have: the command line's fault
 ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # options of Hydra's, at a time
-NOT_SUPPORTED = ("config_path", "config_name", "config_dir", "experimental_rerun")
+NOT_SUPPORTED = ("config_path", "config_name", "experimental_rerun")
 COMMANDS = tuple(usage.COMMANDS)  # each has a module `NAME_command` beside this one
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `sparta-bench`; returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _as_interrupt)
     # before torch is loaded: its idle threads sleep, and leave the core to others
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        use_folders(_take_config_dirs(arguments))
         code = _command(arguments)
         sys.stdout.flush()
         return code
@@ -55,6 +56,22 @@ def main(argv: list[str] | None = None) -> int:
         if not isinstance(error, BrokenPipeError):  # of which the reader of our output knows
             log(refusal_of(error))
         return WRONG_INPUT if error.errno in NO_SUCH_NAMES else FAILED
+
+
+def _take_config_dirs(arguments: list[str]) -> list[str]:
+    """Remove `--config-dir DIR` from the arguments, of whatever command, and return the folders."""
+    folders: list[str] = []
+    for place, word in reversed(list(enumerate(arguments))):
+        option, equals, folder = word.partition("=")
+        if option not in ("--config-dir", "-cd"):
+            continue
+        if not equals:
+            folder = "".join(arguments[place + 1 : place + 2])
+        if not folder:
+            raise InputError("--config-dir: needs a folder")
+        del arguments[place : place + (1 if equals else 2)]
+        folders.insert(0, folder)
+    return folders
 
 
 def _discard_what_is_left_to_print() -> None:
@@ -119,7 +136,7 @@ def _hydras_own(arguments: list[str], overrides: list[str]) -> int:
     others = list(arguments)  # Hydra wants all overrides in one place
     for word in overrides:
         others.remove(word)
-    before, sys.argv = sys.argv, [sys.argv[0], *overrides, *others]
+    before, sys.argv = sys.argv, [sys.argv[0], *search_path(), *overrides, *others]
     # raise faults, so that they are reported here, in one line
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
