@@ -32,6 +32,28 @@ GOLDEN = {
 }  # fmt: skip
 
 
+# of the published models' backbones, without a classification head
+SMALL_MODELS = {
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "llama-3.2-1b": 1_235_814_400,
+}
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_the_counts_of_small_models(name: str) -> None:
+    base, instruct = (compose([f"model={name}{end}"]).model for end in ("", "-it"))
+    assert (base.kind, instruct.kind) == ("base", "instruct")
+    assert instruct.hub_id == f"{base.hub_id}-Instruct"
+    backbone = empty_backbone(load_architecture(base))
+    assert sum(tensor.numel() for tensor in backbone.parameters()) == SMALL_MODELS[name]
+    context = {"max_position_embeddings": 32768} if name == "qwen2.5-1.5b" else {}
+    assert instruct.shape == {**(base.shape or {}), **context}
+
+
 @pytest.fixture(scope="module")
 def backbones() -> dict[str, Any]:
     return {

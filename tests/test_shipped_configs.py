@@ -33,6 +33,8 @@ def overrides_for(choice: Path, folder: Path) -> list[str]:
     overrides = [f"{choice.parent}={choice.name}"]
     if choice == Path("model/local"):
         overrides.append(f"model.path='{folder}'")
+    if choice == Path("model/hub"):
+        overrides += ["model.hub_id=someone/hub", "train.learning_rate=1e-4"]
     if choice == Path("task/own"):
         overrides.append("task.hub=someone/own")
     return overrides

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sparta_bench.adapters.manifest import Manifest
-from sparta_bench.config.conf_folder import choices
+from sparta_bench.config.conf_folder import named_models
 from sparta_bench.config.relations import is_folder
 from sparta_bench.config.rules import is_hub_name
 from sparta_bench.config.schema import ModelConfig
@@ -52,7 +52,7 @@ def named_by(name: str, option: str, model: ModelConfig) -> ModelConfig:
     `conf/model`, or a repository of the hub (at `main`, unless it is the model's own)."""
     if is_folder(name):
         return replace(model, path=name, embedded=False)
-    if name in choices("model") and name != "local":
+    if name in named_models():
         from sparta_bench.config.compose import compose
 
         known = compose([f"model={name}"]).model

@@ -14,7 +14,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 
 from sparta_bench.config.compose import HYDRA_ERRORS, compose, compose_all
-from sparta_bench.config.conf_folder import config_dir
+from sparta_bench.config.conf_folder import config_dir, search_path
 from sparta_bench.config.schema import Config
 from sparta_bench.config.sweeps import sweep_jobs
 from sparta_bench.errors import InputError, log, reason_of
@@ -33,7 +33,7 @@ from sparta_bench.runs.outcome import Outcome, show, show_result
 from sparta_bench.runs.summary import grid_text, run_text
 
 ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # options of Hydra's, at a time
-NOT_SUPPORTED = ("config_path", "config_name", "config_dir", "experimental_rerun")
+NOT_SUPPORTED = ("config_path", "config_name", "experimental_rerun")
 
 
 def experiments(arguments: list[str]) -> int:
@@ -59,7 +59,7 @@ def _hydras_own(arguments: list[str], overrides: list[str]) -> int:
     others = list(arguments)  # Hydra wants all overrides in one place
     for word in overrides:
         others.remove(word)
-    before, sys.argv = sys.argv, [sys.argv[0], *overrides, *others]
+    before, sys.argv = sys.argv, [sys.argv[0], *search_path(), *overrides, *others]
     # raise faults, so that they are reported here, in one line
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

@@ -11,7 +11,7 @@ from types import FrameType
 
 from sparta_bench import __version__
 from sparta_bench.cli import usage
-from sparta_bench.config.conf_folder import GROUPS, choices
+from sparta_bench.config.conf_folder import GROUPS, choices, use_folders
 from sparta_bench.errors import InputError, did_you_mean, log, meant, refusal_of
 from sparta_bench.runs.job import DONE, FAILED, INTERRUPTED, WRONG_INPUT, quiet_libraries
 
@@ -21,11 +21,12 @@ COMMANDS = tuple(usage.COMMANDS)  # each has a module `NAME_command` beside this
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `sparta-bench`; returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _as_interrupt)
     # before torch is loaded: its idle threads sleep, and leave the core to others
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        use_folders(_take_config_dirs(arguments))
         code = _command(arguments)
         sys.stdout.flush()
         return code
@@ -40,6 +41,22 @@ def main(argv: list[str] | None = None) -> int:
         if not isinstance(error, BrokenPipeError):  # of which the reader of our output knows
             log(refusal_of(error))
         return WRONG_INPUT if error.errno in NO_SUCH_NAMES else FAILED
+
+
+def _take_config_dirs(arguments: list[str]) -> list[str]:
+    """Remove `--config-dir DIR` from the arguments, of whatever command, and return the folders."""
+    folders: list[str] = []
+    for place, word in reversed(list(enumerate(arguments))):
+        option, equals, folder = word.partition("=")
+        if option not in ("--config-dir", "-cd"):
+            continue
+        if not equals:
+            folder = "".join(arguments[place + 1 : place + 2])
+        if not folder:
+            raise InputError("--config-dir: needs a folder")
+        del arguments[place : place + (1 if equals else 2)]
+        folders.insert(0, folder)
+    return folders
 
 
 def _discard_what_is_left_to_print() -> None:

@@ -35,6 +35,7 @@ Commands:
 
 Options:
   --cfg job [key=value ...]  all settings with their values, as one experiment has them
+  --config-dir DIR           a folder with YAML of your own (DIR/task, DIR/model, DIR/sweep)
   --version                  the version
   --hydra-help               Hydra's own options, shell completion among them
 

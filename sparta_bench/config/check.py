@@ -175,6 +175,8 @@ def _where_it_is(model: Mapping[str, Any]) -> dict[str, Any]:
     name = model.get("name")
     if name is None and is_text(path) and "\0" not in str(path):
         name = Path(str(path)).resolve().name
+    elif name is None and is_text(model.get("hub_id")):
+        name = str(model["hub_id"]).rpartition("/")[2]
     return {**model, "name": name}
 
 

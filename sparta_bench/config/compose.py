@@ -24,7 +24,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparta_bench.config.check import from_dict
-from sparta_bench.config.conf_folder import GROUPS, choices, config_dir, unreadable
+from sparta_bench.config.conf_folder import (
+    GROUPS,
+    choices,
+    config_dir,
+    own_folders,
+    search_path,
+    unreadable,
+)
 from sparta_bench.config.schema import Config
 from sparta_bench.errors import InputError, did_you_mean, did_you_mean_key, reason_of
 
@@ -32,8 +39,8 @@ HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 # `${oc.env:NAME}`, also where the name of the resolver is put together
 ENVIRONMENT = re.compile(r"\$\{\s*(oc\.env\b|[^:{}]*\$\{[^}]*\}[^:{}]*:)")
 KEY = re.compile(r"(\+\+?|~)?\w+([./@-]\w+)*", re.ASCII)
-# by folder of `conf`, top-level key and choice: what Hydra composed of it
-_parts: dict[tuple[Path, str, str | None], Any] = {}
+# by folders of YAML, top-level key and choice: what Hydra composed of it
+_parts: dict[tuple[tuple[Path, ...], str, str | None], Any] = {}
 
 
 def compose(overrides: list[str]) -> Config:
@@ -107,17 +114,17 @@ def composed_choices(chosen: dict[str, str]) -> dict[str, Any]:
     A file of a group sets the group's own keys alone, so that what Hydra composed of it is kept,
     and serves beside any choice of the other groups.
     """
-    folder = config_dir()
-    if any((folder, group, chosen.get(group)) not in _parts for group in GROUPS):
+    folders = (config_dir(), *own_folders())
+    if any((folders, group, chosen.get(group)) not in _parts for group in GROUPS):
         try:
             composed = to_plain(_composed([f"{key}={value}" for key, value in chosen.items()]))
         except HYDRA_ERRORS as error:
             raise InputError(reason_of(error)) from None
-        _parts.update({(folder, key, chosen.get(key)): part for key, part in composed.items()})
+        _parts.update({(folders, key, chosen.get(key)): part for key, part in composed.items()})
     return {
         key: deepcopy(part)
         for (at, key, choice), part in _parts.items()
-        if at == folder and choice == chosen.get(key)
+        if at == folders and choice == chosen.get(key)
     }
 
 
@@ -139,7 +146,7 @@ def _faults_of_hydra(overrides: tuple[str, ...]) -> list[str]:
 def _composed(overrides: list[str]) -> Any:
     with our_hydra():
         try:
-            return hydra_compose("config", overrides)
+            return hydra_compose("config", [*search_path(), *overrides])
         except HYDRA_ERRORS:
             raise
         except Exception as error:  # many kinds, for what is no YAML or not as Hydra wants it

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from sparta_bench.config.conf_folder import GROUPS, choices, config_dir
+from sparta_bench.config.conf_folder import GROUPS, choices, config_dir, file_of
 from sparta_bench.config.rules import RULES
 from sparta_bench.errors import InputError, did_you_mean_key
 
@@ -71,7 +71,7 @@ def _files() -> list[Path]:
 
 def _group(group: str) -> str:
     names = choices(group)
-    offered = [f"  {name}: {heading_of(config_dir() / group / f'{name}.yaml')}" for name in names]
+    offered = [f"  {name}: {heading_of(file_of(group, name))}" for name in names]
     settings = [
         f"  {one.key}={one.value}{f' ({path.stem})' * (group == 'method')}: {one.meaning}"
         for path in _files()

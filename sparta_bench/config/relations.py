@@ -30,7 +30,7 @@ def _results_dir(folder: str) -> str | None:
 def _model_path(path: str | None, hub_id: str | None, embedded: bool) -> str | None:
     if path is None:
         needed = not (hub_id or embedded)
-        return "needs the folder of a Hugging Face model" if needed else None
+        return "needs the folder of a Hugging Face model (or model.hub_id=NAME)" if needed else None
     is_model = not is_folder(path) or (Path(path) / "config.json").is_file()
     return None if is_model else "the folder has no config.json"
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from sparta_bench.config.check import train_of
 from sparta_bench.config.compose import composed_choices, parse_all
-from sparta_bench.config.conf_folder import GROUPS, choices, config_dir, read_yaml
+from sparta_bench.config.conf_folder import GROUPS, choices, config_dir, file_of, read_yaml
 from sparta_bench.config.rules import RULES, rule_fault, show
 from sparta_bench.config.schema import plain
 from sparta_bench.errors import InputError, did_you_mean, did_you_mean_key
@@ -117,7 +117,7 @@ def _sweep(name: str, settings: dict[str, Any]) -> Sweep:
 
 def _content(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """What a sweep's file says, beside what it says by its `like`."""
-    path = config_dir() / "sweep" / f"{name}.yaml"
+    path = file_of("sweep", name)
     content = read_yaml(path)
     methods = content.get("methods", {"": {}})
     if not isinstance(methods, dict) or not methods:

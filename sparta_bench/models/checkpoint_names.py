@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparta_bench.config.conf_folder import choices
+from sparta_bench.config.conf_folder import named_models
 from sparta_bench.errors import InputError, did_you_mean
 
 
@@ -16,7 +16,7 @@ def check_source(source: str) -> None:
         return
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix:
         raise InputError(f"{source}: there is no such file or folder")
-    known = [name for name in choices("model") if name != "local"]
+    known = named_models()
     if "/" not in source and source not in known:
         near = did_you_mean(source, known)
         raise InputError(f"{source}: neither a file, a folder, nor a model of conf/model{near}")

@@ -18,6 +18,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 
 from sparta_bench.config.compose import is_of_hydra, our_hydra, parse_all, with_implied
+from sparta_bench.config.conf_folder import search_path
 from sparta_bench.errors import InputError, reason_of
 
 
@@ -59,7 +60,7 @@ def launch(jobs: list[list[str]], task: Callable[[Any], Any]) -> None:
         [text for text in with_implied(job) if not is_of_hydra(text.lstrip("+~"))] for job in jobs
     ]
     with our_hydra():
-        config = hydra_compose("config", jobs[0], return_hydra_config=True)
+        config = hydra_compose("config", [*search_path(), *jobs[0]], return_hydra_config=True)
         loader = GlobalHydra.instance().config_loader()
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
