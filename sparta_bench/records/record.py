@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 DEFAULT = Path("results")  # where commands look that no folder is given to
 SCHEMA = 1
-PROTOCOL = 3  # counted up when the code changes in a way that changes outcomes
+PROTOCOL = 4  # counted up when the code changes in a way that changes outcomes
 MERGE, MERGE_SCHEMA = "merge.json", 1  # of two merged runs (analysis/merging)
 STATUSES = ("completed", "failed", "interrupted", "stopped")
 RESULT = "result.json"  # in a run's folder
@@ -40,16 +40,10 @@ def identity_of(config: Mapping[str, Any], processes: int) -> dict[str, Any]:
     for group in ("model", "task", "train"):
         drop = NOT_IN_RUN_ID[group]
         kept[group] = {key: value for key, value in kept[group].items() if key not in drop}
-    if kept["train"].get("share_prefix") is False:
-        del kept["train"]["share_prefix"]  # computes as before there was the setting
     if kept["model"]["kind"] == "base":
         kept["task"].pop("prompt", None)  # not read
-    if kept["task"].get("max_train_examples") is None or kept["task"].get("cap_takes") == "first":
-        kept["task"].pop("cap_takes", None)  # as before there was the setting
-    if kept["task"].get("test_examples") is None:
-        kept["task"].pop("test_examples", None)
-    if kept["task"].get("truncate_eval") is False:
-        del kept["task"]["truncate_eval"]  # as before
+    if kept["task"]["max_train_examples"] is None:
+        del kept["task"]["cap_takes"]  # not read
     method = kept["method"]
     lora_dropout = method["lora_dropout"] if method["name"] == "lora" else 0
     if processes > 1 and (kept["train"]["dropout"] > 0 or lora_dropout > 0):
