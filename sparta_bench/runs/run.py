@@ -15,7 +15,7 @@ from typing import Any
 from sparta_bench.config.rules import is_number
 from sparta_bench.config.schema import Config
 from sparta_bench.devices import accelerator_of, heavy_imports, set_threads
-from sparta_bench.errors import InputError, log
+from sparta_bench.errors import InputError, fitted, log
 from sparta_bench.files import hash_of, write_json
 from sparta_bench.records.read import look_into
 from sparta_bench.records.record import NOT_TO_REPLACE, PROTOCOL, RESULT, RUNNING, identity_of
@@ -70,7 +70,7 @@ def run(
         if accelerator.is_main_process:
             unfinished = RunResult(Findings(), "interrupted", finished=None)
             write_json(spec.folder / RUNNING, as_record(spec, unfinished))  # for `status`
-            print(f"{label}{name_of(config)}", file=sys.stderr, flush=True)
+            print(fitted(f"{label}{name_of(config)}", sys.stderr), file=sys.stderr, flush=True)
         try:
             result = execute(spec, assets)
         except RunInterrupted as interruption:

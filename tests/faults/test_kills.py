@@ -127,6 +127,8 @@ def check(case: Case, folder: Path, told: str, expected: Any, forks: Forks) -> N
     check_whole(folder)
     done = completed(folder)
     finished = [line.split(" → ")[1] for line in told.splitlines() if " → " in line]
+    begin = "  record   "  # of a single run
+    finished += [line[len(begin) :] for line in told.splitlines() if line.startswith(begin)]
     assert set(finished) <= done.keys()
     forks.run(*case.argv(folder))
     assert case.end(folder) == expected
