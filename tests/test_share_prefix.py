@@ -98,12 +98,6 @@ def test_auto_is_the_default_and_part_of_the_run_id() -> None:
     assert [one["train"]["share_prefix"] for one in ids] == ["auto", "auto", True]
 
 
-def test_false_is_what_a_run_without_the_setting_was() -> None:
-    config = compose(["train.share_prefix=false"]).as_dict()
-    older = {**config, "train": {k: v for k, v in config["train"].items() if k != "share_prefix"}}
-    assert identity_of(config, 1) == identity_of(older, 1)
-
-
 # --------------------------------------------------------------------------- what was trained
 @pytest.fixture
 def ways(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int | bool]]:

@@ -30,6 +30,14 @@ from sparta_bench.records.record import (
 )
 
 # what reading a key that is not there, or of another type, raises
+# Settings of a task that older records lack, with the values that are what was done then.
+LATER = {
+    "data": None,
+    "label_column": "label",
+    "test_examples": None,
+    "cap_takes": "first",
+    "truncate_eval": False,
+}
 MISSHAPEN = (KeyError, TypeError, AttributeError, IndexError, OverflowError)
 
 
@@ -211,7 +219,7 @@ def record_of(path: Path, raw: Any) -> Record | str:
     compared = {
         "base": raw["base_model"]["fingerprint"],
         "model": {**identity["model"], "dtype": None},
-        "task": identity["task"],
+        "task": {k: v for k, v in identity["task"].items() if (k, v) not in LATER.items()},
         "method": identity["method"],
         "counts": [data.get("dev"), data.get("test")],
     }

@@ -42,8 +42,8 @@ def identity_of(config: Mapping[str, Any], processes: int) -> dict[str, Any]:
         kept[group] = {key: value for key, value in kept[group].items() if key not in drop}
     if kept["model"]["kind"] == "base":
         kept["task"].pop("prompt", None)  # not read
-    if kept["task"]["max_train_examples"] is None:
-        del kept["task"]["cap_takes"]  # not read
+    if kept["task"].get("max_train_examples") is None:
+        kept["task"].pop("cap_takes", None)  # not read
     method = kept["method"]
     lora_dropout = method["lora_dropout"] if method["name"] == "lora" else 0
     if processes > 1 and (kept["train"]["dropout"] > 0 or lora_dropout > 0):
