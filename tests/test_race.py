@@ -14,6 +14,8 @@ import pytest
 from forged_records import forge, write
 from quick import QUICK_RUN
 
+from sparta_bench.analysis.price import RACE_CONFIRM
+from sparta_bench.analysis.run_cost import race_share
 from sparta_bench.cli.main import main
 from sparta_bench.config.compose import compose, compose_all
 from sparta_bench.config.sweeps import sweep_jobs
@@ -23,7 +25,7 @@ from sparta_bench.runs import grid as grid_module
 from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.grid import Grid
 from sparta_bench.runs.lock import CHECKPOINT
-from sparta_bench.runs.race import MARGIN, Point, needed, race_share, share_done, why_hopeless
+from sparta_bench.runs.race import MARGIN, Point, needed, share_done, why_hopeless
 from sparta_bench.runs.run import run
 from sparta_bench.tables.build import build_tables
 from sparta_bench.tables.select import select
@@ -125,6 +127,7 @@ def test_a_run_that_has_not_left_its_initial_loss_is_hopeless() -> None:
 # ------------------------------------------------------------------------------------ real races
 AXES = ["train.learning_rate=1e-3,2e-2,5e-1,9", "train.batch_size=16,32", "seed=0,1,2"]
 RACE = ["-m", "method=head", *QUICK_RUN, "save=none", "train.max_steps=8", *AXES, "search=race"]
+RACE.append("search.confirm=1")
 
 
 def places(tmp_path: Path, name: str = "results") -> list[str]:
@@ -297,7 +300,8 @@ def test_a_loss_that_is_not_finite_ends_a_run_of_a_race(
 
 def test_the_default_margin_is_the_one_that_was_measured() -> None:
     assert compose(["search=race"]).search.margin == MARGIN
-    assert race_share(21, 3) == pytest.approx((0.3 * 21 + 2) / 63)
+    assert race_share(21, 3, 2) == pytest.approx((0.3 * 21 + 4) / 63)
+    assert compose(["search=race"]).search.confirm == RACE_CONFIRM
 
 
 def test_a_race_needs_settings_to_compare(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory.estimate import KEPT_FREE, estimate_of
-from sparta_bench.analysis.run_cost import Cost, cost_of, rows_at_once, time_key
+from sparta_bench.analysis.run_cost import Cost, cost_of, race_share, rows_at_once, time_key
 from sparta_bench.config.lengths import Lengths
 from sparta_bench.config.schema import Config
 from sparta_bench.models.counts import ParameterCounts, Shapes, count_parameters
@@ -21,8 +22,7 @@ from sparta_bench.tables.table import Table, table_of
 from sparta_bench.text import as_bytes
 from sparta_bench.training.step_time import DEVICES, Range, basis_of
 
-# Of what a full grid takes, what `search=race` takes; None until it is measured.
-RACE_SHARE: float | None = None
+RACE_CONFIRM = 2  # the default of `search.confirm`
 RECORD_BYTES = 8_200  # a record's, the mean of the 192 in results/tiny
 WEIGHT_BYTES = 2  # of the base models, which are stored in bfloat16
 SCALARS_IN_CHECKPOINT = 4  # for each trained one: itself, the best so far, two moments
@@ -30,21 +30,16 @@ SCALARS_IN_CHECKPOINT = 4  # for each trained one: itself, the best so far, two 
 
 @dataclass(frozen=True)
 class Price:
-    """Of a sweep. `peak` is that of the run that needs the most memory, with its description."""
+    """Of a sweep, as a grid and with `search=race`. `peak` is that of the run that needs the most
+    memory, with its description."""
 
     runs: int
     seconds: Range | None
+    race_seconds: Range | None
     disk_bytes: int
     peak_bytes: int
     peak_of: str
     sources: tuple[str, ...]  # of the lengths: measured, assumed
-
-    @property
-    def race_seconds(self) -> Range | None:
-        """With `search=race`."""
-        if self.seconds is None or RACE_SHARE is None:
-            return None
-        return self.seconds.times(RACE_SHARE)
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ def price_of(
     costs: dict[str, Cost] = {}
     largest: dict[str, Priced] = {}  # by what else decides memory: the job with the most tokens
     counted: dict[str, ParameterCounts] = {}
-    total: Range | None = Range(0.0, 0.0)
+    cells: dict[str, list[Config]] = defaultdict(list)  # what a race compares
     checkpoint, kept = 0, RECORD_BYTES * len(jobs)
     for job in jobs:
         config, name = job.config, job.config.model.name
@@ -83,8 +78,7 @@ def price_of(
             scalar = precision_of(config, torch.device("cuda")).trained_dtype.itemsize
             checkpoint = max(checkpoint, SCALARS_IN_CHECKPOINT * scalar * counts.trainable)
         kept += _saved_bytes(config, counted[key], WEIGHT_BYTES)
-        seconds = costs[key].seconds
-        total = None if total is None or seconds is None else total.plus(seconds)
+        cells[repr((name, config.task.name, config.method))].append(config)
     scalars = sum(math.prod(size) for one in shapes.values() for size in one.tensors.values())
     needs = []
     for decides, job in largest.items():
@@ -94,11 +88,27 @@ def price_of(
         needs.append((peaks[key], _described(job.config)))
     return Price(
         len(jobs),
-        total,
+        _seconds(costs, cells, race=False),
+        _seconds(costs, cells, race=True),
         WEIGHT_BYTES * scalars + checkpoint + kept,
         *max(needs),
         tuple(sorted({job.data.source for job in jobs})),
     )
+
+
+def _seconds(
+    costs: Mapping[str, Cost], cells: Mapping[str, Sequence[Config]], race: bool
+) -> Range | None:
+    total = Range(0.0, 0.0)
+    for configs in cells.values():
+        settings = len({config.train for config in configs})
+        share = race_share(settings, len(configs) / settings, RACE_CONFIRM) if race else 1.0
+        for config in configs:
+            seconds = costs[time_key(config)].seconds
+            if seconds is None:
+                return None
+            total = total.plus(seconds.times(share if settings > 1 else 1.0))
+    return total
 
 
 def _tokens_at_once(job: Priced) -> int:
@@ -171,8 +181,10 @@ def table_of_prices(prices: dict[str, Price], device: str | None) -> Table:
         "disk: the base models, the records, one checkpoint, and what runs save. peak: the longest "
         "inputs that training allows, estimated as `memory` does.",
     ]
-    if RACE_SHARE is None:
-        notes.append("hours, race: not measured yet.")
+    notes.append(
+        "hours, race: with search=race, by the share of a grid's steps that races over full grids of "
+        "tiny models took (results/race). A table without a grid has nothing to race."
+    )
     return table_of("price", f"What sweeps take on one {title}", heads, rows, *notes)
 
 
@@ -181,7 +193,7 @@ NO_TIME = "No time is known for this device; --gpu names one that is."
 
 def as_dict(price: Price) -> dict[str, Any]:
     """The values of the JSON."""
-    values = asdict(price) | {"race_seconds": price.race_seconds}
+    values = asdict(price)
     for name in ("seconds", "race_seconds"):
         values[name] = values[name] and Range(*values[name])._asdict()
     return values

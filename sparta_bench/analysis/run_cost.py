@@ -26,6 +26,9 @@ from sparta_bench.models.step_work import (
 from sparta_bench.training.step_time import Range, seconds_of, update_seconds
 from sparta_bench.training.steps import evaluation_batch_size, plan_steps
 
+# Of a cell's settings: what a race ran on the first seed, in whole runs (results/race).
+FIRST_SEED_SHARE = 0.3
+
 
 class Cost(NamedTuple):
     """Of one run. FLOPs are of products and attention in one training step; `whole_step_flops`
@@ -120,3 +123,9 @@ def estimated_seconds(configs: Iterable[Config], device: str | None) -> Range | 
 def rows_at_once(config: Config) -> int:
     """Examples that go through the model together in training."""
     return math.ceil(config.train.batch_size / config.train.accumulation_steps)
+
+
+def race_share(settings: int, seeds: float, confirm: int) -> float:
+    """About which share of a cell's runs a race makes, by what was measured."""
+    first = max(1.0, FIRST_SEED_SHARE * settings)
+    return min(1.0, (first + min(confirm, settings) * (seeds - 1)) / (settings * seeds))

@@ -9,12 +9,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from sparta_bench.analysis.run_cost import race_share
 from sparta_bench.config.schema import Config, SpartaConfig, TrainConfig, plain
 from sparta_bench.errors import InputError
 from sparta_bench.records.races import Setting, settings_text, write_race
 from sparta_bench.records.read import read_records
 from sparta_bench.records.record import Cell
-from sparta_bench.runs.race import Point, best_of, middle, needed, race_share, share_done
+from sparta_bench.runs.race import Point, best_of, middle, needed, share_done
 from sparta_bench.runs.run import name_of, run_folder
 from sparta_bench.tables.select import select
 from sparta_bench.text import counted

@@ -22,7 +22,6 @@ Curve = Sequence[tuple[float, float]]  # share of the steps done (0 to 1), dev l
 # have come down: before half of the steps no margin tells a hopeless run from a good one.
 EARLIEST = 0.5  # share of the steps before which no run is ended
 MARGIN = 0.4  # nats: the default of `search.margin`
-FIRST_SEED_SHARE = 0.3  # of a cell's settings: what a race ran on the first seed, in whole runs
 LEFT = 0.05  # nats by which a rival has fallen that has left its initial loss
 STUCK = 0.1  # share of the rival's fall, below which a run has not left its own
 
@@ -163,9 +162,3 @@ def share_done(record: Mapping[str, Any]) -> float:
 def _planned_steps(record: Mapping[str, Any]) -> int:
     train = SimpleNamespace(**record["config"]["train"])  # of an older version it may lack a key
     return plan_steps(record["data"]["train"], cast(TrainConfig, train)).steps
-
-
-def race_share(settings: int, seeds: float, confirm: int = 1) -> float:
-    """About which share of a cell's runs a race makes, by what was measured."""
-    first = max(1.0, FIRST_SEED_SHARE * settings)
-    return min(1.0, (first + min(confirm, settings) * (seeds - 1)) / (settings * seeds))
