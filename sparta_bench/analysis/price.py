@@ -182,8 +182,8 @@ def table_of_prices(prices: dict[str, Price], device: str | None) -> Table:
         "inputs that training allows, estimated as `memory` does.",
     ]
     notes.append(
-        "hours, race: with search=race, by the share of a grid's steps that races over full grids of "
-        "tiny models took (results/race). A table without a grid has nothing to race."
+        "hours, race: with search=race, by the share of a grid's steps that races over full grids "
+        "of tiny models took (results/race). A table without a grid has nothing to race."
     )
     return table_of("price", f"What sweeps take on one {title}", heads, rows, *notes)
 
