@@ -238,6 +238,30 @@ def test_checkpointing_keeps_the_input_of_each_layer() -> None:
     assert dry("head", False).kept == 0  # nothing below the head has a gradient
 
 
+def test_what_all_rows_begin_with_is_kept_once_unless_dropout_is_drawn() -> None:
+    def kept(name: str, shared: int) -> float:
+        setting = setting_of(name, replace(setting_for(tokens=16), shared_tokens=shared))
+        return activations_of(setting, False).kept
+
+    # four own tokens of sixteen, and for each row the keys and values of the others
+    assert 0.25 < kept("sparta-0.05", 12) / kept("sparta-0.05", 0) < 0.35
+    assert kept("full_ft", 12) == kept("full_ft", 0)
+    with pytest.raises(InputError) as caught:
+        memory_command.settings_of(TINY, ROWS, TOKENS, TOKENS)
+    assert caught.value.lines == (
+        "memory: --shared-tokens 8: must be below the 8 tokens of each row",
+    )
+
+
+def test_the_last_layer_keeps_next_to_nothing() -> None:
+    cut, whole = (
+        dry("sparta-0.05", False, f"train.share_prefix={share}") for share in ("auto", "false")
+    )
+    assert cut.kept == cut.last == pytest.approx(whole.kept, rel=1e-3) and whole.last == 0
+    assert cut.at_work < 0  # less than another layer would keep
+    assert whole.at_work < cut.at_work + cut.last < whole.at_work + 0.1 * cut.kept
+
+
 @pytest.mark.slow
 def test_activations_grow_with_tokens_and_no_faster() -> None:
     """The mask's square would show: attention keeps no scores."""

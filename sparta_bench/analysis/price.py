@@ -179,7 +179,8 @@ def table_of_prices(prices: dict[str, Price], device: str | None) -> Table:
         "Training and evaluation alone; where training may stop early, to its end.",
         "Lengths are those of conf/lengths.csv" + (", some of them assumed." if assumed else "."),
         "disk: the base models, the records, one checkpoint, and what runs save. peak: the longest "
-        "inputs that training allows, estimated as `memory` does.",
+        "inputs that training allows, estimated as memory does. What does not fit may with "
+        "train.accumulation_steps, which cuts a batch into parts.",
     ]
     notes.append(
         "hours, race: with search=race, by the share of a grid's steps that races over full grids "
