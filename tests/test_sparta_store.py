@@ -327,3 +327,15 @@ def test_an_adapter_says_what_it_is() -> None:
     assert repr(adapter) == f"SpartaAdapter({places}, 32 in the head, attached)"
     adapter.detach()
     assert repr(adapter).endswith("detached)")
+
+
+def test_a_base_in_another_dtype_is_not_called_another_base(tmp_path: Path) -> None:
+    model, adapter = trained(torch.bfloat16)
+    adapter.save(tmp_path / "a")
+    fresh = classifier(dtype=torch.float32).eval()
+    before = values_of(fresh)
+    with pytest.raises(ValueError, match=r"on this base model in torch.bfloat16; convert it first"):
+        SpartaAdapter.load(fresh, tmp_path / "a")
+    assert same_values(fresh, before)
+    SpartaAdapter.load(fresh.to(torch.bfloat16), tmp_path / "a")
+    assert torch.equal(fresh(**batch()).logits, model(**batch()).logits)

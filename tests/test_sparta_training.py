@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
 from small_models import SMALL, batch, classifier, same_values, values_of
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -292,3 +293,19 @@ def test_other_architectures_get_the_plain_gradient(model_type: str) -> None:
         torch.testing.assert_close(parameter.grad, dict(plain.named_parameters())[name].grad)
     adapter.detach()
     assert same_values(ours, before)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_peft_over_an_attached_model_is_refused() -> None:
+    model = classifier()
+    adapter = SpartaAdapter(model, 0.2, 7)
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
+    trainable = [value for value in wrapped.parameters() if value.requires_grad]
+    running = torch.optim.AdamW(trainable, lr=1e-2)
+    wrapped(**batch()).loss.backward()
+    with pytest.raises(
+        RuntimeError, match="peft was put over a model that carries a SpartaAdapter"
+    ):
+        running.step()
+    adapter.detach()
+    running.step()  # peft's own from here on

@@ -583,9 +583,20 @@ def _held_by(optimizer: Optimizer) -> list[tuple[SpartaAdapter, list[str]]]:
                 "the optimizer holds frozen weights of a model and none of the deltas of its "
                 "SpartaAdapter; build it after the adapter"
             )
+        if not names and _is_frozen_by_peft(adapter):
+            raise RuntimeError(
+                "peft was put over a model that carries a SpartaAdapter, and has frozen its "
+                "deltas; detach the adapter first, or leave peft out"
+            )
         if names:
             holding.append((adapter, names))
     return holding
+
+
+def _is_frozen_by_peft(adapter: SpartaAdapter) -> bool:
+    if any(deltas.requires_grad for deltas in adapter.deltas.values()):
+        return False
+    return any(type(module).__module__.startswith("peft.") for module in adapter.model.modules())
 
 
 def _merge_after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

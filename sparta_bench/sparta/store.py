@@ -85,19 +85,22 @@ def checksum_of(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def fingerprint_of(backbone: nn.Module) -> str:
+def fingerprint_of(backbone: nn.Module, dtype: torch.dtype | None = None) -> str:
     """What tells one base from another, whatever file it came from: names, shapes and up to
-    4,096 evenly spaced values of every tensor, as float32."""
-    return fingerprint_of_tensors(backbone.named_parameters())
+    4,096 evenly spaced values of every tensor, as float32; with `dtype` as after a conversion."""
+    return fingerprint_of_tensors(backbone.named_parameters(), dtype)
 
 
-def fingerprint_of_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
+def fingerprint_of_tensors(
+    named: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None
+) -> str:
     """The same without a model: of the backbone's parameters, in any order."""
     probes = {}
     for name, tensor in named:
         every = max(tensor.numel() // _PROBES, 1)
         shape = "x".join(map(str, tensor.shape))
-        probes[f"{name} {shape} "] = tensor.detach().reshape(-1)[::every][:_PROBES]
+        probe = tensor.detach().reshape(-1)[::every][:_PROBES]
+        probes[f"{name} {shape} "] = probe if dtype is None else probe.to(dtype)
     return checksum_of(probes)
 
 
@@ -237,6 +240,12 @@ def check(saved: Saved, indices: Mapping[str, Tensor], backbone: nn.Module, fold
             f"{checksum_of(indices)}, not {saved.indices_checksum})"
         )
     if saved.base_fingerprint not in (None, fingerprint_of(backbone)):
+        for dtype in (torch.bfloat16, torch.float16):
+            if saved.base_fingerprint == fingerprint_of(backbone, dtype):
+                raise ValueError(
+                    f"{folder}: the adapter was trained on this base model in {dtype}; convert it "
+                    f"first with model.to({dtype}), which gives exactly the weights of training"
+                )
         raise ValueError(
             f"{folder}: the adapter was trained on another base model (fingerprint "
             f"{saved.base_fingerprint}, this one has {fingerprint_of(backbone)})"
