@@ -72,7 +72,7 @@ def _with_layers(setting: Setting, layers: int) -> Setting:
     architecture.num_hidden_layers = layers  # by name: the model may have another key for it
     shape = architecture.to_dict()
     if shape.get("layer_types"):
-        shape["layer_types"] = shape["layer_types"][:layers]
+        shape["layer_types"] = (shape["layer_types"] * layers)[:layers]  # may have fewer
     dtype = setting.precision.as_dict()["model"]
     model = replace(config.model, path=None, embedded=False, shape=shape, dtype=dtype)
     rows = max(MANY_TOKENS // setting.tokens, 1)
