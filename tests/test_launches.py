@@ -19,6 +19,7 @@ from sparta_bench.config.compose import compose
 from sparta_bench.methods import prepare
 from sparta_bench.models.classifier import Classifier, random_head
 from sparta_bench.models.dtypes import Precision
+from sparta_bench.sparta.flat import _PIECE
 from sparta_bench.training.optimizer import build_optimizer
 
 LAYERS = 18
@@ -50,6 +51,7 @@ def step_of(method: str, precision: Precision, monkeypatch: pytest.MonkeyPatch) 
     made = backbone("gemma", precision.model_dtype, num_hidden_layers=LAYERS)
     head = random_head(2, SMALL["hidden_size"], 0)
     classifier = Classifier(made, head).requires_grad_(False).train()
+    monkeypatch.setitem(_PIECE, "cpu", _PIECE["cuda"])
     if way:
         monkeypatch.setattr("sparta_bench.sparta.layer.is_sampled", lambda *_: way == "sampled")
     trained = prepare(classifier, config, precision)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparta_bench.models.classifier import checkpoint_gradients
 from sparta_bench.sparta import SpartaAdapter
+from sparta_bench.sparta.flat import _PIECE
 from sparta_bench.training.checkpoint import optimizer_tensors, restore_optimizer
 
 BATCHES = torch.randint(0, 60, (2, 3, 9), generator=torch.Generator().manual_seed(0))
@@ -70,7 +71,7 @@ def test_gradients_and_weights_are_those_of_deltas_of_their_own(
 def test_weights_of_several_dtypes_in_pieces(
     model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparta_bench.sparta.flat._PIECE", 150)
+    monkeypatch.setitem(_PIECE, "cpu", 150)
     one, other = mixed_dtypes(model_type), mixed_dtypes(model_type)
     before = values_of(one)
     own, flat = attached(one), attached(other)

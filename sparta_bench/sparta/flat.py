@@ -23,7 +23,9 @@ from sparta_bench.sparta.kernel_check import usable
 from sparta_bench.sparta.layer import ChosenEntries
 from sparta_bench.sparta.merge import rounded_sum, write_at
 
-_PIECE = 1 << 22  # entries whose sums are rounded at once, where no kernel does it
+# Entries whose sums are rounded at once, where no kernel does it, by device: a GPU starts few
+# kernels, on a CPU each weight is by itself. Rounding takes up to 22 bytes an entry.
+_PIECE = {"cpu": 1, "cuda": 1 << 22}
 
 
 class SampledTensor(NamedTuple):
@@ -154,7 +156,7 @@ class _OneDtype:
         for weight, count in zip(self.weights, self.counts, strict=True):
             weights.append(weight)
             counts.append(count)
-            if sum(counts) >= _PIECE or weight is self.weights[-1]:
+            if sum(counts) >= _PIECE.get(self.deltas.device.type, 1) or weight is self.weights[-1]:
                 stop = start + sum(counts)
                 yield weights, counts, slice(start, stop)
                 weights, counts, start = [], [], stop

@@ -53,16 +53,16 @@ class Estimate:
     def at_peak(self, rows: int, checkpointing: bool) -> dict[str, int]:
         """Return the bytes of each part when a step needs the most; no rows: no batch at all.
 
-        That is either the beginning of the backward pass, with all activations and no gradients;
-        or its end, with all gradients but the last, and one layer at work; or what comes then:
-        the last gradients, and the optimizer's step.
+        That is either the beginning of the backward pass, with all activations and no gradients
+        but SpaRTA's; or its end, with all gradients but the last, and one layer at work; or what
+        comes then: the last gradients, and the optimizer's step.
         """
         parts, passing, size = self.parts, self.transient, self.activations[checkpointing]
         rows_with_prefix = self._with_prefix(rows)
         first = round(rows_with_prefix * (self.layers * size.kept + size.at_work))
         at_work = round(rows_with_prefix * (size.at_work + size.last))
         gradients, activations = max(
-            (passing.backward, first),
+            (passing.first + passing.backward, first),
             (parts.gradients - passing.last + passing.backward, at_work),
             (parts.gradients + max(passing.backward, passing.update), 0),
             key=sum,

@@ -83,12 +83,14 @@ class Transient(NamedTuple):
 
     `backward` is the largest weight's gradient, which gives way to what is kept of it; `update`
     is for the optimizer's step. `last` is that part of the gradients that comes when no
-    activation is left: the embeddings'.
+    activation is left: the embeddings'. `first` is that part that is there as soon as there is any:
+    SpaRTA's, which are one tensor.
     """
 
     backward: int
     update: int
     last: int
+    first: int = 0
 
 
 def parts_of(setting: Setting, counts: ParameterCounts) -> Parts:
@@ -111,10 +113,11 @@ def transient_of(setting: Setting, backbone: nn.Module, counts: ParameterCounts)
     """Return what comes and goes in a step of the setting's method on `backbone`."""
     method, precision = setting.config.method, setting.precision
     tensors = dict(backbone.named_parameters())
-    largest, dense, last = counts.head, 0, 0
+    largest, dense, last, first = counts.head, 0, 0, 0
     if isinstance(method, SpartaConfig):
         chances = sampled_tensors(backbone, method.density, method.targets, method.density_of)
-        largest = max(largest, counts.sampled or 0)  # all deltas are one tensor
+        sampled = counts.sampled or 0
+        largest, first = max(largest, sampled), precision.trained_dtype.itemsize * sampled
         dense = max(
             tensors[name].numel() * (not is_sampled_at(tensors[name].shape, chance, setting))
             for name, chance in chances.items()
@@ -127,7 +130,7 @@ def transient_of(setting: Setting, backbone: nn.Module, counts: ParameterCounts)
         largest = max(largest, *lora_sizes(shapes_of(backbone), method))
     stochastic = precision.trained_dtype == torch.bfloat16
     update = STOCHASTIC_UPDATE * min(largest, PIECE) if stochastic else 0
-    return Transient(precision.model_dtype.itemsize * dense, update, last)
+    return Transient(precision.model_dtype.itemsize * dense, update, last, first)
 
 
 def _trains_weights(setting: Setting) -> bool:
