@@ -16,6 +16,7 @@ from quick import QUICK_RUN
 
 from sparta_bench.analysis.price import RACE_CONFIRM
 from sparta_bench.analysis.run_cost import race_share
+from sparta_bench.cli.experiments import _job
 from sparta_bench.cli.main import main
 from sparta_bench.config.compose import compose, compose_all
 from sparta_bench.config.sweeps import sweep_jobs
@@ -313,6 +314,8 @@ def test_a_race_needs_settings_to_compare(
             "sparta-bench: search=race: needs -m and several values of a setting of train, as in "
             "train.learning_rate=1e-3,3e-4,1e-4; without them there is nothing to compare\n"
         )
+    assert main(["search.rival=0123", *places(tmp_path)]) == 2
+    assert capfd.readouterr().err == ("sparta-bench: search.rival=0123: is for search=race alone\n")
     assert main(["-m", "search=race,grid", *places(tmp_path)]) == 2
     assert capfd.readouterr().err == (
         "sparta-bench: search: has several values, and the runs of one grid share one\n"
@@ -333,6 +336,12 @@ def test_a_race_without_a_winner_has_failed(
     assert "no setting of its race has completed" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("rival", ["123456789012", "12e345678901", "0b1a5c9d2e3f"])
+def test_a_rival_reaches_a_launchers_worker_as_text(rival: str) -> None:
+    config = compose(["search=race", f"search.rival='{rival}'"])
+    assert compose(_job(["search=race"], config)).search.rival == rival
+
+
 def test_a_race_begins_where_a_neighbour_was_best(tmp_path: Path) -> None:
     rates = "train.learning_rate=1e-3,1e-2,1e-1,1"
     jobs = sweep_jobs(["method=head", "task=tiny-cola", rates, "search=race", *places(tmp_path)])
@@ -349,7 +358,7 @@ def next_rates(jobs: list[list[str]]) -> list[float]:
 
 # -------------------------------------------------------------------------- tables and status
 def test_a_stopped_run_fills_no_cell(tmp_path: Path) -> None:
-    stopped = [forge(seed=seed, dev=0.1, status="stopped") for seed in (0, 1)]
+    stopped = [forge(seed=seed, status="stopped", training={"steps": 9}) for seed in (0, 1)]
     chosen = select(records_of(tmp_path / "none", *stopped)).cells.popitem()[1]
     assert (chosen.runs, chosen.stopped, chosen.failed) == ((), 2, 0)
     completed = forge(seed=0, dev=0.3, rate=1e-3)

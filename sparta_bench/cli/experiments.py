@@ -150,7 +150,8 @@ def _grid(configs: list[Config], jobs: list[list[str]], overrides: list[str]) ->
 
 def _job(job: list[str], config: Config) -> list[str]:
     """The overrides of a run, with the rival that a race has given it."""
-    return job if config.search.rival is None else [*job, f"search.rival={config.search.rival}"]
+    rival = config.search.rival
+    return job if rival is None else [*job, f"search.rival='{rival}'"]  # it may look like a number
 
 
 def _show_single(overrides: list[str], outcome: Outcome) -> None:

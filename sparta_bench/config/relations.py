@@ -119,6 +119,12 @@ RELATIONS: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     ),
     (("method.targets", "method.name"), _targets),
     (
+        ("search.rival", "search.name"),
+        lambda rival, name: (
+            "is for search=race alone" if rival is not None and name != "race" else None
+        ),
+    ),
+    (
         ("train.accumulation_steps", "train.batch_size"),
         lambda parts, batch: (
             f"must not be above train.batch_size={batch}" if parts > batch else None

@@ -209,6 +209,11 @@ def record_of(path: Path, raw: Any) -> Record | str:
         _check_numbers(raw["data"], "train", "train_dropped", "dev", "test")
     config = raw["config"]
     _check_numbers(config["train"], "learning_rate", "batch_size", "epochs")
+    if raw["status"] == "stopped":  # what it cost is counted
+        _check_numbers(raw["training"], "steps")
+        _check_numbers(raw["data"], "train")
+        if min(config["train"]["batch_size"], config["train"]["epochs"], raw["data"]["train"]) <= 0:
+            return "of a training without steps"
     cell = Cell(
         _text(raw["model"]), _text(raw["task"]), _method(raw["method"], config["method"]),
         _density(raw["density"]),

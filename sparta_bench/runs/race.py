@@ -160,5 +160,6 @@ def share_done(record: Mapping[str, Any]) -> float:
 
 
 def _planned_steps(record: Mapping[str, Any]) -> int:
-    train = SimpleNamespace(**record["config"]["train"])  # of an older version it may lack a key
+    # a record of an older version may lack a key
+    train = SimpleNamespace(**{"max_steps": None, "eval_every": None, **record["config"]["train"]})
     return plan_steps(record["data"]["train"], cast(TrainConfig, train)).steps
