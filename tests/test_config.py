@@ -171,7 +171,10 @@ def flat(tree: dict[str, Any], prefix: str = "") -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["model=local"], "model.path=null: needs the folder of a Hugging Face model"),
+        (
+            ["model=local"],
+            "model.path=null: needs the folder of a Hugging Face model (or model.hub_id=NAME)",
+        ),
         (["model.path=/nope"], "model.path=/nope: there is no such folder"),
         (["model.tokenizer=/nope"], "model.tokenizer=/nope: there is no such folder"),
         (["task.data_dir=/nope"], "task.data_dir=/nope: there is no such folder"),
@@ -264,7 +267,7 @@ def test_all_faults_are_told_at_once() -> None:
     lines = lines_of("model=gema-2b", "foo=3", "method.density=5", "seed=-1", "train.epohcs=3")
     models = ", ".join(choices("model"))
     assert lines == [
-        "model=gema-2b: no such model (did you mean gemma-2b, gemma-2b-it or tiny-gemma-it?); "
+        "model=gema-2b: no such model (did you mean gemma-2b, gemma-2b-it or llama-3.2-1b?); "
         f"known: {models}",
         "foo=3: no such key (did you mean force?)",
         "train.epohcs=3: no such key (did you mean train.epochs, train.eps or train.betas?)",
