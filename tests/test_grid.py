@@ -155,7 +155,7 @@ def test_runs_that_share_a_process_end_as_if_alone(tmp_path: Path) -> None:
         ["method=sparta", "task=tiny-rte", "task.separator=sep_token"],
     ]
     for number, overrides in enumerate(orders):
-        base = [*QUICK, *overrides]
+        base = [*QUICK, "train.max_steps=2", *overrides]
         together, _, _ = run(compose([*base, *places(tmp_path, "together")]), assets)
         alone, _, _ = run(compose([*base, *places(tmp_path, f"alone{number}")]))
         assert together["status"] == alone["status"] == "completed"

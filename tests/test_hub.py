@@ -100,7 +100,9 @@ class Command:
         self, endpoint: str, *arguments: str, seconds: float = 300, **environment: str
     ) -> tuple[int, list[str], list[str]]:
         """Exit code, lines of standard output, lines of standard error."""
-        ours = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        ours = {
+            name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ
+        }
         done = subprocess.run(
             [*COMMAND, *arguments],
             cwd=self.home,
