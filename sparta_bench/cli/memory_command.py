@@ -131,7 +131,7 @@ def _setting(overrides: list[str], rows: int | None, tokens: int | None, shared:
     tokens = tokens or min(longest, most or longest)
     if shared >= tokens:
         raise InputError(
-            f"memory: --shared-tokens {shared}: must be below the {tokens} of each row"
+            f"memory: --shared-tokens {shared}: must be below the {tokens} tokens of each row"
         )
     return Setting(tuple(overrides), config, device, rows, tokens, shared)
 
