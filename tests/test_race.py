@@ -165,12 +165,14 @@ def test_a_race_compares_on_the_first_seed_and_gives_the_best_the_others(
     )
     assert last == (
         "sparta-bench: race: 8 settings: 2 completed, 2 stopped, 4 not needed, 5.0 run-equivalents "
-        "of 24, best: tiny-sst2 tiny-gemma head, rate 0.02, batch 16, seed 0, dev loss "
-        f"{best.score('dev', 'loss'):.4f}; 3 seeds of it"
+        "of 24, best on the first seed: tiny-sst2 tiny-gemma head, rate 0.02, batch 16, seed 0, "
+        f"dev loss {best.score('dev', 'loss'):.4f}; 3 seeds of it"
     )
     # the same again has nothing to do, and tables show what was compared
     assert main([*RACE, *places(tmp_path)]) == 0
     assert len(read_records([tmp_path / "results"])[0]) == 6
+    (race_file,) = (tmp_path / "results").rglob("race.json")
+    assert race_file.parent.parent == best.path.parent.parent
     selection = select(records, read_races([tmp_path / "results"]))
     (chosen,) = selection.cells.values()
     assert (chosen.runs[0].run_id, len(chosen.runs)) == (best.run_id, 3)

@@ -120,7 +120,7 @@ class CellRace:
             )
             for run_ids in self.settings.values()
         ]
-        write_race(run_folder(self.config, "").parent, settings)
+        write_race(run_folder(self.config, settings[0].first).parent, settings)
 
     def has_winner(self, ended: Callable[[str, bool], Mapping[str, Any] | None]) -> bool:
         """Whether a setting has completed."""
@@ -142,7 +142,7 @@ class CellRace:
         if best is not None:
             run_ids = next(ids for ids in self.settings.values() if best["run_id"] in ids)
             done = sum((records[one] or {}).get("status") == "completed" for one in run_ids)
-            texts.append(f"best: {name_of(self.runs[best['run_id']])}")
+            texts.append(f"best on the first seed: {name_of(self.runs[best['run_id']])}")
             texts.append(f"dev loss {best['dev']['loss']:.4f}; {counted(done, 'seed')} of it")
         return ", ".join(texts)
 
