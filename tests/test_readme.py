@@ -68,12 +68,15 @@ def test_what_is_linked_within_the_page_is_a_heading() -> None:
 def test_a_command_for_another_machine_can_be_read(command: str) -> None:
     from sparta_bench.cli.bench_command import read_options
     from sparta_bench.cli.memory_command import _parser
+    from sparta_bench.cli.plan_command import _parser as plan_parser
     from sparta_bench.config.compose import compose
     from sparta_bench.config.sweeps import sweep_jobs
 
     words = shlex.split(command)[1:]
     if words[0] == "bench":
         assert read_options(words[1:]).out is not None
+    elif words[0] == "plan":
+        assert plan_parser().parse_intermixed_args(words[1:]).multirun
     elif words[0] == "memory":
         assert _parser().parse_intermixed_args(words[1:]).measure
     elif words[0] == "-m":
@@ -114,6 +117,8 @@ def test_a_command_of_the_readme_runs(command: str, known: dict[str, str], tmp_p
         words += ["train.max_steps=2", f"results_dir={tmp_path}"]
     elif words[:2] == ["merge", "pairs"]:
         words += FEW_ROWS  # on which these runs were scored
+    rows = [f"the team won match {n},sport\nthe market fell {n} points,money" for n in range(40)]
+    (tmp_path / "news.csv").write_text("\n".join(["headline,label", *rows]), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "sparta_bench.cli", *words],
         capture_output=True,

@@ -86,10 +86,10 @@ def axes_of(name: str) -> dict[str, tuple[str, ...]]:
 # -------------------------------------------------------------------------------- the files
 def test_there_is_a_file_for_each_table_and_no_other() -> None:
     assert choices("sweep") == sorted(
-        [*TABLES, "merging_table6", "merging_tiny", "merging_tiny_table6", "tiny_grid"]
+        ["grid_tiny", *TABLES, "merging_table6", "merging_tiny", "merging_tiny_table6"]
     )
     assert len(NAMES) == 40
-    grid = [f"tiny_grid_{method}" for method in METHODS]
+    grid = [f"grid_tiny_{method}" for method in METHODS]
     assert sweep_names() == sorted([*NAMES, *(f"merging_{name}" for name in MERGING), *grid])
 
 
