@@ -12,7 +12,7 @@ from sparta_bench.errors import InputError
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import HEAD, Trained
 from sparta_bench.models.classifier import Classifier
-from sparta_bench.models.counts import count_parameters
+from sparta_bench.models.counts import count_parameters, shapes_of
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.models.load import load_classifier
 from sparta_bench.training.optimizer import build_optimizer
@@ -106,7 +106,7 @@ def test_counts_are_what_is_counted(tmp_path: Path, word_tokenizer, name: str) -
     folder = save_model(tmp_path / "model")
     config = config_for(folder, *METHODS[name])
     classifier = load_classifier(config, word_tokenizer, FLOAT32, CPU)
-    counts = count_parameters(classifier.backbone, 2, config.method)
+    counts = count_parameters(shapes_of(classifier.backbone), 2, config.method)
     assert counts.total == sum(p.numel() for p in classifier.parameters())
     assert counts.embeddings == 64 * 16 and counts.head == 2 * 16
     trained = prepare(classifier, config, FLOAT32)
