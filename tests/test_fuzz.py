@@ -274,7 +274,8 @@ def test_a_file_with_something_wrong_in_it(
     paths = sorted(path for pattern in reader.files for path in folder.glob(pattern))
     assert paths
     if reader.make is settings:
-        monkeypatch.setattr("sparta_bench.config.sweeps.config_dir", lambda: folder)
+        of_sweep = lambda group, name: folder / group / f"{name}.yaml"  # noqa: E731
+        monkeypatch.setattr("sparta_bench.config.sweeps.file_of", of_sweep)
     monkeypatch.setattr("sparta_bench.cli.experiments._grid", lambda *_: 0)  # nothing runs
     monkeypatch.setattr("sparta_bench.runs.status.LAYOUTS", LAYOUTS[1:2])
     monkeypatch.setattr("sparta_bench.runs.status.sweeps_of", cached_sweeps)

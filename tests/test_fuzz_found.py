@@ -194,7 +194,8 @@ def test_a_sweep_that_cannot_be_read_gives_one_line(
 ) -> None:
     settings(tmp_path, None)
     (tmp_path / "sweep" / "tiny_table3.yaml").write_text(text)
-    monkeypatch.setattr("sparta_bench.config.sweeps.config_dir", lambda: tmp_path)
+    of_sweep = lambda group, name: tmp_path / group / f"{name}.yaml"  # noqa: E731
+    monkeypatch.setattr("sparta_bench.config.sweeps.file_of", of_sweep)
     monkeypatch.setattr("sparta_bench.cli.experiments._grid", lambda *_: 0)
     told = command(["-m", "+sweep=tiny_table3"])
     assert (told.code, told.out, told.err.count("\n")) == (2, "", 1)
