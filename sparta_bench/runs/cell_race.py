@@ -71,7 +71,8 @@ class CellRace:
         start = None if records or running else self._start()
         if points := needed(first, losses, running, start, untrained):
             best = best_of(losses, 1)
-            rival = first[best[0]] if best else None
+            # on another machine it may have another device, dtype and so run_id than this one knows
+            rival = str(records[best[0]]["run_id"]) if best else None
             return {first[point]: self._with(first[point], rival) for point in points}
         confirmed = best_of(losses, self.config.search.confirm)
         others = [run_id for point in confirmed for run_id in self.settings[point][1:]]
@@ -111,12 +112,15 @@ class CellRace:
 
         return min(self.settings, key=unlike)
 
-    def write(self) -> None:
+    def write(self, record_of: Callable[[str], Mapping[str, Any] | None]) -> None:
         """Write down what was compared, for `tables` and `status`: the race is decided."""
         settings = [
             Setting(
                 plain(self.runs[run_ids[0]].train),
-                {self.runs[run_id].seed: run_id for run_id in run_ids},
+                {
+                    self.runs[run_id].seed: str((record_of(run_id) or {}).get("run_id", run_id))
+                    for run_id in run_ids
+                },
             )
             for run_ids in self.settings.values()
         ]
@@ -140,9 +144,9 @@ class CellRace:
             default=None,
         )
         if best is not None:
-            run_ids = next(ids for ids in self.settings.values() if best["run_id"] in ids)
+            run_ids = list(self.settings.values())[first.index(best)]
             done = sum((records[one] or {}).get("status") == "completed" for one in run_ids)
-            texts.append(f"best on the first seed: {name_of(self.runs[best['run_id']])}")
+            texts.append(f"best on the first seed: {name_of(self.runs[run_ids[0]])}")
             texts.append(f"dev loss {best['dev']['loss']:.4f}; {counted(done, 'seed')} of it")
         return ", ".join(texts)
 

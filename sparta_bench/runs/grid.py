@@ -227,7 +227,7 @@ class Grid:
         if not race.has_winner(self._ended):
             self.outcomes.append(_failed(race.config, "no setting of its race has completed"))
         elif self._accelerator is None or self._accelerator.is_main_process:
-            race.write()
+            race.write(self._record)
 
     def _record(self, run_id: str) -> dict[str, Any] | None:
         return next((record for record, _ in self._records(run_id)), None)
