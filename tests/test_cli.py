@@ -85,8 +85,8 @@ def test_help_says_what_a_setting_means(capsys: pytest.CaptureFixture[str]) -> N
     assert "  method.lora_dropout=0.1 (lora): on the adapter's input" in out
     assert "\ntask.dev=null\n  {split, take, examples}: " in out
     assert call(capsys, "help", "pacience") == (2, "", [
-        "sparta-bench: help: pacience: neither a setting nor a group (model, task, method, train) "
-        "(did you mean train.patience?)"
+        "sparta-bench: help: pacience: neither a setting nor a group (model, task, method, train, "
+        "search) (did you mean train.patience?)"
     ])  # fmt: skip
 
 
@@ -199,7 +199,7 @@ def test_help_begins_with_the_commands_and_names_what_can_be_chosen(
     for group in (*GROUPS, "sweep"):
         assert set(choices(group)) <= words
     assert not [word for word in words if word.startswith("_")]
-    assert len(lines) <= 42 and "hub_id" not in out  # the composed settings are `--cfg job`'s
+    assert len(lines) <= 43 and "hub_id" not in out  # the composed settings are `--cfg job`'s
 
 
 def test_help_and_the_page_of_commands_know_the_same(capsys: pytest.CaptureFixture[str]) -> None:

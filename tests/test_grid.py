@@ -64,7 +64,7 @@ def scores(folder: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------- the sweeps
 def test_a_sweep_is_its_file_and_the_command_line_goes_before_it() -> None:
     jobs = sweep_jobs(["+sweep=tiny_table3_head", "seed=0,1", "model=tiny-mistral"])
-    file = ["task=tiny-imdb", "save=none", "train.share_prefix=false", "method=head"]
+    file = ["task=tiny-imdb", "save=none", "method=head"]
     assert jobs == [
         [*file, "seed=0", "model=tiny-mistral"], [*file, "seed=1", "model=tiny-mistral"]
     ]  # fmt: skip

@@ -61,7 +61,10 @@ def test_what_is_no_folder_of_yaml_is_refused(mine: Path, tmp_path: Path) -> Non
     (mine / "task" / "sst2.yaml").write_text("name: sst2\n")
     for folder, end in (
         (tmp_path / "nope", "there is no such folder"),
-        (tmp_path / "empty", "must hold folders with YAML: model, task, method, train or sweep"),
+        (
+            tmp_path / "empty",
+            "must hold folders with YAML: model, task, method, train, search or sweep",
+        ),
         (mine, "task/sst2.yaml: there is a task of this name; call it otherwise"),
     ):
         with pytest.raises(InputError) as caught:
@@ -79,7 +82,7 @@ def test_every_command_takes_it(
     assert code == 0 and "max_train_tokens: 40" in out
     words = ["-m", "--config-dir", str(mine), "+sweep=mine", *QUICK_RUN]
     code, out, err = call(capsys, *words)
-    assert (code, len(out.splitlines())) == (0, 2), err
+    assert (code, out.count("→")) == (0, 2), err
     (adapter, _) = sorted(tmp_path.glob("results/runs/short/tiny-gemma/head/*/adapter"))
     code, out, _ = call(capsys, "evaluate", str(adapter), "--config-dir", str(mine), "--json")
     assert (code, json.loads(out)[0]["task"]) == (0, "short")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparta_bench.adapters import read_folder
 from sparta_bench.adapters.base import base_of, check_base, load_base, named_by
 from sparta_bench.adapters.manifest import Manifest
-from sparta_bench.config.rules import RULES, is_hub_name, show
+from sparta_bench.config.rules import LABELS, is_hub_name, show
 from sparta_bench.config.schema import ModelConfig
 from sparta_bench.errors import InputError
 from sparta_bench.methods.head import head as train_head
@@ -138,7 +138,7 @@ def _authors_manifest(folder: Path, base: str | None) -> Manifest:
     path, labels = folder / peft_sparta.CONFIG, config.get("id2label")
     if not isinstance(labels, dict) or sorted(labels) != sorted(map(str, range(len(labels)))):
         raise InputError(f"{path}: no id2label in it")
-    names, rule = [labels[str(number)] for number in range(len(labels))], RULES["task.labels"]
+    names, rule = [labels[str(number)] for number in range(len(labels))], LABELS
     if not rule.check(names):
         raise InputError(f"{path}: id2label={show(labels)}: {rule.text}")
     name = base or config[peft_sparta.BASE]

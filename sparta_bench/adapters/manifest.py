@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sparta_bench.config.rules import (
+    COLUMNS,
+    LABELS,
     NUMBER_OR_NULL,
     RULES,
     TEXT_OR_NULL,
@@ -119,7 +121,9 @@ _RULES = {  # what a configuration has as well is checked as there
     "base_model.fingerprint": TEXT_OR_NULL,
     "base_fingerprint": TEXT_OR_NULL,
     "task": TEXT_OR_NULL,
-    **{key: RULES[f"task.{key}"] for key in ("labels", "columns", "separator", "undo_spacing")},
+    "labels": LABELS,
+    "columns": COLUMNS,
+    **{key: RULES[f"task.{key}"] for key in ("separator", "undo_spacing")},
     "prompt": Rule(lambda v: v is None or isinstance(v, dict), "must be null or have keys"),
     **{f"model.{key}": RULES[f"model.{key}"] for key in _MODEL if key != "name"},
     "model.name": TEXT_OR_NULL,  # the hub's names have a slash

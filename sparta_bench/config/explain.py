@@ -66,7 +66,8 @@ def _files() -> list[Path]:
     folder = config_dir()
     bases = [folder / group / "_base.yaml" for group in ("model", "task")]
     methods = [folder / "method" / f"{name}.yaml" for name in choices("method")]
-    return [folder / "config.yaml", *bases, *methods, folder / "train" / "default.yaml"]
+    others = [folder / name for name in ("train/default.yaml", "search/race.yaml")]
+    return [folder / "config.yaml", *bases, *methods, *others]
 
 
 def _group(group: str) -> str:

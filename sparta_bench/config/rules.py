@@ -90,6 +90,10 @@ TEXT_OR_NULL = or_null(TEXT)
 NAMES = Rule(are_words, "must be a list of names")
 FOLDER_NAME = Rule(is_folder_name, "must be a text that can name a folder")
 
+COLUMNS = Rule(lambda v: are_words(v) and len(v) in (1, 2), "must be one or two column names")
+LABELS = Rule(
+    lambda v: are_words(v) and len(set(v)) == len(v) >= 2, "must be two or more different names"
+)
 RULES: dict[str, Rule] = {
     # torch takes a 64-bit seed; seeds are also mixed into text, so any such number will do
     "seed": Rule(
@@ -126,16 +130,9 @@ RULES: dict[str, Rule] = {
     "task.tsv.columns": Rule(_texts_by_name, "must give each column a header name"),
     "task.tsv.positions": or_null(Rule(_numbers_by_name, "must give each column a place from 0")),
     "task.tsv.fields": COUNT_OR_NULL,
-    "task.columns": or_null(
-        Rule(lambda v: are_words(v) and len(v) in (1, 2), "must be one or two column names")
-    ),
+    "task.columns": or_null(COLUMNS),
     "task.label_column": TEXT,
-    "task.labels": or_null(
-        Rule(
-            lambda v: are_words(v) and len(set(v)) == len(v) >= 2,
-            "must be two or more different names",
-        )
-    ),
+    "task.labels": or_null(LABELS),
     "task.train_split": TEXT,
     "task.dev.split": TEXT,
     "task.dev.take": _in("all", "last", "random", "stratified"),

@@ -96,7 +96,7 @@ class Grid:
             raise InputError("device=cpu,cuda: the runs of one grid share a device")
         if len({config.search for config in configs}) > 1:
             raise InputError("search: has several values, and the runs of one grid share one")
-        self.assets = assets
+        self.assets, self._elsewhere = assets, elsewhere
         self.outcomes: list[Outcome] = []
         self.failed_before = 0
         self.times = Times()
@@ -179,7 +179,8 @@ class Grid:
         seconds = self.times.left(map(kinds_of, self.pending.values()))
         if seconds is None:
             configs = list(self.pending.values())
-            device = device_named(None, self._devices[0])
+            # where the runs are made elsewhere, their device is not known
+            device = None if self._elsewhere else device_named(None, self._devices[0])
             about = estimated_seconds(configs, device)
             if about is None or device is None:
                 return f"{text}; time left unknown: no run like some of these is done yet"
