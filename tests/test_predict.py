@@ -264,12 +264,12 @@ def test_a_base_in_a_folder_is_named_again_and_checked(
 ) -> None:
     folder, base = local_run(tmp_path, word_tokenizer, f"method={method}")
     assert str(tmp_path) not in (folder / "adapter_config.json").read_text()
+    assert len(load(folder, None, None).about.labels) == 2  # where it was in training
+    moved = base.rename(tmp_path / "elsewhere")
     assert refusal(folder) == (
         f"{folder}: was trained on a base model in a folder, called my-base then; say with "
         "--base DIR where it is"
     )
-    assert len(load(folder, str(base), None).about.labels) == 2
-    moved = base.rename(tmp_path / "elsewhere")
     assert load(folder, str(moved), None).about.model.path == "my-base"
     tensors = load_file(moved / "model.safetensors")
     tensors["model.norm.weight"] += 0.5

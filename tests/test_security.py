@@ -546,7 +546,7 @@ def test_sweeping_up_follows_no_link(tmp_path: Path, tiny_config: Any) -> None:
 
 
 def test_what_is_saved_names_no_folder_of_this_machine(
-    tmp_path: Path, trained: Callable[..., Any]
+    tmp_path: Path, trained: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tmp_path / "base"
     shutil.copytree(TINY, base)
@@ -556,4 +556,7 @@ def test_what_is_saved_names_no_folder_of_this_machine(
     assert record["status"] == "completed"
     for file in path.parent.rglob("*.json"):
         assert str(tmp_path) not in file.read_text(), file
+    told = command(["predict", str(path.parent / "adapter"), "x"])
+    assert told.code == 0  # this machine remembers, in its user's cache
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
     refused(command(["predict", str(path.parent / "adapter"), "x"]), "say with --base DIR where")

@@ -29,6 +29,10 @@ def base_of(about: Manifest, base: str | None, tokenizer: str | None, folder: Pa
     model = about.model
     if base is not None:
         model = named_by(base, "--base", model)
+    elif (
+        model.path is not None and (path := store.base_path_of(about.base_fingerprint)) is not None
+    ):
+        model = replace(model, path=path)
     elif model.path is not None:
         raise InputError(
             f"{folder}: was trained on a base model in a folder, called {model.path} then; say "
@@ -94,7 +98,7 @@ def check_base(
         raise InputError(f"{folder}: does not say what its base's weights were (base_fingerprint)")
     refuse_other_base(about.base_fingerprint, store.fingerprint_of(backbone), str(folder), shown)
     own = tokenizer_fingerprint(tokenizer)
-    if about.tokenizer_fingerprint != own:
+    if about.tokenizer_fingerprint not in (own, None):  # a script's adapter says none
         raise InputError(
             f"{folder}: was trained with another tokenizer (fingerprint "
             f"{about.tokenizer_fingerprint}, this one has {own}; --tokenizer says where it is)"

@@ -68,10 +68,7 @@ class Manifest:
             With a line for each key that is missing, or has another value than it may.
         """
         if not isinstance(values, dict) or "labels" not in values:
-            raise InputError(
-                f"{source}: was saved by a script, without labels, prompt and base model; "
-                "SpartaAdapter.load(model, folder) puts it on its model"
-            )
+            values = _of_script(values, source)
         # not in older ones
         values = {"base_fingerprint": None, "tokens_once": None, **values}
         lines = faults_by(_RULES, values)
@@ -86,6 +83,45 @@ class Manifest:
         if own["prompt"] is not None:
             own["prompt"] = Prompt(**{name: own["prompt"][name] for name in _PROMPT})
         return cls(**own)
+
+
+def _of_script(values: Any, source: Path) -> dict[str, Any]:
+    """The values of an adapter that `SpartaAdapter.save` wrote in a script: a text a row, as the
+    tokenizer of its base encodes it. Raises InputError where it is no classifier's."""
+    found = values.get("script") if isinstance(values, dict) else None
+    script: dict[str, Any] = found if isinstance(found, dict) else {}
+    labels, problem = script.get("labels"), script.get("problem_type")
+    if not labels or problem not in (None, "single_label_classification"):
+        raise InputError(
+            f"{source}: was saved by a script, without labels, prompt and base model; "
+            "SpartaAdapter.load(model, folder) puts it on its model"
+        )
+    name, is_folder = script.get("base"), script.get("is_folder") is True
+    model = {
+        "name": name,
+        "hub_id": None if is_folder else name,
+        "revision": script.get("revision") or "main",
+        "path": name if is_folder else None,
+        "tokenizer": None,
+        "kind": "base",
+        "embedded": False,
+    }
+    return {
+        "method": {"name": "sparta"},
+        "density": None,
+        "seed": None,
+        **values,
+        "base_model": {"name": name, "fingerprint": None},
+        "task": None,
+        "labels": labels,
+        "columns": ["text"],
+        "prompt": None,
+        "separator": "newline",
+        "undo_spacing": False,
+        "model": model,
+        "dtypes": {"model": script.get("dtype"), "trained": values.get("dtype")},
+        "tokenizer_fingerprint": None,
+    }
 
 
 def _relation_faults(values: Mapping[str, Any]) -> list[str]:

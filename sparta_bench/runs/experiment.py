@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sparta_bench.adapters.manifest import Manifest
@@ -284,7 +285,8 @@ def save(
     if spec.config.save == "adapter" and (adapter := trained.adapter()) is not None:
         tensors, about = adapter
         with whole_folder(spec.folder / SAVED["adapter"]) as temporary:
-            store.write(temporary, tensors, {**manifest.as_dict(), **about})
+            path = spec.config.model.path and str(Path(spec.config.model.path).resolve())
+            store.write(temporary, tensors, {**manifest.as_dict(), **about}, path)
     elif spec.config.save == "full":
         trained.merge_and_unload()
         with whole_folder(spec.folder / SAVED["full"]) as temporary:

@@ -396,10 +396,24 @@ class SpartaAdapter:
     ) -> None:
         """Write `adapter.safetensors` and `adapter_config.json` into `folder`.
 
-        `about` is added to the configuration: labels, prompt and so on. See `saved`.
+        What a Hugging Face model's `config` knows goes along (`script`: base, labels), so that
+        `sparta-bench predict` serves the adapter. Where the base came from a folder, the user's
+        cache remembers which, for this machine alone. `about` is added to the configuration. See
+        `saved`.
         """
         tensors, description = self.saved(compact)
-        store.write(Path(folder), tensors, {**description, **(about or {})})
+        script, path = store.known_of(self.model, self.backbone)
+        store.write(Path(folder), tensors, {**description, **script, **(about or {})}, path)
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many scalars train, as peft does."""
+        trained = sum(value.numel() for value in self.parameters())
+        deltas = {id(value) for value in self.deltas.values()}
+        total = sum(value.numel() for value in self.model.parameters() if id(value) not in deltas)
+        print(
+            f"trainable params: {trained:,} || all params: {total:,} || "
+            f"trainable%: {100 * trained / total:.4f}"
+        )
 
     @classmethod
     def load(

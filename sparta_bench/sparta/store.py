@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -20,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sparta_bench.files import json_of, sha256_of, write_json, write_tensors
+from sparta_bench.files import json_of, sha256_of, whole_file, write_json, write_tensors
 from sparta_bench.sparta.targets import DENSITY_OF
 
 TENSORS, CONFIG = "adapter.safetensors", "adapter_config.json"
@@ -125,9 +127,35 @@ def describe(draw: Draw | None, dtype: torch.dtype, compact: bool) -> dict[str, 
     }
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def known_of(model: nn.Module, backbone: nn.Module) -> tuple[dict[str, Any], str | None]:
+    """What a Hugging Face model's `config` says that who uses its adapter must know: `{"script":
+    …}`, empty for other models; and the folder that it was loaded from, if it was one."""
+    config = getattr(model, "config", None)
+    name = getattr(config, "_name_or_path", None)
+    if not name:
+        return {}, None
+    dtype = next(p.dtype for p in backbone.parameters() if p.is_floating_point())
+    folder = Path(name).resolve() if Path(name).is_dir() else None
+    known = {
+        "base": folder.name if folder else name,
+        "is_folder": folder is not None,
+        "revision": getattr(config, "_commit_hash", None),
+        "labels": list((getattr(config, "id2label", None) or {}).values()),
+        "problem_type": getattr(config, "problem_type", None),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    return {"script": known}, None if folder is None else str(folder)
+
+
+def write(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+    base_path: str | None = None,
+) -> None:
     """Write an adapter's two files. Each is whole or not there; the configuration comes last and
-    holds the hash of the other."""
+    holds the hash of the other. Where the base lies on this machine, `base_path`, is remembered in
+    the user's cache, by the base's fingerprint: the two files travel, and name no folder."""
     json.dumps(about, allow_nan=False)  # raises before anything is written
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,6 +164,25 @@ def write(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any])
     write_tensors(folder / TENSORS, {name: t.contiguous() for name, t in tensors.items()})
     config = {"format": FORMAT, **about, "tensors_sha256": sha256_of(folder / TENSORS)}
     write_json(folder / CONFIG, config)
+    if base_path is not None:
+        with suppress(OSError), whole_file(_note_of(about["base_fingerprint"])) as temporary:
+            temporary.write_text(base_path, encoding="utf-8")
+
+
+def base_path_of(fingerprint: str | None) -> str | None:
+    """Where a base of this fingerprint lay when something was trained on it on this machine, if a
+    folder is there still."""
+    try:
+        path = _note_of(fingerprint).read_text(encoding="utf-8") if fingerprint else ""
+    except (OSError, UnicodeDecodeError):
+        return None
+    return path if path and Path(path).is_dir() else None
+
+
+def _note_of(fingerprint: str) -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    name = hashlib.sha256(fingerprint.encode()).hexdigest()[:32]  # a manifest may hold anything
+    return Path(home, "sparta-bench", "bases", f"{name}.txt")
 
 
 # --------------------------------------------------------------------------------- reading
