@@ -392,14 +392,27 @@ def test_a_description_of_another_kind_names_the_key(
     assert len(lines) == (4 if key == "prompt" else 1)
 
 
-@pytest.mark.slow
-def test_a_text_that_no_memory_holds_is_told_of(
+def test_a_text_beyond_the_context_ends_what_comes_before_it(
     capsys: pytest.CaptureFixture[str], trained: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "in.txt").write_text("a film\n" + "a fine film " * 400_000 + "\nanother\n")
     folder = str(trained("head")[2])
     code, out, err = call(capsys, "predict", folder, "--file", str(tmp_path / "in.txt"))
+    context = json.loads((EMBEDDED / "tiny-gemma" / "config.json").read_text())
+    assert (code, len(out.splitlines())) == (2, 1)
+    assert err == [
+        f"sparta-bench: {tmp_path}/in.txt, line 2: shorten it; it has 1,200,001 tokens, and the "
+        f"model reads {context['max_position_embeddings']:,} at most"
+    ]
+
+
+def test_a_lack_of_memory_is_told_in_a_line(
+    capsys: pytest.CaptureFixture[str], trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("sparta_bench.inference.predict._predict", lacks)
+    code, out, (line,) = call(capsys, "predict", str(trained("head")[2]), "a film", "a fine film")
     assert (code, out) == (2, "")
-    (line,) = err
-    assert line.startswith(f"sparta-bench: {tmp_path}/in.txt, line 2: ")
     assert line.endswith("a smaller --batch-size helps where it is not this text alone")

@@ -156,8 +156,9 @@ def _job(job: list[str], config: Config) -> list[str]:
 
 def _show_single(overrides: list[str], outcome: Outcome) -> None:
     """A single run's result has room for more than a line."""
+    # another process of the run may not have written the record yet, and this one shows nothing
     record = read_record(outcome.path) if outcome.path else None
-    if isinstance(record, Record):
+    if isinstance(record, Record) and record.status == "completed":
         show_result(run_text(record, overrides, outcome.was_there), *outcome.advice)
     else:
         show(outcome)

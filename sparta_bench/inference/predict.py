@@ -32,6 +32,7 @@ from sparta_bench.devices import is_lack_of_memory
 from sparta_bench.errors import InputError, log
 from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.dtypes import DTYPES
+from sparta_bench.models.source import context_of
 from sparta_bench.models.tokens_once import TokensOnce, that_agrees, tokens_once
 
 Texts = tuple[str, ...]  # of one example, in the model's reading order
@@ -264,13 +265,23 @@ def _encode(
     about = next(iter(reader.heads.values()))
     inputs = [render(texts, about, about.model.kind) for _, texts in chunk]
     rows = tokenize(inputs, reader.tokenizer) if inputs else []
-    if [] in rows:
-        rows = rows[: rows.index([])]
-        fault = InputError(
-            f"{chunk[len(rows)][0]}: an empty text, and the tokenizer adds no BOS token, so the "
-            "model would have nothing to read"
-        )
+    context = context_of(reader.model.backbone.config)
+    for number, row in enumerate(rows):
+        if problem := _why_unreadable(len(row), context):
+            rows, fault = rows[:number], InputError(f"{chunk[number][0]}: {problem}")
+            break
     return Encoded([np.asarray(row, dtype=np.int32) for row in rows], [0] * len(rows)), fault
+
+
+def _why_unreadable(tokens: int, context: int | None) -> str | None:
+    if not tokens:
+        return (
+            "an empty text, and the tokenizer adds no BOS token, so the model would have nothing "
+            "to read"
+        )
+    if context is not None and tokens > context:
+        return f"shorten it; it has {tokens:,} tokens, and the model reads {context:,} at most"
+    return None
 
 
 @torch.no_grad()

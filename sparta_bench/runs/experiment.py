@@ -212,9 +212,10 @@ def _train(
         with ProgressReporter(training.plan.steps, accelerator.is_main_process) as reporter:
             training.train(reporter, why_hopeless=_why_hopeless(spec))
             findings.dev = training.evaluate(dev, reporter.evaluating("dev"))
-            if before_test is not None:
-                before_test()
+            unsaved = _fault_of(before_test)
             findings.test = training.evaluate(test, reporter.evaluating("test"))
+            if unsaved is not None:
+                raise unsaved
     finally:
         findings.training = {
             **training.summary(),
@@ -223,6 +224,16 @@ def _train(
             "deltas_lost_to_rounding": trained.lost_to_rounding(),
         }
         findings.history = training.progress.history
+
+
+def _fault_of(save_it: Callable[[], None] | None) -> OSError | None:
+    """What keeps an adapter from being saved, a full disk say: test is scored all the same."""
+    try:
+        if save_it is not None:
+            save_it()
+    except OSError as error:
+        return error
+    return None
 
 
 def _why_hopeless(spec: RunSpec) -> Callable[[Sequence[dict[str, Any]], int], str | None] | None:

@@ -102,7 +102,7 @@ def test_one_of_two_processes_is_killed(
     assert GONE in both[1 - dies].told() and "Traceback" not in both[1 - dies].told()
     check_whole(tmp_path)
     again = two(forks, *words)
-    assert [command.ends() for command in again] == [0, 0], again[0].told()
+    assert [command.ends() for command in again] == [0, 0], [one.told() for one in again]
     assert outcome(tmp_path) == outcome(whole)
     assert leftovers(tmp_path / "results") == []
 
@@ -121,7 +121,7 @@ def test_a_checkpoint_that_one_process_does_not_see_is_not_gone_on_from(
         forks.start(*words, prelude=RANK.format(rank=rank, port=port) + SEES_NONE * rank)
         for rank in (0, 1)
     ]
-    assert [command.ends() for command in again] == [0, 0], again[0].told()
+    assert [command.ends() for command in again] == [0, 0], [one.told() for one in again]
     assert "step 0/6" in again[0].told()
     assert outcome(tmp_path) == outcome(whole)
 
@@ -183,13 +183,14 @@ def test_a_launcher_is_killed_and_its_workers_are_left(
 def test_a_run_for_which_memory_does_not_suffice_fails_alone(
     forks: Forks, small: Small, tmp_path: Path
 ) -> None:
-    """Of texts of 600 tokens a batch of 64 needs more than a GB, one of them some 20 MB."""
+    """Of texts of 500 tokens a batch of 64 needs near a GB, one of them some 15 MB."""
     texts = tmp_path / "texts"
     texts.mkdir()
     for split, count in (("train", 80), ("validation", 2)):
-        row = json.dumps({"sentence": "The film is good. " * 120, "label": 1})
-        (texts / f"{split}.jsonl").write_text(f"{row}\n" * count)
-    long = [f"task.data_dir={texts}", "task.max_train_tokens=5000", "train.eval_batch_size=1"]
+        rows = [{"sentence": "The film is good. " * 98, "label": n % 2} for n in range(count)]
+        (texts / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    long = [f"task.data_dir={texts}", "task.max_train_tokens=512", "train.eval_batch_size=1"]
+    long.append("train.share_prefix=false")  # the texts are the same
     sweep = ["-m", *small(tmp_path, *long, "train.batch_size=64,1", "train.max_steps=1")]
     told = forks.run(*sweep, code=1, prelude=FEW_BYTES.format(more=400 << 20))
     assert "1 of 2 runs did not complete:" in told and "Traceback" not in told
