@@ -205,7 +205,7 @@ def _cuda_tests(task: Task) -> int:
 def crossover(task: Task) -> None:
     """Dense against sampled gradient, and the cost model's constants that fit best."""
     from sparta_bench.analysis.bench.sampled_gradient import gradient_seconds
-    from sparta_bench.sparta.gradient import COSTS
+    from sparta_bench.sparta.sampling_cost import COSTS
 
     base = _setting(task.settings("mistral-7b", "imdb"), 1, 1)
     cases: list[tuple[int, int, int, int, float, float]] = []
