@@ -14,7 +14,6 @@ import pytest
 from forged_records import forge, write
 from quick import QUICK_RUN
 
-from sparta_bench.analysis.price import RACE_CONFIRM
 from sparta_bench.analysis.run_cost import race_share
 from sparta_bench.cli.experiments import _job
 from sparta_bench.cli.main import main
@@ -304,7 +303,8 @@ def test_a_loss_that_is_not_finite_ends_a_run_of_a_race(
 def test_the_default_margin_is_the_one_that_was_measured() -> None:
     assert compose(["search=race"]).search.margin == MARGIN
     assert race_share(21, 3, 2) == pytest.approx((0.3 * 21 + 4) / 63)
-    assert compose(["search=race"]).search.confirm == RACE_CONFIRM
+    assert compose(["search=race"]).search.confirm == 2
+    assert compose([]).search.confirm == 2  # by which prices of sweeps are told
 
 
 def test_a_race_needs_settings_to_compare(

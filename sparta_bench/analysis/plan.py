@@ -174,7 +174,7 @@ def as_text(planned: dict[str, Any]) -> str:
         {key: planned[key] for key in ("batch_size", "learning_rate", "epochs", "steps")},
     )
     if work := planned["work"]:
-        lines += _section("work", _work_values(work, planned["method"]))
+        lines += _section("work", _work_values(work))
     if time := planned["time"]:
         low, high = (as_duration(time[key]) for key in ("low_seconds", "high_seconds"))
         about = f"about {low}" if low == high else f"{low} to {high}"
@@ -190,7 +190,7 @@ def as_text(planned: dict[str, Any]) -> str:
     return "\n".join([*lines, *planned["unavailable"]])
 
 
-def _work_values(work: dict[str, Any], method: str) -> dict[str, Any]:
+def _work_values(work: dict[str, Any]) -> dict[str, Any]:
     once = work["tokens_once"]
     values: dict[str, Any] = {
         "TFLOP a step": work["step_flops"] / 1e12,

@@ -22,7 +22,6 @@ from sparta_bench.tables.table import Table, table_of
 from sparta_bench.text import as_bytes
 from sparta_bench.training.step_time import DEVICES, Range, basis_of
 
-RACE_CONFIRM = 2  # the default of `search.confirm`
 RECORD_BYTES = 8_200  # a record's, the mean of the 192 in results/tiny
 WEIGHT_BYTES = 2  # of the base models, which are stored in bfloat16
 SCALARS_IN_CHECKPOINT = 4  # for each trained one: itself, the best so far, two moments
@@ -101,8 +100,8 @@ def _seconds(
 ) -> Range | None:
     total = Range(0.0, 0.0)
     for configs in cells.values():
-        settings = len({config.train for config in configs})
-        share = race_share(settings, len(configs) / settings, RACE_CONFIRM) if race else 1.0
+        settings, confirm = len({config.train for config in configs}), configs[0].search.confirm
+        share = race_share(settings, len(configs) / settings, confirm) if race else 1.0
         for config in configs:
             seconds = costs[time_key(config)].seconds
             if seconds is None:

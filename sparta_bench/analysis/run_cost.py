@@ -78,12 +78,10 @@ def cost_of(config: Config, shapes: Shapes, data: Lengths, device: str | None) -
 
     plan = plan_steps(data.train, train)
     seconds = evaluation(data.dev + data.test)
-    if method.name == "head" and not draws_dropout(
-        train, method
-    ):  # features once, then next to nothing
+    trains = method.name != "head"
+    if not trains and not draws_dropout(train, method):  # features once, then next to nothing
         return Cost(step, whole, once, seconds.plus(evaluation(data.train)))
     counts = count_parameters(shapes, len(config.task.labels), method)
-    trains = method.name != "head"
     layers = shape.layers * train.accumulation_steps
     one = seconds_of(device, step, layers, is_step=trains, threads=threads)
     dtype = config.dtypes(kind)["trained"]
