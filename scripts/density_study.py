@@ -5,8 +5,8 @@
 Reads completed records, and prints and writes (`density.md`, `density.csv`, `density.png`): for
 each model, task and number of training examples, and each density or other method, the rate with
 the lowest mean dev loss, its test score with the standard deviation over seeds, and the gap between
-train and dev loss; then the slope of log(best rate) over log(density), with a 95 % interval from
-2,000 resamplings of the seeds.
+train and dev loss; then the density with the lowest dev loss, the slope of log(best rate) over
+log(density), and LoRA beside SpaRTA at as many scalars.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-import random
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from scipy import stats
 
 from sparta_bench.files import whole_file
 from sparta_bench.records.read import read_records
 from sparta_bench.records.record import Record
 
-RESAMPLINGS = 2000
 Losses = dict[float, dict[int, float]]  # dev loss by rate and seed
 
 
@@ -55,7 +56,8 @@ def main() -> None:
     options = parser.parse_args()
     records, _ = read_records(options.folders)
     rows = rows_of([record for record in records if record.status == "completed"])
-    text = "\n".join([*table(rows), "", *slopes(rows)]) + "\n"
+    parts = [table(rows), best_densities(rows), slopes(rows), at_lora_count(rows)]
+    text = "\n\n".join("\n".join(part) for part in parts) + "\n"
     print(text, end="")
     if options.out:
         with whole_file(options.out / "density.md") as path:
@@ -138,48 +140,94 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def slopes(rows: Sequence[Row]) -> list[str]:
-    """How the best rate depends on the density: rate = c * density ** -a, per group."""
+    """How the best rate depends on the density: rate = c * density ** slope, for each group."""
+    lines, centred = [], []
+    for group, found in groups_of(rows):
+        points = [(math.log(row.share), math.log(row.rate)) for row in found if row.rates > 2]
+        if len(points) < 3:
+            continue
+        lines.append(f"- {group}: {_fit(points, groups=1)}")
+        means = [statistics.fmean(values) for values in zip(*points, strict=True)]
+        centred += [(x - means[0], y - means[1]) for x, y in points]
+    if len(lines) > 1:
+        lines.append(f"- all, each with a constant of its own: {_fit(centred, len(lines))}")
+    return ["Best rate over density, a least-squares line through the logarithms:", "", *lines]
+
+
+def _fit(points: Sequence[tuple[float, float]], groups: int) -> str:
+    """The slope with its 95 % interval by Student's t. Rates stand half a decade apart, so that an
+    interval narrower than the grid is the grid's merit."""
+    x, y = zip(*points, strict=True)
+    line = stats.linregress(x, y)
+    freedom = len(points) - 1 - groups
+    error = line.stderr * math.sqrt((len(points) - 2) / freedom)
+    half = stats.t.ppf(0.975, freedom) * error
+    return (
+        f"density^{line.slope:.2f} (95 % interval {line.slope - half:.2f} to "
+        f"{line.slope + half:.2f}, {len(points)} best rates)"
+    )
+
+
+def best_densities(rows: Sequence[Row]) -> list[str]:
+    """The share with the lowest mean dev loss, and the range that it has over draws of seeds: all
+    draws with replacement are gone through."""
     lines = []
+    for group, found in groups_of(rows):
+        losses = {row.share: row.losses[row.rate] for row in found}
+        seeds = sorted(set.intersection(*map(set, losses.values())))
+        if len(found) < 3 or len(seeds) < 2:
+            continue
+        best = []
+        for drawn in product(seeds, repeat=len(seeds)):
+            means = {s: math.fsum(of_seed[k] for k in drawn) for s, of_seed in losses.items()}
+            best.append(min(means, key=lambda share: means[share]))
+        best.sort()
+        low, high = best[int(0.025 * len(best))], best[int(0.975 * len(best))]
+        lines.append(
+            f"- {group}: {100 * statistics.median_low(best):.3g} % "
+            f"({100 * low:.3g} to {100 * high:.3g} %, {len(seeds)} seeds)"
+        )
+    return ["Density with the lowest dev loss:", "", *lines]
+
+
+def at_lora_count(rows: Sequence[Row]) -> list[str]:
+    """LoRA's test score less SpaRTA's at as many scalars, read between its two next densities."""
+    lines = []
+    names = {row.group: None for row in rows if row.method == "lora"}
+    for group in names:
+        lora = next(row for row in rows if row.group == group and row.method == "lora")
+        sparta = sorted((r for r in rows if r.group == group and r.method == "sparta"), key=share)
+        below = [row for row in sparta if row.share <= lora.share]
+        above = [row for row in sparta if row.share > lora.share]
+        if not below or not above:
+            continue
+        low, high = below[-1], above[0]
+        weight = math.log(lora.share / low.share) / math.log(high.share / low.share)
+        test = (1 - weight) * low.test + weight * high.test
+        variances = [row.test_std**2 / row.seeds for row in (lora, low) if row.test_std is not None]
+        error = math.sqrt(math.fsum(variances)) if len(variances) == 2 else math.nan
+        lines.append(
+            f"- {named(group)}, {100 * lora.share:.2g} %: LoRA {100 * (lora.test - test):+.1f} "
+            f"(standard error {100 * error:.1f})"
+        )
+    return ["Test score of LoRA less that of SpaRTA at as many scalars:", "", *lines]
+
+
+def groups_of(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """SpaRTA's rows by model, task and number of examples, by density."""
     groups: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
     for row in rows:
-        if row.method == "sparta" and row.rates > 2:
+        if row.method == "sparta":
             groups[row.group].append(row)
-    for group, found in sorted(groups.items()):
-        if len({row.share for row in found}) < 3:
-            continue
-        value = _slope([(row.share, row.rate) for row in found])
-        low, high = _interval(found)
-        lines.append(
-            f"{group[0]}, {group[1]}, {group[2]:,} examples: best rate ∝ density^{value:.2f} "
-            f"(95 % interval {low:.2f} to {high:.2f}; {len(found)} densities)"
-        )
-    return lines
+    return [(named(group), sorted(found, key=share)) for group, found in sorted(groups.items())]
 
 
-def _slope(points: Sequence[tuple[float, float]]) -> float:
-    logs = [(math.log(density), math.log(rate)) for density, rate in points]
-    return statistics.linear_regression(*zip(*logs, strict=True)).slope
+def named(group: tuple[str, str, int]) -> str:
+    return f"{group[0]}, {group[1]}, {group[2]:,} examples"
 
 
-def _interval(rows: Sequence[Row]) -> tuple[float, float]:
-    chance = random.Random(0)
-    seeds = sorted({seed for row in rows for losses in row.losses.values() for seed in losses})
-    found = []
-    for _ in range(RESAMPLINGS):
-        drawn = [chance.choice(seeds) for _ in seeds]
-        points = [(row.share, _best_rate(row.losses, drawn)) for row in rows]
-        found.append(_slope([(share, rate) for share, rate in points if rate]))
-    found.sort()
-    return found[int(0.025 * RESAMPLINGS)], found[int(0.975 * RESAMPLINGS)]
-
-
-def _best_rate(losses: Mapping[float, Mapping[int, float]], seeds: Sequence[int]) -> float:
-    means = {}
-    for rate, by_seed in losses.items():
-        values = [by_seed[seed] for seed in seeds if seed in by_seed]
-        if values:
-            means[rate] = statistics.fmean(values)
-    return min(means, key=lambda rate: means[rate]) if means else 0.0
+def share(row: Row) -> float:
+    return row.share
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
