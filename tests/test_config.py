@@ -100,6 +100,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     "method.density=null: must lie inside (0, 1)": (),
     "method.density=5%: must lie inside (0, 1)": (),
     "method.density_of=all: must be sampled or backbone": (),
+    "method.pattern=columns: must be scalars, rows or block": (),
     f"method.r=2.5: {NUMBERS} 1": ("method=lora",),
     "method.alpha=0: must be a number above 0": ("method=lora",),
     "method.lora_dropout=1: must be a number from 0 to below 1": ("method=lora",),

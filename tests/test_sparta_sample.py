@@ -65,19 +65,53 @@ def test_density_of_the_backbone_needs_enough_scalars() -> None:
 
 
 def test_tensors_of_one_shape_get_different_places() -> None:
-    places = sample_all({"a": 10_000, "b": 10_000}, {"a": 0.1, "b": 0.1}, seed=0)
+    places = sample_all({"a": (10_000,), "b": (100, 100)}, {"a": 0.1, "b": 0.1}, seed=0)
     shared = len(set(places["a"].tolist()) & set(places["b"].tolist()))
     assert 50 < shared < 155  # 100 by chance, standard deviation 10
 
 
 @pytest.mark.parametrize("processors", [1, 7])
 def test_threads_change_nothing(processors: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {f"layer.{number}": 5_000 for number in range(20)}
+    shapes = {f"layer.{number}": (5_000,) for number in range(20)}
     monkeypatch.setattr("os.cpu_count", lambda: processors)
-    places = sample_all(sizes, dict.fromkeys(sizes, 0.1), seed=0)
-    assert list(places) == list(sizes)
-    for name, indices in places.items():
+    drawn = sample_all(shapes, dict.fromkeys(shapes, 0.1), seed=0)
+    assert list(drawn) == list(shapes)
+    for name, indices in drawn.items():
         assert torch.equal(indices, sample_indices(5_000, 0.1, 0, name))
+
+
+def test_rows_are_whole_and_a_vector_has_scalars() -> None:
+    shapes = {"matrix": (2_000, 30), "vector": (5_000,)}
+    drawn = sample_all(shapes, dict.fromkeys(shapes, 0.1), seed=0, pattern="rows")
+    trained = torch.zeros(2_000 * 30, dtype=torch.bool)
+    trained[drawn["matrix"]] = True
+    per_row = trained.view(2_000, 30).sum(1)
+    rows = sample_indices(2_000, 0.1, 0, "matrix").tolist()
+    assert per_row.nonzero().flatten().tolist() == rows
+    assert set(per_row.tolist()) == {0, 30}
+    assert torch.equal(drawn["vector"], sample_indices(5_000, 0.1, 0, "vector"))
+
+
+def test_a_block_is_one_rectangle_of_the_expected_size() -> None:
+    shapes = {"small": (10, 10), "wide": (100, 400), "tall": (400, 100), "vector": (5_000,)}
+    names = set()
+    for seed in range(8):
+        drawn = sample_all(shapes, dict.fromkeys(shapes, 0.1), seed, pattern="block")
+        (name,) = (name for name, indices in drawn.items() if len(indices))
+        rows, columns = drawn[name] // shapes[name][1], drawn[name] % shapes[name][1]
+        size = tuple(int(1 + axis.max() - axis.min()) for axis in (rows, columns))
+        # 0.1 of 85,100 scalars, in the matrix's proportions
+        assert size == {"wide": (46, 185), "tall": (184, 46)}[name]
+        assert len(drawn[name]) == size[0] * size[1]
+        assert torch.equal(drawn[name], drawn[name].unique())
+        names.add(name)
+    assert names == {"wide", "tall"}
+
+
+def test_a_block_that_no_matrix_holds_is_refused() -> None:
+    shapes = {"a": (100, 100), "b": (100, 100)}
+    with pytest.raises(ValueError, match="pattern=block: 12,000 scalars are more than the largest"):
+        sample_all(shapes, dict.fromkeys(shapes, 0.6), seed=0, pattern="block")
 
 
 def test_five_percent_of_mistral_in_seconds_and_without_a_dense_temporary() -> None:

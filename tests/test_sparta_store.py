@@ -67,6 +67,27 @@ def test_a_saved_adapter_comes_back_bit_for_bit(
     assert same_values(fresh, before)
 
 
+@pytest.mark.parametrize("pattern", ["rows", "block"])
+def test_a_compact_adapter_draws_rows_and_blocks_again(pattern: str, tmp_path: Path) -> None:
+    density = 0.05  # of a block that a matrix can hold
+    model = classifier().eval()
+    adapter = SpartaAdapter(model, density, 7, pattern=pattern)
+    for deltas in adapter.deltas.values():
+        deltas.data.normal_()
+    adapter.merge()
+    adapter.save(tmp_path / "a", compact=True)
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["method"] == {
+        "name": "sparta", "density": density, "targets": "all", "density_of": "sampled",
+        "pattern": pattern,
+    }  # fmt: skip
+    fresh = classifier().eval()
+    loaded = SpartaAdapter.load(fresh, tmp_path / "a")
+    assert {name: list(i) for name, i in loaded.indices.items()} == {
+        name: list(i) for name, i in adapter.indices.items()
+    }
+    assert torch.equal(fresh(**batch()).logits, model(**batch()).logits)
+
+
 def test_compact_is_much_smaller(tmp_path: Path) -> None:
     _, adapter = trained()
     adapter.save(tmp_path / "plain")

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _as_interrupt)
     # before torch is loaded: its idle threads wait for some 20 µs, the time between two operators,
-    # then sleep and leave the core to others. Sleeping at once made small models' steps 1.5 times slower.
+    # then sleep and leave the core to others; sleeping at once makes two threads slower than one
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:

@@ -158,6 +158,7 @@ RULES: dict[str, Rule] = {
     "method.name": _in(*METHODS),
     "method.density": Rule(lambda v: is_number(v) and 0 < v < 1, "must lie inside (0, 1)"),
     "method.density_of": _in("sampled", "backbone"),
+    "method.pattern": _in("scalars", "rows", "block"),
     "method.r": COUNT,
     "method.alpha": POSITIVE,
     "method.lora_dropout": BELOW_1,

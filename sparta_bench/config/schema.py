@@ -132,6 +132,7 @@ class SpartaConfig:
     density: float
     targets: str | tuple[str, ...]
     density_of: str
+    pattern: str = "scalars"  # as in the records before there was another
 
 
 MethodConfig = FullFtConfig | HeadConfig | LoraConfig | SpartaConfig

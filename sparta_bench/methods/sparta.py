@@ -26,6 +26,7 @@ def sparta(
             method.targets,
             method.density_of,
             precision.trained_dtype,
+            pattern=method.pattern,
             merge_after_step=False,  # the loop calls `write`
         )
     except ValueError as error:

@@ -247,6 +247,8 @@ def _check_numbers(part: Any, *keys: str) -> None:
 def _method(name: Any, settings: Mapping[str, Any]) -> str:
     text = _text(name)
     if text == "sparta":
+        if settings.get("pattern", "scalars") != "scalars":
+            return f"sparta by {settings['pattern']}"
         targets, density_of = settings["targets"], settings["density_of"]
         if (targets, density_of) == (["v_proj", "o_proj"], "backbone"):
             return "sparta_vo"

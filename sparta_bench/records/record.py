@@ -45,6 +45,8 @@ def identity_of(config: Mapping[str, Any], processes: int) -> dict[str, Any]:
     if kept["task"].get("max_train_examples") is None:
         kept["task"].pop("cap_takes", None)  # not read
     method = kept["method"]
+    if method.get("pattern") == "scalars":  # as before there was another
+        kept["method"] = {key: value for key, value in method.items() if key != "pattern"}
     lora_dropout = method["lora_dropout"] if method["name"] == "lora" else 0
     if processes > 1 and (kept["train"]["dropout"] > 0 or lora_dropout > 0):
         kept["processes"] = processes

@@ -69,6 +69,9 @@ class SpartaAdapter:
         Of the choice: the same seed, tensor names and sizes give the same indices on any device.
     targets, density_of
         Which tensors are chosen from, and what the density counts: see `sample.sampled_tensors`.
+    pattern
+        What is drawn together: `scalars` (each for itself, as in the paper), `rows` or `block`: see
+        `sample.sample_all`.
     dtype
         Of the deltas, and at least of the head: float32, which keeps every update of a bfloat16
         model, float64, bfloat16 or float16.
@@ -106,8 +109,9 @@ class SpartaAdapter:
         dtype: torch.dtype = torch.float32,
         gradient: str = "auto",
         merge_after_step: bool = True,
+        pattern: str = "scalars",
     ) -> None:
-        draw = store.Draw(density, seed, targets, density_of)
+        draw = store.Draw(density, seed, targets, density_of, pattern)
         indices = _drawn(backbone_of(model), draw)
         self._attach(model, indices, draw, dtype, gradient, merge_after_step)
 
@@ -497,10 +501,10 @@ def _redraw(backbone: nn.Module, saved: store.Saved, folder: Path) -> dict[str, 
 def _drawn(backbone: nn.Module, draw: store.Draw) -> dict[str, Tensor]:
     """Flat indices (int32, sorted) by name of the tensors in which any are chosen."""
     chances = sampled_tensors(backbone, draw.density, draw.targets, draw.density_of)
-    sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
-    drawn = sample_all(sizes, chances, draw.seed)
+    shapes = {name: tensor.shape for name, tensor in backbone.named_parameters()}
+    drawn = sample_all(shapes, chances, draw.seed, draw.pattern)
     if not any(len(indices) for indices in drawn.values()):
-        total = sum(sizes[name] for name in chances)
+        total = sum(shapes[name].numel() for name in chances)
         raise ValueError(f"density={draw.density}: chose none of {total:,} scalars")
     return {name: indices for name, indices in drawn.items() if len(indices)}
 

@@ -103,12 +103,55 @@ def sample_indices(count: int, chance: float, seed: int, name: str) -> Tensor:
 
 
 def sample_all(
-    sizes: Mapping[str, int], chances: Mapping[str, float], seed: int
+    shapes: Mapping[str, Sequence[int]],
+    chances: Mapping[str, float],
+    seed: int,
+    pattern: str = "scalars",
 ) -> dict[str, Tensor]:
-    """`sample_indices` for each tensor of `chances`, on at most 16 processors; the number of
-    threads changes nothing of the outcome. `sizes` are counts of scalars, by name too."""
+    """Flat indices (int32, sorted) for each tensor of `chances`; `shapes` has at least these.
+
+    `scalars` draws each scalar by `sample_indices`, on at most 16 processors, whose number changes
+    nothing of the outcome. `rows` draws whole rows of a matrix (the scalars of a vector) with the
+    same probability. `block` is one rectangle, with as many scalars as are expected in all and the
+    proportions of the one matrix that it lies in.
+
+    Raises ValueError if no matrix is large enough for the block.
+    """
+    if pattern == "block":
+        return _sample_block(shapes, chances, seed)
+
+    def draw(name: str) -> Tensor:
+        count = math.prod(shapes[name])
+        if pattern == "scalars" or len(shapes[name]) < 2:
+            return sample_indices(count, chances[name], seed, name)
+        rows = sample_indices(shapes[name][0], chances[name], seed, name)
+        width = count // shapes[name][0]
+        return (rows[:, None] * width + torch.arange(width, dtype=torch.int32)).reshape(-1)
+
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        draws = pool.map(
-            lambda name: sample_indices(sizes[name], chances[name], seed, name), chances
+        return dict(zip(chances, pool.map(draw, chances), strict=True))
+
+
+def _sample_block(
+    shapes: Mapping[str, Sequence[int]], chances: Mapping[str, float], seed: int
+) -> dict[str, Tensor]:
+    wanted = math.fsum(math.prod(shapes[name]) * chance for name, chance in chances.items())
+    matrices = sorted(name for name in chances if len(shapes[name]) == 2)
+    fitting = [name for name in matrices if math.prod(shapes[name]) >= wanted]
+    if not fitting:
+        largest = max((math.prod(shapes[name]) for name in matrices), default=0)
+        raise ValueError(
+            f"pattern=block: {round(wanted):,} scalars are more than the largest matrix has "
+            f"({largest:,}); lower the density"
         )
-        return dict(zip(chances, draws, strict=True))
+    key = int.from_bytes(hashlib.sha256(f"{seed}:block".encode()).digest()[:16], "little")
+    bits = np.random.PCG64(key)
+    name = fitting[int(bits.random_raw()) % len(fitting)]
+    height, width = shapes[name]
+    rows = min(max(round(math.sqrt(wanted * height / width)), 1), height)
+    columns = min(max(round(wanted / rows), 1), width)
+    top = int(bits.random_raw()) % (height - rows + 1)
+    left = int(bits.random_raw()) % (width - columns + 1)
+    first = torch.arange(top, top + rows, dtype=torch.int32)[:, None] * width
+    block = (first + torch.arange(left, left + columns, dtype=torch.int32)).reshape(-1)
+    return {other: block if other == name else block[:0] for other in chances}

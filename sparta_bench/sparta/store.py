@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparta_bench.files import json_of, sha256_of, whole_file, write_json, write_tensors
-from sparta_bench.sparta.targets import DENSITY_OF
+from sparta_bench.sparta.targets import DENSITY_OF, PATTERNS
 
 TENSORS, CONFIG = "adapter.safetensors", "adapter_config.json"
 INDICES, DELTAS = ".indices", ".deltas"  # endings of tensors' names
@@ -47,6 +47,7 @@ class Draw:
     seed: int
     targets: str | Sequence[str]
     density_of: str
+    pattern: str = "scalars"
 
     def __post_init__(self) -> None:
         density, seed, targets = self.density, self.seed, self.targets
@@ -58,6 +59,8 @@ class Draw:
             raise ValueError(f"targets={targets}: must be all, or names of modules")
         if self.density_of not in DENSITY_OF:
             raise ValueError(f"density_of={self.density_of}: must be {' or '.join(DENSITY_OF)}")
+        if self.pattern not in PATTERNS:
+            raise ValueError(f"pattern={self.pattern}: must be {', '.join(PATTERNS)}")
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ def describe(draw: Draw | None, dtype: torch.dtype, compact: bool) -> dict[str, 
             "targets": targets,
             "density_of": draw.density_of,
         }
+        if draw.pattern != "scalars":  # which older versions, who know no other, do not ask for
+            method["pattern"] = draw.pattern
     return {
         "method": method,
         "density": None if draw is None else float(draw.density),
@@ -247,7 +252,7 @@ def _saved(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Pat
     if config["density"] is not None:
         asked = method["density"], config["seed"], method["targets"], method["density_of"]
         try:
-            draw = Draw(*asked)
+            draw = Draw(*asked, method.get("pattern", "scalars"))
         except ValueError as error:
             raise ValueError(f"{folder / CONFIG}: {error}") from None
     return Saved(

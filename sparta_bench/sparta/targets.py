@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+PATTERNS = ("scalars", "rows", "block")  # what is drawn together
 DENSITY_OF = ("sampled", "backbone")  # what a density is a share of
 
 

@@ -119,8 +119,8 @@ def with_own_optimizer(classifier: Classifier, setting: Setting) -> Ready:
 def _indices(setting: Setting, density: float) -> dict[str, Tensor]:
     """What our adapter draws for each tensor of the backbone: flat, int32, on the CPU."""
     backbone = empty_backbone(load_architecture(setting.config.model))
-    sizes = {name: tensor.numel() for name, tensor in backbone.named_parameters()}
-    return sample_all(sizes, sampled_tensors(backbone, density), setting.config.seed)
+    shapes = {name: tensor.shape for name, tensor in backbone.named_parameters()}
+    return sample_all(shapes, sampled_tensors(backbone, density), setting.config.seed)
 
 
 def _peft_sparta(setting: Setting, density: float) -> Ready:
