@@ -51,8 +51,13 @@ table6: .venv/ready  ## Table 6: two single models and the merged one, gemma-2b
 	$(BIN)/sparta-bench merge pairs results
 	$(BIN)/sparta-bench tables
 
-paper: .venv/ready  ## all runs of the paper, then its tables; the same command again goes on
+ifneq ($(filter --plan,$(ARGS)),)
+paper: .venv/ready
+	$(BIN)/sparta-bench plan -m $(PAPER:%=+sweep=%) $(filter-out --plan,$(ARGS))
+else
+paper: .venv/ready  ## all runs of the paper, then its tables, or with ARGS=--plan what they will take; the same command again goes on
 	@ended=0; $(MAKE) --keep-going $(PAPER) || ended=$$?; $(MAKE) tables report status; exit $$ended
+endif
 
 tables-tiny: .venv/ready  ## all five tables with the tiny models: offline, on a CPU, in minutes
 	$(BIN)/sparta-bench -m '+sweep=glob(tiny_*)' results_dir=$(TINY) \

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 DRIVER = "libcuda.so.1"
 # what the starters of several processes set, and accelerate reads
 RANKS = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+WORKER_THREADS = "SPARTA_BENCH_WORKER_THREADS"  # set for the processes of `runs_at_once`
 
 
 @contextmanager
@@ -84,6 +86,24 @@ def is_one_of_several() -> bool:
     return any(name in os.environ for name in RANKS)
 
 
+def free_bytes(kind: str) -> int:
+    """Bytes of memory that nothing uses: of the current CUDA device, or of the machine."""
+    if kind == "cpu":
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    # asked by another process: CUDA takes some hundred MB for each that uses it, until its end
+    script = "import torch; print(torch.cuda.mem_get_info()[0])"
+    words = [sys.executable, "-c", script]
+    return int(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def worker_threads() -> int | None:
+    """The threads of a process that makes a grid's runs beside others (`runs_at_once`); None in any
+    other process."""
+    return int(os.environ.get(WORKER_THREADS, 0)) or None
+
+
 @cache
 def _threads_at_start() -> int:
     import torch
@@ -96,7 +116,7 @@ def threads_for(config: Config) -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked):
         return int(asked)
-    return 1 if config.model.embedded else len(os.sched_getaffinity(0))
+    return 1 if config.model.embedded else worker_threads() or len(os.sched_getaffinity(0))
 
 
 def set_threads(config: Config) -> None:
@@ -104,7 +124,7 @@ def set_threads(config: Config) -> None:
     wait for each other, on busy cores for minutes. OMP_NUM_THREADS decides where it is set."""
     import torch
 
-    threads = _threads_at_start()
+    threads = worker_threads() or _threads_at_start()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1 if config.model.embedded else threads)
 

@@ -171,7 +171,7 @@ def test_lengths_have_the_counts_of_the_paper() -> None:
 # --------------------------------------------------------------------------------- sweeps
 @pytest.fixture
 def no_dry_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(price, "_peak_bytes", lambda job: 10**9 * job.config.train.batch_size)
+    monkeypatch.setattr(price, "_peak_bytes", lambda one, *_: 10**9 * one.train.batch_size)
 
 
 def jobs_of(*words: str) -> list[Priced]:
@@ -180,7 +180,7 @@ def jobs_of(*words: str) -> list[Priced]:
         config = compose(job)
         lengths = lengths_of(config.task.name, config.model.kind)
         assert lengths is not None
-        priced.append(Priced(config, job, lengths))
+        priced.append(Priced(config, lengths))
     return priced
 
 

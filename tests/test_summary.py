@@ -14,6 +14,7 @@ from forged_records import forge, scores
 from sparta_bench.errors import fitted
 from sparta_bench.records.read import record_of
 from sparta_bench.records.record import Record
+from sparta_bench.runs.outcome import score_of
 from sparta_bench.runs.summary import grid_text, run_text
 
 PATH = Path("results/runs/sst2/some-model/sparta/0123456789ab/result.json")
@@ -73,7 +74,7 @@ def test_a_grid_is_told_by_cells() -> None:
         for seed in (0, 1)
     ]
     runs += [record(method="sparta", rate=0.01, dev=0.001)]  # a seed alone, however good
-    assert grid_text(runs).splitlines() == [
+    assert grid_text(map(score_of, runs)).splitlines() == [
         "",
         "task  model       method      settings  seeds  dev loss  test accuracy, %",
         "sst2  some-model  head               1      2    0.1500        75.0 ± 0.0",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,23 +43,20 @@ class Price:
 
 @dataclass(frozen=True)
 class Priced:
-    """One job of a sweep: its configuration and its overrides, and the task's lengths."""
+    """One job of a sweep, and its task's lengths."""
 
     config: Config
-    overrides: Sequence[str]
     data: Lengths
 
 
 def price_of(
     jobs: Sequence[Priced], device: str | None, peaks: dict[str, int] | None = None
 ) -> Price:
-    """Of all jobs of a sweep, one after the other on one device. `peaks` holds what was found for
-    other sweeps, since a dry run takes seconds. Raises InputError if a model's shape cannot be had,
-    or a method does not fit it."""
-    peaks = {} if peaks is None else peaks
+    """Of all jobs of a sweep, one after the other on one device. `peaks` holds what `step_peaks`
+    found for other sweeps. Raises InputError if a model's shape cannot be had, or a method does not
+    fit it."""
     shapes: dict[str, Shapes] = {}
     costs: dict[str, Cost] = {}
-    largest: dict[str, Priced] = {}  # by what else decides memory: the job with the most tokens
     counted: dict[str, ParameterCounts] = {}
     cells: dict[str, list[Config]] = defaultdict(list)  # what a race compares
     checkpoint, kept = 0, RECORD_BYTES * len(jobs)
@@ -70,8 +67,6 @@ def price_of(
         key = time_key(config)
         if key not in costs:
             costs[key] = cost_of(config, shapes[name], job.data, device)
-            decides = _memory_key(config)
-            largest[decides] = max(largest.get(decides, job), job, key=_tokens_at_once)
             labels = len(config.task.labels)
             counted[key] = counts = count_parameters(shapes[name], labels, config.method)
             scalar = precision_of(config, torch.device("cuda")).trained_dtype.itemsize
@@ -79,12 +74,7 @@ def price_of(
         kept += _saved_bytes(config, counted[key], WEIGHT_BYTES)
         cells[repr((name, config.task.name, config.method))].append(config)
     scalars = sum(math.prod(size) for one in shapes.values() for size in one.tensors.values())
-    needs = []
-    for decides, job in largest.items():
-        key = f"{decides} {_tokens_at_once(job)}"
-        if key not in peaks:
-            peaks[key] = _peak_bytes(job)
-        needs.append((peaks[key], _described(job.config)))
+    needs = step_peaks(((job.config, job.data.shared) for job in jobs), "cuda", peaks)
     return Price(
         len(jobs),
         _seconds(costs, cells, race=False),
@@ -110,10 +100,34 @@ def _seconds(
     return total
 
 
-def _tokens_at_once(job: Priced) -> int:
+def step_peaks(
+    runs: Iterable[tuple[Config, int]], kind: str, known: dict[str, int] | None = None
+) -> list[tuple[int, str]]:
+    """The bytes that a training step takes at its peak on `cpu` or `cuda`, and of which run: of
+    runs that differ in nothing else that decides it, of the one with the most tokens.
+
+    Each run has the number of tokens that all its inputs begin with. `known` holds what was found
+    before on this kind of device, since a dry run takes seconds. Raises InputError if a model
+    cannot be run dry, or a method does not fit it.
+    """
+    known = {} if known is None else known
+    largest: dict[str, tuple[Config, int]] = {}
+    for run in runs:
+        decides = _memory_key(run[0])
+        largest[decides] = max(largest.get(decides, run), run, key=lambda one: _tokens_of(*one))
+    found = []
+    for decides, (config, shared) in largest.items():
+        key = f"{decides} {_tokens_of(config, shared)}"
+        if key not in known:
+            known[key] = _peak_bytes(config, shared, kind)
+        found.append((known[key], _described(config)))
+    return found
+
+
+def _tokens_of(config: Config, shared: int) -> int:
     """The most that go through a layer in training."""
-    rows, tokens = rows_at_once(job.config), job.config.task.max_train_tokens
-    return rows * (tokens - job.data.shared) + job.data.shared
+    rows, tokens = rows_at_once(config), config.task.max_train_tokens
+    return rows * (tokens - shared) + shared
 
 
 def _memory_key(config: Config) -> str:
@@ -124,14 +138,11 @@ def _memory_key(config: Config) -> str:
     return repr((shape, model.dtype, config.method, kept))
 
 
-def _peak_bytes(job: Priced) -> int:
-    """Of a training step on CUDA whose inputs are all as long as training allows."""
-    config, on = job.config, job.config.train.gradient_checkpointing
-    tokens = config.task.max_train_tokens
-    shared = min(job.data.shared, tokens - 1)
-    setting = Setting(
-        tuple(job.overrides), config, torch.device("cuda"), rows_at_once(config), tokens, shared
-    )
+def _peak_bytes(config: Config, shared: int, kind: str) -> int:
+    """Of a training step whose inputs are all as long as training allows."""
+    on, tokens = config.train.gradient_checkpointing, config.task.max_train_tokens
+    rows, shared = rows_at_once(config), min(shared, tokens - 1)
+    setting = Setting((), config, torch.device(kind), rows, tokens, shared)
     return estimate_of("", setting, ways=(on,)).peak_bytes(setting.rows, on)
 
 

@@ -7,16 +7,18 @@ import re
 import sys
 from argparse import ArgumentError, Namespace
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 
 from sparta_bench.config.compose import HYDRA_ERRORS, compose, compose_all
-from sparta_bench.config.conf_folder import config_dir, search_path
+from sparta_bench.config.conf_folder import config_dir, own_folders, search_path
 from sparta_bench.config.schema import Config
 from sparta_bench.config.sweeps import sweep_jobs
+from sparta_bench.devices import worker_threads
 from sparta_bench.errors import InputError, log, reason_of
 from sparta_bench.records.read import read_record
 from sparta_bench.records.record import Record
@@ -31,6 +33,9 @@ from sparta_bench.runs.job import (
 )
 from sparta_bench.runs.outcome import Outcome, show, show_result
 from sparta_bench.runs.summary import grid_text, run_text
+
+if TYPE_CHECKING:
+    from sparta_bench.runs.grid import Grid
 
 ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # options of Hydra's, at a time
 NOT_SUPPORTED = ("config_path", "config_name", "experimental_rerun")
@@ -107,45 +112,67 @@ def _grid(configs: list[Config], jobs: list[list[str]], overrides: list[str]) ->
     """All runs of a `-m` command line, here or through a launcher; a single run has no `jobs`."""
     quiet_libraries()
     from sparta_bench.data.own_task import complete
-    from sparta_bench.runs.launch import launch, launcher_of
+    from sparta_bench.runs import at_once
+    from sparta_bench.runs.grid import Grid
+    from sparta_bench.runs.launch import launcher_of
 
     configs = [complete(config) for config in configs]
-    elsewhere = bool(jobs) and launcher_of(jobs[0]) is not None
-    from sparta_bench.runs.grid import Grid
-
-    grid = Grid(configs, assets(), elsewhere)
+    launcher = launcher_of(jobs[0]) if jobs else None
+    at_once.check_alone(configs[0], launcher)
+    is_worker = worker_threads() is not None
+    grid = Grid(configs, assets(), elsewhere=launcher is not None, quiet=is_worker)
+    if is_worker:
+        return at_once.work(grid)
+    show_one = show if jobs else partial(_show_single, overrides)
+    if jobs:
+        log(grid.heading())
+    for outcome in dict.fromkeys(grid.outcomes):  # a fault of all runs of a model once
+        show_one(outcome)
     if not jobs:
-        return _close(grid.run_all(partial(_show_single, overrides), single=True))
-    log(grid.heading())
+        return _close(grid.run_all(show_one, single=True))
+    processes = 1
     try:
-        if not elsewhere:
-            grid.run_all(show)
-        else:
-            for outcome in dict.fromkeys(grid.outcomes):
-                show(outcome)
+        if launcher is not None:
             job_of = {id(config): job for config, job in zip(configs, jobs, strict=True)}
-            # a race has several rounds: what is needed next depends on what came out
-            while left := grid.next_runs():
-                round_jobs = [_job(job_of[id(grid.pending[key])], left[key]) for key in left]
-                try:
-                    launch(round_jobs, run_composed)
-                except InputError:  # nothing was started
-                    raise
-                except Exception as error:  # a worker died, or its machines refused
-                    log(f"hydra/launcher: {type(error).__name__}: {reason_of(error)}")
-                grid.look_again(left)
+            _launch_all(grid, job_of)
+        elif (processes := at_once.processes_for(grid, configs[0].runs_at_once)) > 1:
+            at_once.share(grid, _worker_words(overrides), processes, show_one)
+        else:
+            grid.run_all(show_one)
     except KeyboardInterrupt:
-        if elsewhere:
+        if launcher is not None or processes > 1:
             grid.look_again(grid.pending.copy(), wait=False)
         done = sum(outcome.kind == "done" for outcome in grid.outcomes)
         log(f"interrupted: {done:,} of {grid.runs:,} runs are done; the same command goes on")
         return INTERRUPTED
-    paths = [outcome.path for outcome in grid.outcomes if outcome.path is not None]
-    records = [record for record in map(read_record, paths) if isinstance(record, Record)]
-    completed = [record for record in records if record.status == "completed"]
-    if len(completed) > 1:
-        show_result(grid_text(completed))
+    scores = [outcome.score for outcome in grid.outcomes if outcome.score is not None]
+    if len(scores) > 1:
+        show_result(grid_text(scores))
     return _close(grid.outcomes)
+
+
+def _launch_all(grid: Grid, job_of: Mapping[int, list[str]]) -> None:
+    """Give the launcher what can run, a configuration's job by its `id`."""
+    from sparta_bench.runs.launch import launch
+
+    # a race has several rounds: what is needed next depends on what came out
+    while left := grid.next_runs():
+        round_jobs = [_job(job_of[id(grid.pending[key])], left[key]) for key in left]
+        try:
+            launch(round_jobs, run_composed)
+        except InputError:  # nothing was started
+            raise
+        except Exception as error:  # a worker died, or its machines refused
+            log(f"hydra/launcher: {type(error).__name__}: {reason_of(error)}")
+        grid.look_again(left)
+        grid.give_up(left)
+
+
+def _worker_words(overrides: list[str]) -> list[str]:
+    """The arguments of a process that makes this grid's runs beside others."""
+    own = [word for word in overrides if not word.lstrip("+").startswith("runs_at_once=")]
+    folders = [f"--config-dir={folder}" for folder in own_folders()]
+    return [*folders, "-m", *own, "runs_at_once=1"]
 
 
 def _job(job: list[str], config: Config) -> list[str]:

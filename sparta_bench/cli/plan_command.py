@@ -79,11 +79,7 @@ def _sweeps(options: argparse.Namespace) -> None:
     peaks: dict[str, int] = {}
     prices = {
         name: price_of(
-            [
-                Priced(config, job, length)
-                for config, job in zip(configs[name], jobs[name], strict=True)
-                if (length := lengths_for(config))
-            ],
+            [Priced(config, length) for config in configs[name] if (length := lengths_for(config))],
             device,
             peaks,
         )

@@ -104,6 +104,11 @@ RULES: dict[str, Rule] = {
     "cache_dir": TEXT_OR_NULL,
     "force": SWITCH,
     "save": _in("adapter", "full", "none"),
+    "runs_at_once": Rule(
+        lambda v: v == "auto" or is_whole(v, 1),
+        "must be auto or a whole number of at least 1",
+        ("auto",),
+    ),
     "model.name": FOLDER_NAME,
     "model.hub_id": or_null(Rule(is_hub_name, "must be a name on the hub, as google/gemma-2b")),
     "model.revision": TEXT,

@@ -204,6 +204,7 @@ class Config:
     cache_dir: str | None
     force: bool
     save: str
+    runs_at_once: int | str
 
     def dtypes(self, device_kind: str) -> dict[str, str]:
         """What model and trained values are computed in, on `cpu` or `cuda`. `auto` is bfloat16 on

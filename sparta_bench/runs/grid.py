@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from sparta_bench.analysis.run_cost import estimated_seconds
 from sparta_bench.config.schema import Config
 from sparta_bench.devices import accelerator_of, device_kind, is_one_of_several
 from sparta_bench.errors import InputError, TrainingError, log, refusal_of, without_secrets
-from sparta_bench.records.read import read_json, seconds_of
-from sparta_bench.records.record import LOCK, RESULT, RUNNING
+from sparta_bench.records.read import read_json, record_of, seconds_of
+from sparta_bench.records.record import LOCK, RESULT, RUNNING, Record
 from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.cell_race import CellRace, races_of
 from sparta_bench.runs.lock import BusyError, agreed, is_held, tidy
-from sparta_bench.runs.outcome import Outcome
+from sparta_bench.runs.outcome import Outcome, score_of
 from sparta_bench.runs.race import share_done
 from sparta_bench.runs.run import (
     advice,
@@ -70,11 +71,13 @@ def attempt(
 def _outcome(config: Config, record: dict[str, Any], path: Path, was_there: bool) -> Outcome:
     line = summary_line(config, record, path, was_there)
     if record["status"] == "stopped":
-        return Outcome("done", line, path, was_there)
+        return Outcome("done", line, path, was_there=was_there)
     if record["status"] != "completed":
         return Outcome("failed", line)
     more = advice(record.get("history"), config.train.learning_rate)
-    return Outcome("done", line, path, was_there, more)
+    read = record_of(path, record)
+    score = score_of(read) if isinstance(read, Record) else None
+    return Outcome("done", line, path, score, was_there, more)
 
 
 def _failed(config: Config, reason: str) -> Outcome:
@@ -85,18 +88,24 @@ class Grid:
     """The runs of a sweep, each once; looks at data and base models to know which are done, and
     needs no torch for that.
 
-    `elsewhere`: the runs will be made by other machines, whose devices are not known here.
+    `elsewhere`: the runs will be made by other machines, whose devices are not known here. `quiet`:
+    another process has the same grid and says what all do (`at_once`).
     """
 
     def __init__(
-        self, configs: Sequence[Config], assets: AssetCache, elsewhere: bool = False
+        self,
+        configs: Sequence[Config],
+        assets: AssetCache,
+        elsewhere: bool = False,
+        quiet: bool = False,
     ) -> None:
         asked = {config.device for config in configs}
         if {"cpu", "cuda"} <= asked:
             raise InputError("device=cpu,cuda: the runs of one grid share a device")
-        if len({config.search for config in configs}) > 1:
-            raise InputError("search: has several values, and the runs of one grid share one")
-        self.assets, self._elsewhere = assets, elsewhere
+        for key in ("search", "runs_at_once"):
+            if len({getattr(config, key) for config in configs}) > 1:
+                raise InputError(f"{key}: has several values, and the runs of one grid share one")
+        self.assets, self._elsewhere, self._quiet = assets, elsewhere, quiet
         self.outcomes: list[Outcome] = []
         self.failed_before = 0
         self.times = Times()
@@ -140,6 +149,11 @@ class Grid:
         self._lost: set[str] = set()  # runs that this process has tried in vain
         self.races = races_of(identified) if configs[0].search.name == "race" else []
         self._undecided = list(self.races)
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`, where this machine makes the runs."""
+        return self._devices[0]
 
     def _refuse(self, error: InputError) -> None:
         self.outcomes.append(Outcome("refused", str(error)))
@@ -224,7 +238,8 @@ class Grid:
         """Note that a race needs nothing more, and so none of its runs that are pending."""
         self._undecided.remove(race)
         self.pending = {key: one for key, one in self.pending.items() if key not in race.runs}
-        log(f"race: {race.summary(self._record)}")
+        if not self._quiet:
+            log(f"race: {race.summary(self._record)}")
         if not race.has_winner(self._ended):
             self.outcomes.append(_failed(race.config, "no setting of its race has completed"))
         elif self._accelerator is None or self._accelerator.is_main_process:
@@ -254,14 +269,12 @@ class Grid:
         A run that another process makes is left to it, and looked at again when nothing else is to
         do. One that has failed in this or another process since the start is not tried again.
         """
-        for outcome in dict.fromkeys(self.outcomes):  # a fault of all runs of a model once
-            show(outcome)
         number = self.runs - len(self.pending)
-        waited = False
+        waited = self._quiet
         while runs := self.next_runs():
             count = len(self.pending)
             for run_id, config in runs.items():
-                label = f"[{number + 1}/{self.runs}] "
+                label = "" if self._quiet else f"[{number + 1}/{self.runs}] "
                 before = self._before[self._folders[run_id][0]]
                 try:
                     how = {} if single else {"wait": False, "before": before, "label": label}
@@ -269,9 +282,8 @@ class Grid:
                 except BusyError:
                     continue
                 number += 1
-                self._note(run_id, outcome)
-                show(outcome)
-                if outcome.kind == "failed" and not _answers(self._devices[0]):
+                show(self._note(run_id, outcome))
+                if outcome.kind == "failed" and not _answers(self.device):
                     # each run would fail here, and other processes take a failure as it is
                     self.outcomes += [_failed(c, "not tried") for c in self.pending.values()]
                     log("the device does not answer any more, so that no other run is tried")
@@ -285,11 +297,25 @@ class Grid:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         return self.outcomes
 
-    def _note(self, run_id: str, outcome: Outcome) -> None:
+    def _note(self, run_id: str, outcome: Outcome) -> Outcome:
+        outcome = replace(outcome, run_id=run_id)
         self.outcomes.append(outcome)
         self.pending.pop(run_id, None)
         if outcome.kind != "done":
             self._lost.add(run_id)
+        return outcome
+
+    def take(self, ended: Outcome) -> Outcome | None:
+        """Note how a run has ended in another process, and return that with what its record says;
+        None if it was noted before."""
+        run_id = ended.run_id
+        config = self.pending.get(run_id)
+        if config is None:
+            return None
+        if ended.kind == "done" and (records := self._records(run_id)):
+            record, folder = records[0]
+            ended = _outcome(config, record, folder / RESULT, False)
+        return self._note(run_id, ended)
 
     def look_again(self, runs: Mapping[str, Config], wait: bool = True) -> None:
         """Take what others have made of runs that were to do; waits for those in progress."""
@@ -303,7 +329,11 @@ class Grid:
                 if record["status"] != "interrupted" and (is_new or completed):
                     self._note(run_id, _outcome(config, record, folder / RESULT, False))
                     break
-            else:
+
+    def give_up(self, runs: Mapping[str, Config]) -> None:
+        """Count those of the runs as failed of which others have left no result."""
+        for run_id, config in runs.items():
+            if run_id in self.pending:
                 self._note(run_id, _failed(config, "no result; give the same command again"))
 
 

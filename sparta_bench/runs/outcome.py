@@ -6,9 +6,25 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from sparta_bench.errors import fitted, log
+from sparta_bench.records.record import Cell, Record
+
+
+class Score(NamedTuple):
+    """What the table at the end of a grid needs of a completed run."""
+
+    cell: Cell
+    setting: str
+    dev_loss: float
+    test_accuracy: float
+
+
+def score_of(record: Record) -> Score:
+    """Those of a completed record."""
+    loss, accuracy = record.score("dev", "loss"), record.score("test", "accuracy")
+    return Score(record.cell, record.setting, loss, accuracy)
 
 
 @dataclass(frozen=True)
@@ -21,8 +37,10 @@ class Outcome:
     kind: Literal["done", "failed", "refused"]
     line: str
     path: Path | None = field(default=None, compare=False)  # of its record, where it is done
+    score: Score | None = field(default=None, compare=False)  # where it is completed
     was_there: bool = field(default=False, compare=False)
     advice: tuple[str, ...] = ()
+    run_id: str = field(default="", compare=False)  # where it was tried
 
 
 def show(outcome: Outcome) -> None:

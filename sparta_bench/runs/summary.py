@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sparta_bench.records.read import saved_by
 from sparta_bench.records.record import DEFAULT, Cell, Record
+from sparta_bench.runs.outcome import Score
 from sparta_bench.text import as_duration, padded, shortened, spread_text
 
 WIDTH = 80  # that every terminal has
@@ -79,16 +80,16 @@ def _in_lines(words: Iterable[str]) -> str:
     return " \\\n    ".join(lines)
 
 
-def grid_text(records: Iterable[Record]) -> str:
+def grid_text(scores: Iterable[Score]) -> str:
     """A row for each cell of a grid: its setting with the lowest mean dev loss, of those that have
     the most seeds."""
-    cells: dict[Cell, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for record in records:
-        cells[record.cell][record.setting].append(record)
+    cells: dict[Cell, dict[str, list[Score]]] = defaultdict(lambda: defaultdict(list))
+    for score in scores:
+        cells[score.cell][score.setting].append(score)
     rows = [("task", "model", "method", "settings", "seeds", "dev loss", "test accuracy, %")]
     for cell, settings in cells.items():
         best = min(settings.values(), key=lambda runs: (-len(runs), _mean_dev_loss(runs)))
-        accuracies = [100 * run.score("test", "accuracy") for run in best]
+        accuracies = [100 * run.test_accuracy for run in best]
         std = statistics.stdev(accuracies) if len(best) > 1 else None
         rows.append((
             cell.task, shortened(cell.model, LONGEST_NAME), _method(cell), str(len(settings)),
@@ -101,5 +102,5 @@ def grid_text(records: Iterable[Record]) -> str:
     return "\n".join(["", *lines])
 
 
-def _mean_dev_loss(runs: Sequence[Record]) -> float:
-    return statistics.fmean(run.score("dev", "loss") for run in runs)
+def _mean_dev_loss(runs: Sequence[Score]) -> float:
+    return statistics.fmean(run.dev_loss for run in runs)

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sparta_bench.devices import worker_threads
 from sparta_bench.errors import log
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -24,7 +25,8 @@ class Lines:
         self.last = time.perf_counter()
 
     def print(self, line: str) -> None:
-        print(f"{line}\n", end="", file=sys.stderr, flush=True)  # whole, or not at all
+        if worker_threads() is None:  # else the process that started this one shows how far all are
+            print(f"{line}\n", end="", file=sys.stderr, flush=True)  # whole, or not at all
         self.last = time.perf_counter()
 
     @property
