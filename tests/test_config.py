@@ -51,6 +51,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     "cache_dir=5: must be a text, or null": (),
     "force=1: must be true or false": (),
     "save=all: must be adapter, full or none (did you mean full?)": (),
+    "logger=x: must be none, tensorboard, trackio, wandb or mlflow": (),
     f"model.name=a/b: {NAME}": (),
     "model.hub_id=5: must be a name on the hub, as google/gemma-2b, or null": (),
     "model.revision=null: must be a text": (),
