@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparta_bench.sparta.adapter import SpartaAdapter
+    from sparta_bench.sparta.weight_patch import apply_patch
 
 __version__ = "0.1.0"
-__all__ = ["SpartaAdapter", "run"]
+__all__ = ["SpartaAdapter", "apply_patch", "run"]
+LAZY = {"SpartaAdapter": "adapter", "apply_patch": "weight_patch"}
 
 
 def __getattr__(name: str) -> Any:
-    """`SpartaAdapter`, and with it torch, when it is asked for."""
-    if name != "SpartaAdapter":
+    """What needs torch, when it is asked for."""
+    if name not in LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from sparta_bench.sparta.adapter import SpartaAdapter
-
-    return SpartaAdapter
+    return getattr(import_module(f"sparta_bench.sparta.{LAZY[name]}"), name)
 
 
 def run(overrides: list[str]) -> dict[str, Any]:

@@ -86,7 +86,13 @@ def did_you_mean_key(wrong: str, keys: Iterable[str]) -> str:
     end = wrong.rpartition(".")[2]
     inside = [key for key in keys if "." in key or "." not in wrong]  # no group for a setting
     same_end = [key for key in inside if key.rpartition(".")[2] == end]
-    return meant(same_end[:3]) or did_you_mean(wrong, inside)
+    # such as lr for train.learning_rate
+    short = [key for key in inside if len(end) > 1 and end == _initials(key)]
+    return meant((same_end or short)[:3]) or did_you_mean(wrong, inside)
+
+
+def _initials(key: str) -> str:
+    return "".join(word[:1] for word in key.rpartition(".")[2].split("_"))
 
 
 def meant(near: list[str]) -> str:

@@ -139,7 +139,7 @@ def test_the_export_command(
     to.append("--force")
     assert call(capsys, "merge", "export", folder, *to)[0] == 0
     code, _, err = call(capsys, "merge", "export", str(trained("lora")[2]), *to)
-    assert code == 2 and "an adapter of lora; peft-sparta's layout is for SpaRTA's" in err[0]
+    assert code == 2 and "an adapter of lora; this layout is for SpaRTA's" in err[0]
     pairs = ("model=tiny-mistral", "task=tiny-rte", "task.separator=sep_token")
     code, _, err = call(capsys, "merge", "export", str(trained("sparta", *pairs)[2]), *to)
     assert code == 2 and err[0].endswith("was trained with an added token, which is not exported")

@@ -52,6 +52,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     "force=1: must be true or false": (),
     "save=all: must be adapter, full or none (did you mean full?)": (),
     "runs_at_once=0: must be auto or a whole number of at least 1": (),
+    "logger=x: must be none, tensorboard, trackio, wandb or mlflow": (),
     f"model.name=a/b: {NAME}": (),
     "model.hub_id=5: must be a name on the hub, as google/gemma-2b, or null": (),
     "model.revision=null: must be a text": (),

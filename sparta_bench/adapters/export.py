@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sparta_bench.adapters.load_adapter import load
+from sparta_bench.adapters.load_adapter import Loaded, load
+from sparta_bench.adapters.read_folder import SCORE
 from sparta_bench.adapters.whole_model import write_whole
 from sparta_bench.errors import InputError
 from sparta_bench.files import whole_folder
 from sparta_bench.models.dtypes import DTYPES
-from sparta_bench.sparta import peft_sparta
+from sparta_bench.sparta import SpartaAdapter, peft_sparta
+from sparta_bench.sparta.weight_patch import write_patch
+
+PATCH = "patch.safetensors"
 
 
 def refuse_to_replace(folder: Path, out: Path, force: bool) -> None:
@@ -77,23 +82,18 @@ def export(
     """Write a SpaRTA adapter in the layout of peft-sparta, which is to load the base model from
     `base_name`: a name on the hub, or a folder. Returns a line that says what was written."""
     refuse_to_replace(folder, out, force)
-    loaded = load(folder, base, tokenizer, allow_pickle)
-    if loaded.sparta is None:
-        name = loaded.about.method["name"]
-        raise InputError(f"{folder}: an adapter of {name}; peft-sparta's layout is for SpaRTA's")
-    if loaded.about.separator == "sep_token":
-        raise InputError(f"{folder}: was trained with an added token, which is not exported")
+    loaded, adapter = _load_sparta(folder, base, tokenizer, allow_pickle)
     with written(out) as temporary:
         peft_sparta.write(
-            loaded.sparta.backbone,
-            loaded.sparta.indices,
-            loaded.sparta.deltas,
+            adapter.backbone,
+            adapter.indices,
+            adapter.deltas,
             loaded.classifier.head_weight,
             temporary,
             base_name,
             loaded.about.labels,
         )
-    line = f"{out}: {loaded.sparta.chosen:,} deltas and the head, on {base_name}"
+    line = f"{out}: {adapter.chosen:,} deltas and the head, on {base_name}"
     words, dtype = len(loaded.tokenizer), loaded.about.dtypes["model"]
     rows = loaded.classifier.backbone.config.vocab_size  # type: ignore[union-attr]
     if words != rows:
@@ -107,3 +107,42 @@ def export(
             f"{dtype}, so its probabilities will differ a little"
         )
     return line
+
+
+def export_patch(
+    folder: Path,
+    out: Path,
+    base: str | None = None,
+    tokenizer: str | None = None,
+    allow_pickle: bool = False,
+    force: bool = False,
+) -> str:
+    """Write a SpaRTA adapter as a patch of its base's tensors (`sparta.weight_patch`), with the
+    head whole beside them. Returns a line that says what was written."""
+    refuse_to_replace(folder, out, force)
+    loaded, adapter = _load_sparta(folder, base, tokenizer, allow_pickle)
+    about = {
+        "base": str(loaded.about.base_model["name"]),
+        "labels": json.dumps(loaded.about.labels),
+    }
+    with written(out) as temporary:
+        head = {SCORE: loaded.classifier.head_weight}
+        write_patch(adapter, temporary / PATCH, head, about)
+    return (
+        f"{out / PATCH}: {adapter.chosen:,} entries of {len(adapter.indices):,} tensors of "
+        f"{about['base']} in {loaded.about.dtypes['model']}, and the head as {SCORE}"
+    )
+
+
+def _load_sparta(
+    folder: Path, base: str | None, tokenizer: str | None, allow_pickle: bool
+) -> tuple[Loaded, SpartaAdapter]:
+    """Load a SpaRTA adapter whose changes are all in tensors of its base; raises InputError for
+    anything else."""
+    loaded = load(folder, base, tokenizer, allow_pickle)
+    if loaded.sparta is None:
+        name = loaded.about.method["name"]
+        raise InputError(f"{folder}: an adapter of {name}; this layout is for SpaRTA's")
+    if loaded.about.separator == "sep_token":
+        raise InputError(f"{folder}: was trained with an added token, which is not exported")
+    return loaded, loaded.sparta

@@ -139,22 +139,29 @@ OPTIONS: list[Flag] = [
     ("--weights", ("combine",), {"metavar": "W,W", "type": _numbers,
      "help": "one for each model (1 each)"}),
     ("--json", ("overlap",), {"action": "store_true", "help": "print a JSON list, a pair each"}),
-    ("--layout", ("export",), {"choices": ("peft-sparta",), "required": True}),
-    ("--base-name", ("export",), {"metavar": "NAME_OR_PATH", "required": True,
-     "help": "what that program is to load the base model from: a hub name or a folder"}),
+    ("--layout", ("export",), {"choices": ("peft-sparta", "patch"), "required": True,
+     "help": "that of the authors' package, or one file with the entries that change, their values "
+     "and those before (sparta_bench.apply_patch writes and reverts it)"}),
+    ("--base-name", ("export",), {"metavar": "NAME_OR_PATH",
+     "help": "of peft-sparta: what it is to load the base model from: a hub name or a folder"}),
 ]  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------- verbs
 def _of_one(options: Namespace) -> None:
+    if options.verb == "export" and (options.layout == "patch") != (options.base_name is None):
+        needs = "is for peft-sparta" if options.layout == "patch" else "is needed"
+        raise InputError(f"merge export: --layout {options.layout}: --base-name {needs}")
     check_there([options.adapter])
-    from sparta_bench.adapters.export import bake, export
+    from sparta_bench.adapters.export import bake, export, export_patch
 
     common = {
         name: getattr(options, name) for name in ("base", "tokenizer", "allow_pickle", "force")
     }
     if options.verb == "bake":
         print(bake(options.adapter, options.out, **common))
+    elif options.layout == "patch":
+        print(export_patch(options.adapter, options.out, **common))
     else:
         print(export(options.adapter, options.out, options.base_name, **common))
 

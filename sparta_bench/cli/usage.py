@@ -18,6 +18,7 @@ COMMANDS = {  # name: what follows it, and what it does
     "predict": ("ADAPTER", "label texts with what a run has trained"),
     "evaluate": ("ADAPTER", "dev and test scores of it"),
     "merge": ("VERB", "bake it into a plain model, export it, merge several"),
+    "export": ("NAME FOLDER", "runs that are done, in trackio or tensorboard"),
     "ranks": ("BASE TUNED", "ranks of what fine-tuning changed"),
     "bench": ("", "step time, FLOPs and memory, beside other packages"),
     "memory": ("", "Table 1; what training takes, part by part; what fits"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ def _folder_problem(path: str | None) -> str | None:
 def _results_dir(folder: str) -> str | None:
     problem = why_not_writable(Path(folder))
     return problem and f"must be a folder that can be written; {problem}"
+
+
+def why_no_tracker(name: str) -> str | None:
+    """Why a run cannot be logged with this package; None: it can be, or `name` is none."""
+    spec = None if name == "none" else find_spec(name)
+    # wandb leaves a folder of its own name where it runs, which is no package
+    if name == "none" or (spec is not None and spec.origin is not None):
+        return None
+    return f"needs a package that is not there: pip install 'sparta-bench[{name}]'"
 
 
 def _model_path(path: str | None, hub_id: str | None, embedded: bool) -> str | None:
@@ -67,6 +77,7 @@ def _targets(targets: Any, name: str) -> str | None:
 # check is made where its keys are without fault, so that one mistake is reported once.
 RELATIONS: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("results_dir",), _results_dir),
+    (("logger",), why_no_tracker),
     (("model.path",), _folder_problem),
     (("model.tokenizer",), _folder_problem),
     (("model.path", "model.hub_id", "model.embedded"), _model_path),

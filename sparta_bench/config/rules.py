@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from sparta_bench.config.schema import DTYPES, METHODS, TINY_TASKS
+from sparta_bench.config.schema import DTYPES, METHODS, TINY_TASKS, TRACKERS
 from sparta_bench.errors import did_you_mean, one_of, shown
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
@@ -109,6 +109,7 @@ RULES: dict[str, Rule] = {
         "must be auto or a whole number of at least 1",
         ("auto",),
     ),
+    "logger": _in("none", *TRACKERS),
     "model.name": FOLDER_NAME,
     "model.hub_id": or_null(Rule(is_hub_name, "must be a name on the hub, as google/gemma-2b")),
     "model.revision": TEXT,

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 DTYPES = ("float32", "bfloat16")
+TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")  # packages, and our extras
 TINY_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "imdb")  # generated
 
 
@@ -205,6 +206,7 @@ class Config:
     force: bool
     save: str
     runs_at_once: int | str
+    logger: str
 
     def dtypes(self, device_kind: str) -> dict[str, str]:
         """What model and trained values are computed in, on `cpu` or `cuda`. `auto` is bfloat16 on

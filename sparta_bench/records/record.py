@@ -26,7 +26,10 @@ INCOMPLETE = "lacks a key of a record, or has one of another type"
 # Where things are and what is kept, not what comes out. What the data and the base model are is in
 # their fingerprints, so that the same files elsewhere are the same run.
 NOT_IN_RUN_ID = {
-    "": ("results_dir", "cache_dir", "force", "save", "device", "search", "runs_at_once"),
+    "": (
+        *("results_dir", "cache_dir", "force", "save", "device", "search"),
+        *("runs_at_once", "logger"),
+    ),
     "model": ("path", "tokenizer", "hub_id", "revision", "shape", "embedded"),
     "task": ("hub", "data", "data_dir", "label_column", "tsv", "generated", "on_bad_row"),
     "train": ("checkpoint_every",),

@@ -53,9 +53,10 @@ from sparta_bench.records.write import (
 from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.lock import CHECKPOINT, agreed
 from sparta_bench.runs.race import curve_of, why_hopeless
+from sparta_bench.runs.trackers import final_values, tracked
 from sparta_bench.sparta import store
 from sparta_bench.training.checkpoint import Checkpoint
-from sparta_bench.training.loop import HopelessError, Training
+from sparta_bench.training.loop import HopelessError, Track, Training
 from sparta_bench.training.progress import ProgressReporter, watched
 from sparta_bench.training.steps import evaluation_batch_size
 
@@ -76,7 +77,8 @@ def execute(spec: RunSpec, assets: AssetCache) -> RunResult:
     """
     findings = Findings()
     try:
-        _make(spec, assets, findings)
+        with tracked(spec) as track:
+            _make(spec, assets, findings, track)
     except InputError:
         raise
     except HopelessError as end:
@@ -103,7 +105,7 @@ def _stopped(spec: RunSpec, findings: Findings, reason: str) -> RunResult:
     return RunResult(findings, "stopped", rival=spec.config.search.rival, reason=reason)
 
 
-def _make(spec: RunSpec, assets: AssetCache, findings: Findings) -> None:
+def _make(spec: RunSpec, assets: AssetCache, findings: Findings, track: Track) -> None:
     config, precision, accelerator = spec.config, spec.precision, spec.accelerator
     device = accelerator.device
     facts = environment(device, precision, accelerator.num_processes)
@@ -158,7 +160,8 @@ def _make(spec: RunSpec, assets: AssetCache, findings: Findings) -> None:
     # before test is scored, which may take long and be interrupted; but a run that is forced keeps
     # what it had until it is done, and a whole model's weights are merged, which may round
     early = config.save == "adapter" and not config.force
-    _train(spec, classifier, trained, data, facts, findings, save_it if early else None)
+    before_test = save_it if early else None
+    _train(spec, classifier, trained, data, facts, findings, before_test, track)
     if not early:
         save_it()
     assets.give_back(classifier, trained, config)
@@ -189,6 +192,7 @@ def _train(
     facts: dict[str, Any],
     findings: Findings,
     before_test: Callable[[], None] | None,
+    track: Track,
 ) -> None:
     """Train and score; a head alone on features where these are the same in every epoch."""
     config, accelerator = spec.config, spec.accelerator
@@ -206,7 +210,7 @@ def _train(
     if config.force:
         checkpoint.path.unlink(missing_ok=True)
     training = Training(
-        accelerator, model, trained, train, dev, config.train, config.seed, checkpoint
+        accelerator, model, trained, train, dev, config.train, config.seed, checkpoint, track
     )
     try:
         with ProgressReporter(training.plan.steps, accelerator.is_main_process) as reporter:
@@ -214,6 +218,7 @@ def _train(
             findings.dev = training.evaluate(dev, reporter.evaluating("dev"))
             unsaved = _fault_of(before_test)
             findings.test = training.evaluate(test, reporter.evaluating("test"))
+            track(training.progress.step, final_values(findings.dev, findings.test))
             if unsaved is not None:
                 raise unsaved
     finally:

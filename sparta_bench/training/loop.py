@@ -41,6 +41,13 @@ STEPS_BETWEEN_LOOKS = 10
 EXPERT = re.compile(r"(.*experts)\.[^.]*\d\.")
 
 
+Track = Callable[[int, Mapping[str, Any]], None]
+
+
+def untracked(step: int, values: Mapping[str, Any]) -> None:
+    """Where no tracker is asked for."""
+
+
 class HopelessError(Exception):
     """The run was ended at an evaluation, since it can no longer win its race."""
 
@@ -75,6 +82,8 @@ class Training:
     settings: TrainConfig
     seed: int
     checkpoint: ckpt.Checkpoint | None = None
+    # gets what a tracker shows of a step, under the names of the history and `batch_loss`
+    track: Track = untracked
 
     def __post_init__(self) -> None:
         self.device: torch.device = self.accelerator.device
@@ -122,6 +131,8 @@ class Training:
                 loss = self._look_at(pending, rate)
                 reporter.step(progress.step, loss)
                 progress.train_seconds += time.perf_counter() - looked_at
+                if not evaluate:
+                    self._track({"batch_loss": loss, "learning_rate": rate})
                 looked_at = time.perf_counter()
             if evaluate:
                 self._evaluate_dev(reporter)
@@ -299,12 +310,17 @@ class Training:
                 "learning_rate": self._last_rate(),
             }
         )
+        self._track(progress.history[-1])
         progress.loss_sum, progress.loss_examples = 0.0, 0
         patience = settings.patience
         progress.stopped_early = bool(patience) and progress.evaluations_without_gain >= patience
         # the untrained state counts here, though it is never the result
         lowest = better and scores["loss"] < min(h["dev_loss"] for h in progress.history[:-1])
         reporter.evaluated(progress.step, scores, lowest)
+
+    def _track(self, values: Mapping[str, Any]) -> None:
+        speed = self.summary()["tokens_per_second"]
+        self.track(self.progress.step, {**values, "tokens_per_second": speed})
 
     def _last_rate(self) -> float:
         return learning_rate_at(max(self.progress.step - 1, 0), self.plan.steps, self.settings)
@@ -342,6 +358,8 @@ class Training:
         self.best = _with_prefix(tensors, "best.")
         ckpt.restore_optimizer(self.optimizer, tensors, self.trained.values)
         reporter.resumed(self.progress.step)
+        for row in self.progress.history:
+            self.track(row["step"], row)
         return True
 
     def _fits(self, progress: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
