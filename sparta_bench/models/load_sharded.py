@@ -40,24 +40,30 @@ def cut(backbone: nn.Module, mesh: Any) -> None:
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    layers = set(getattr(backbone, "_no_split_modules", None) or ())
     how: dict[str, Any] = {
         "mesh": mesh,
         "reshard_after_forward": True,
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32),
     }
-    cut_layers = [module for module in backbone.modules() if type(module).__name__ in layers]
-    if not cut_layers:
+    modules = parts_to_cut(backbone)
+    if len(modules) < 3:
         log(
             f"train.sharding=fsdp: {type(backbone).__name__} does not name its layers, so that all "
             "its weights are gathered at once"
         )
-    # embeddings by themselves: only their lookup needs all of them
-    for module in [*cut_layers, backbone.get_input_embeddings(), backbone]:  # type: ignore[operator]
+    for module in modules:
         fully_shard(module, **how)
     for module in backbone.modules():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)  # gloo takes no means
+
+
+def parts_to_cut(backbone: Any) -> list[nn.Module]:
+    """The modules whose weights are gathered at once, in the order in which FSDP wants them: the
+    layers, the embeddings (only their lookup needs them all), and what is left."""
+    layers = set(getattr(backbone, "_no_split_modules", None) or ())
+    cut_layers = [module for module in backbone.modules() if type(module).__name__ in layers]
+    return [*cut_layers, backbone.get_input_embeddings(), backbone]
 
 
 def read_rows(
