@@ -61,6 +61,14 @@ def _parser() -> shared.Parser:
         shared_tokens="tokens that all rows begin with, as an instruction model's do; from 8 on "
         "they are computed once where no dropout is drawn (none)",
     )
+    parser.add_argument(
+        "--gpus",
+        metavar="N",
+        type=shared.positive,
+        default=1,
+        help="GPUs among which a model is cut (train.sharding=fsdp): bytes are those of each, rows "
+        "those of all (1)",
+    )
     text = f"sizes of GPUs in GiB ({','.join(map(str, GPUS))})"
     parser.add_argument("--gpu-gib", metavar="N,N", type=_sizes, default=GPUS, help=text)
     return parser
@@ -74,6 +82,8 @@ def main(arguments: list[str]) -> None:
     """`sparta-bench memory`: print the tables, or the JSON."""
     options = _parser().parse_intermixed_args(arguments)
     shared.check_outputs("memory", options)
+    if options.measure and options.gpus > 1:
+        raise InputError("memory: --measure takes no --gpus: it measures one process")
     _check_overrides(options.overrides)
     findings = _findings(options)
     tables = tables_of(findings)
@@ -91,7 +101,7 @@ def _findings(options: argparse.Namespace) -> dict[str, Any]:
         options.overrides, options.rows, options.tokens, options.shared_tokens or 0
     )
     measurable = _measurable(settings, options) if options.measure else []
-    known = [findings.estimates_of(setting) for setting in settings]
+    known = [findings.estimates_of(setting, options.gpus) for setting in settings]
     extra = [setting for setting in measurable if setting not in settings]
     others = map(findings.estimates_of, extra)
     tried = [one for one in (*known, *others) if one.setting in measurable]

@@ -141,6 +141,18 @@ RELATIONS: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
             f"must not be above train.batch_size={batch}" if parts > batch else None
         ),
     ),
+    (
+        ("train.sharding", "task.separator", "save"),
+        lambda sharding, separator, save: (
+            None
+            if sharding == "none"
+            else "needs task.separator=newline, since no row is added to sharded embeddings"
+            if separator == "sep_token"
+            else "needs save=adapter or none; sparta-bench merge bake writes the whole model"
+            if save == "full"
+            else None
+        ),
+    ),
 )
 
 

@@ -203,6 +203,7 @@ RULES: dict[str, Rule] = {
     ),
     "train.gradient_checkpointing": SWITCH,
     "train.checkpoint_every": COUNT_OR_NULL,
+    "train.sharding": _in("none", "fsdp"),
 }
 
 

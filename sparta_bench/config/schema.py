@@ -172,6 +172,7 @@ class TrainConfig:
     share_prefix: str | bool
     gradient_checkpointing: bool
     checkpoint_every: int | None
+    sharding: str
 
 
 @dataclass(frozen=True)

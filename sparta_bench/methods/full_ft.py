@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparta_bench.methods.trained import HEAD, Trained
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.dtypes import Precision
+from sparta_bench.sparta.sharded import is_sharded, local, parts_of
 from sparta_bench.sparta.store import fingerprint_of
 
 
@@ -22,7 +21,10 @@ def train_all(classifier: Classifier, precision: Precision, base: str | None) ->
     """`full_ft` on a base of this fingerprint; None: on tensors without values, which have none."""
     weights = dict(classifier.backbone.named_parameters(prefix="backbone"))
     if precision.model_dtype == precision.trained_dtype:
-        return FullTrained({**weights, HEAD: classifier.head_weight}, base_fingerprint=base)
+        sharded = {name: weight for name, weight in weights.items() if is_sharded(weight)}
+        own = parts_of(sharded, precision.trained_dtype)
+        values = {**weights, **own, HEAD: classifier.head_weight}
+        return FullTrained(values, base_fingerprint=base, sharded=sharded)
     return MasterWeights(weights, classifier.head_weight, precision.trained_dtype, base)
 
 
@@ -37,7 +39,8 @@ class FullTrained(Trained):
 
 
 class MasterWeights(FullTrained):
-    """Copies of the weights in the trained dtype; each weight is its copy, rounded."""
+    """Copies of the weights in the trained dtype; each weight is its copy, rounded. Of sharded
+    weights this process's rows."""
 
     def __init__(
         self,
@@ -46,25 +49,12 @@ class MasterWeights(FullTrained):
         dtype: torch.dtype,
         base_fingerprint: str | None,
     ) -> None:
-        copies = {name: nn.Parameter(w.detach().to(dtype)) for name, w in weights.items()}
-        super().__init__({**copies, HEAD: head_weight}, base_fingerprint=base_fingerprint)
+        values = {**parts_of(weights, dtype), HEAD: head_weight}
+        sharded = {name: weight for name, weight in weights.items() if is_sharded(weight)}
+        super().__init__(values, base_fingerprint=base_fingerprint, sharded=sharded)
         self.weights = weights
-        for name, weight in weights.items():
-            weight.requires_grad_(True)
-            hook = _move_gradient_to(copies[name])
-            weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def write(self) -> None:
-        weights: list[Tensor] = [*self.weights.values()]
+        weights = [local(weight) for weight in self.weights.values()]
         torch._foreach_copy_(weights, [self.values[name] for name in self.weights])
-
-
-def _move_gradient_to(copy: nn.Parameter) -> Any:
-    def move(weight: Tensor) -> None:
-        assert weight.grad is not None
-        grad = weight.grad.to(copy.dtype)
-        copy.grad = grad if copy.grad is None else copy.grad.add_(grad)
-        weight.grad = None  # at once, so that only one gradient in the weights' dtype is alive
-
-    return move

@@ -12,6 +12,7 @@ from sparta_bench.methods.trained import HEAD, Trained
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.sparta import SpartaAdapter
+from sparta_bench.sparta.sharded import parts_of
 
 
 def sparta(
@@ -38,19 +39,26 @@ class SpartaTrained(Trained):
     """The deltas of an adapter, and the head."""
 
     def __init__(self, adapter: SpartaAdapter, head_weight: nn.Parameter) -> None:
-        self.sparta, self.flat = adapter, adapter.flatten()
-        deltas = adapter.deltas
-        values = {name: deltas[name] for name in self.flat.names}
-        super().__init__({**values, HEAD: head_weight}, adapter.chosen, adapter.base_fingerprint)
+        self.sparta, self.flat = adapter, None if adapter.is_sharded else adapter.flatten()
+        deltas, sharded = adapter.deltas, None
+        if self.flat is None:
+            values, sharded = parts_of(deltas, adapter.dtype), deltas
+        else:
+            values = {name: deltas[name] for name in self.flat.names}
+        values[HEAD] = head_weight
+        super().__init__(values, adapter.chosen, adapter.base_fingerprint, sharded)
         self.kernels = adapter.kernels
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """The deltas are one tensor, of which each of `values` is a slice."""
-        _, head = super().groups(weight_decay)
+        """The deltas are one tensor, of which each of `values` is a slice, unless sharded."""
+        deltas, head = super().groups(weight_decay)
+        if self.flat is None:
+            return [deltas, head]
         return [{"params": [self.flat.values], "weight_decay": weight_decay}, head]
 
     def has_gradient(self) -> dict[str, bool]:
-        reached = {name: name in self.flat.reached for name in self.flat.names}
+        flat = self.flat
+        reached = {} if flat is None else {name: name in flat.reached for name in flat.names}
         return super().has_gradient() | reached
 
     def write(self) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparta_bench.sparta.sharded import mesh_of, rows_of, sharded, whole
+
 HEAD = "head.weight"
 
 
@@ -16,7 +18,8 @@ class Trained:
 
     The values are the model's own parameters; a method that keeps them beside the model overrides
     `write`. `base_fingerprint` is that of the backbone (`sparta.store.fingerprint_of`), `kernels`
-    says which code computes (`SpartaAdapter.kernels`).
+    says which code computes (`SpartaAdapter.kernels`). `sharded` holds, by name, the DTensors of
+    which a value is this process's rows alone; other values are the same in every process.
     """
 
     kernels: dict[str, str] | None = None
@@ -26,8 +29,10 @@ class Trained:
         values: dict[str, nn.Parameter],
         sampled: int | None = None,
         base_fingerprint: str | None = None,
+        sharded: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
         self.values, self.sampled, self.base_fingerprint = values, sampled, base_fingerprint
+        self.sharded = dict(sharded or {})
         for value in values.values():
             value.requires_grad_(True)
 
@@ -35,7 +40,13 @@ class Trained:
         """Optimizer groups; the head is never decayed."""
         body = [value for name, value in self.values.items() if name != HEAD]
         groups = [{"params": body, "weight_decay": weight_decay}] if body else []
-        return [*groups, {"params": [self.values[HEAD]], "weight_decay": 0.0}]
+        groups.append({"params": [self.values[HEAD]], "weight_decay": 0.0})
+        if (
+            self.sharded
+        ):  # rows are rounded by other random bits in each process, the head by the same
+            rank = mesh_of(next(iter(self.sharded.values()))).get_local_rank()
+            groups[0]["stream"], groups[1]["stream"] = 1 + rank, 0
+        return groups
 
     def has_gradient(self) -> dict[str, bool]:
         """Which values have had a gradient in the first step, by name."""
@@ -47,7 +58,7 @@ class Trained:
     @property
     def trainable(self) -> int:
         """How many scalars train, head included."""
-        return sum(value.numel() for value in self.values.values())
+        return sum(value.numel() for value in {**self.values, **self.sharded}.values())
 
     @property
     def only_head(self) -> bool:
@@ -64,6 +75,22 @@ class Trained:
         for name, value in self.values.items():
             value.copy_(snapshot[name])
         self.write()
+
+    def whole(self, name: str, rows: Tensor) -> Tensor:
+        """The value of this name, or a tensor of its shape, from the rows of all processes, which
+        call this together."""
+        like = self.sharded.get(name)
+        if like is None or rows.shape != self.values[name].shape:  # one number, such as of steps
+            return rows
+        return whole(sharded(rows.to(like.device), mesh_of(like), like.shape))
+
+    def rows(self, name: str, value: Tensor) -> Tensor:
+        """This process's rows of what `whole` returns."""
+        like = self.sharded.get(name)
+        if like is None or value.shape != like.shape:
+            return value
+        first, last = rows_of(len(value), mesh_of(like))
+        return value[first:last].clone()
 
     def lost_to_rounding(self) -> float | None:
         """Share of the changes that the weights' dtype swallows; None where nothing is merged."""

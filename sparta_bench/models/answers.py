@@ -63,11 +63,12 @@ def vocabulary_rows(backbone: nn.Module, folder: Path, ids: list[int]) -> Tensor
     from safetensors import safe_open
 
     from sparta_bench.models.weight_files import file_with
+    from sparta_bench.sparta.sharded import whole
 
-    embedding: Tensor = backbone.get_input_embeddings().weight  # type: ignore[operator, union-attr, assignment]
     scale = scale_of_logits(backbone.config)
     if backbone.config.tie_word_embeddings:  # type: ignore[union-attr]
-        return embedding.detach()[ids].float() * scale
+        embedding: Tensor = backbone.get_input_embeddings().weight  # type: ignore[operator, union-attr, assignment]
+        return whole(embedding)[ids].float() * scale
     with safe_open(file_with("lm_head.weight", folder), framework="pt") as file:
         if "lm_head.weight" not in file.keys():
             raise InputError(

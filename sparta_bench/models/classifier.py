@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparta_bench.models.last_layer import knows_last_layer
+from sparta_bench.sparta.sharded import is_sharded, whole
 
 
 class Classifier(nn.Module):
@@ -25,6 +26,8 @@ class Classifier(nn.Module):
             hidden, classes, bias=False, dtype=head_weight.dtype, device=head_weight.device
         )
         self.head.weight = nn.Parameter(head_weight)
+        # whether FSDP has cut the backbone: its forward pass is then for all processes together
+        self.sharded = any(map(is_sharded, backbone.parameters()))
         # how the backbone reads a batch: `TokensOnce.pooled` computes less
         self.pool: Callable[[nn.Module, Tensor, Tensor], Tensor] = pooled_right_padded
 
@@ -95,7 +98,7 @@ def checkpoint_gradients(backbone: Any) -> None:
 def why_not_finite(model: nn.Module) -> str:
     """The probable cause, in words, where a model's output is not finite before any training."""
     for name, tensor in model.named_parameters():
-        if not tensor.isfinite().all():
+        if not whole(tensor).isfinite().all():
             return f"the base model holds values that are no numbers, in {name}"
     return "the forward pass overflows; try model.dtype=float32"
 

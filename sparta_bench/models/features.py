@@ -49,6 +49,8 @@ class FeatureSet:
 class FeatureClassifier(nn.Module):
     """A classifier's own head, without the backbone before it."""
 
+    sharded = False
+
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
         self.head = head
@@ -120,6 +122,10 @@ def _compute(
             batch = data.collate(rows)
             ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
             features[torch.tensor(rows)] = classifier.features(ids, mask).cpu()
+    if classifier.sharded and 0 < (index + 1) % world <= accelerator.process_index:
+        # the weights of a layer are gathered by all processes together
+        batch = data.collate(rows)
+        classifier.features(batch["input_ids"].to(device), batch["attention_mask"].to(device))
     if world > 1:
         features = accelerator.reduce(features.to(device), "sum").cpu()
     return features

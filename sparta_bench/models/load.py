@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ from sparta_bench.models.attention import attention_of, with_attention
 from sparta_bench.models.classifier import Classifier, checkpoint_gradients, random_head
 from sparta_bench.models.dropout import set_dropout
 from sparta_bench.models.dtypes import STORED_DTYPES, Precision
+from sparta_bench.models.load_sharded import build_sharded, read_rows
 from sparta_bench.models.source import cannot_be_loaded, folder_of, folder_with_weights, label_of
 from sparta_bench.models.weight_files import checkpoint_files, is_head, open_file
 
 ADAPTER = "adapter_config.json"  # peft's
 OTHER_WEIGHTS = "transformers_weights"
+# `layers.0.mlp.experts.3.w1.weight`: one of a list of modules
+EXPERT = re.compile(r".*experts\.\d+\.")
 
 
 def load_classifier(
@@ -36,8 +41,10 @@ def load_classifier(
 
     A `backbone` that another run has used, and restored, is taken in place of the one on disk.
     """
+    sharded = config.train.sharding == "fsdp"
     if backbone is None:
-        backbone = load_backbone(config.model, precision.model_dtype)
+        load = partial(load_sharded, device=device) if sharded else load_backbone
+        backbone = load(config.model, precision.model_dtype)
         added = 1 if config.task.separator == "sep_token" else 0
         fit_embeddings(backbone, tokenizer, added, config.seed)
     classes = len(config.task.labels)
@@ -47,8 +54,13 @@ def load_classifier(
     else:
         head = random_head(classes, backbone.config.hidden_size, config.seed)
     classifier = Classifier(backbone, head.to(precision.trained_dtype))
-    classifier.requires_grad_(False).to(device)
+    if sharded:
+        classifier.head.to(device)  # all else is there, and FSDP has hold of it
+    else:
+        classifier.requires_grad_(False).to(device)
     set_dropout(backbone, config.train.dropout)
+    # FSDP learns in its first forward pass, which `set_dropout` makes, in which dtype weights train
+    classifier.requires_grad_(False)
     if config.train.gradient_checkpointing:
         checkpoint_gradients(backbone)
     return classifier
@@ -81,6 +93,31 @@ def load_backbone(model: ModelConfig, dtype: torch.dtype) -> Any:
     _check_report(label, report)
     if attention_of(backbone) != "sdpa":
         log(f"{label}: its attention is not fused; transformers has only {attention_of(backbone)}")
+    return backbone
+
+
+def load_sharded(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> Any:
+    """`load_backbone` of which each process of the run has its rows, on `device`. Raises InputError
+    also if weights are stored otherwise than the architecture has them."""
+    from torch.distributed import get_world_size
+
+    transformers_logging.set_verbosity_error()
+    folder, label = folder_with_weights(model), label_of(model)
+    _refuse_other_weights(label, folder)
+    for path in checkpoint_files(label, folder):
+        _refuse_quantised(label, path)
+    try:
+        with heavy_imports():  # of the model's own code
+            backbone = build_sharded(folder, dtype, device, get_world_size())
+    except Exception as error:  # transformers raises many kinds for a broken configuration
+        raise cannot_be_loaded(model, error) from None
+    names = (name for name, _ in backbone.named_parameters())
+    if (expert := next(filter(EXPERT.match, names), None)) is not None:
+        raise InputError(
+            f"train.sharding=fsdp: use another model: {label} has a module for each expert "
+            f"({expert}), and processes whose texts choose other experts would wait for each other"
+        )
+    read_rows(backbone, label, folder, dtype, device)
     return backbone
 
 

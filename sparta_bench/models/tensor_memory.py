@@ -13,6 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sparta_bench.sparta.sharded import is_sharded
+
 
 def live_bytes(device: torch.device) -> int:
     """Bytes of all tensors that there are: CUDA's allocator; on a CPU those of the process."""
@@ -84,7 +86,9 @@ def _all_tensors() -> Iterable[Tensor]:
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:
-    """The tensors with storage that a sparse one is made of; any other is one itself."""
+    """The tensors with storage that a sparse or sharded one is made of; any other is one itself."""
+    if is_sharded(tensor):
+        return [tensor._local_tensor]  # type: ignore[attr-defined]
     if tensor.layout == torch.sparse_coo:
         return [tensor._indices(), tensor._values()]
     if tensor.layout == torch.sparse_csr:

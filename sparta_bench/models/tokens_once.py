@@ -29,6 +29,7 @@ from sparta_bench.models.last_layer import (
 )
 from sparta_bench.models.packed_attention import KINDS, LAYOUT, Layout, know_layouts
 from sparta_bench.models.step_work import MIN_PREFIX_TOKENS
+from sparta_bench.sparta.sharded import whole
 
 # What sums in another order may change: of the features, and of the first layer's gradient, as a
 # share of their size. A key that is missed, or a position that is off, changes far more.
@@ -217,4 +218,5 @@ def _features_and_gradient(
         return states.double().flatten(), states.new_zeros(1, dtype=torch.float64)
     loss = F.cross_entropy(logits_of(states, model.head_weight), batch["labels"])
     grads = torch.autograd.grad(loss, trained, materialize_grads=True)
-    return states.detach().double().flatten(), torch.cat([g.double().flatten() for g in grads])
+    flat = torch.cat([whole(g).double().flatten() for g in grads])
+    return states.detach().double().flatten(), flat

@@ -32,13 +32,14 @@ NOT_IN_RUN_ID = {
     ),
     "model": ("path", "tokenizer", "hub_id", "revision", "shape", "embedded"),
     "task": ("hub", "data", "data_dir", "label_column", "tsv", "generated", "on_bad_row"),
-    "train": ("checkpoint_every",),
+    "train": ("checkpoint_every", "sharding"),
 }
 
 
 def identity_of(config: Mapping[str, Any], processes: int) -> dict[str, Any]:
     """A configuration without the keys that cannot change an outcome. The number of processes that
-    share a run is added where it can: where there is dropout, which each draws for itself."""
+    share a run is added where it can: where there is dropout, which each draws for itself, or
+    stochastic rounding of what is sharded."""
     kept = {key: value for key, value in config.items() if key not in NOT_IN_RUN_ID[""]}
     for group in ("model", "task", "train"):
         drop = NOT_IN_RUN_ID[group]
@@ -51,8 +52,13 @@ def identity_of(config: Mapping[str, Any], processes: int) -> dict[str, Any]:
     if method.get("pattern") == "scalars":  # as before there was another
         kept["method"] = {key: value for key, value in method.items() if key != "pattern"}
     lora_dropout = method["lora_dropout"] if method["name"] == "lora" else 0
-    if processes > 1 and (kept["train"]["dropout"] > 0 or lora_dropout > 0):
+    train = config["train"]
+    # rows that are sharded are rounded stochastically by other random bits in each process
+    by_rows = train.get("sharding", "none") != "none" and train["trained_dtype"] == "bfloat16"
+    if processes > 1 and (train["dropout"] > 0 or lora_dropout > 0 or by_rows):
         kept["processes"] = processes
+    if by_rows:
+        kept["train"]["sharding"] = train["sharding"]
     return kept
 
 

@@ -94,7 +94,7 @@ class AssetCache:
         if backbone is not None and fingerprint_of(backbone) != self._values:
             raise RuntimeError("a backbone was not restored after a run; please report this")
         classifier = load_classifier(config, tokenizer, precision, device, backbone)
-        if backbone is None:
+        if backbone is None and not classifier.sharded:
             self._values = fingerprint_of(classifier.backbone)
         return classifier
 
@@ -102,7 +102,8 @@ class AssetCache:
         """Let go of a backbone that is not this run's: two may not fit into memory."""
         checkpointing = config.train.gradient_checkpointing
         dtype, separator = precision.model_dtype, config.task.separator
-        self._backbone = (config.model, dtype, device, checkpointing, separator)
+        sharding = config.train.sharding
+        self._backbone = (config.model, dtype, device, checkpointing, separator, sharding)
         if self._last.get("backbone", (self._backbone,))[0] != self._backbone:
             self.forget_backbone()
 
@@ -118,8 +119,9 @@ class AssetCache:
     def give_back(self, classifier: Classifier, trained: Trained, config: Config) -> None:
         """Keep the backbone for the next run, if the method can restore it exactly."""
         changed = config.save == "full" or config.task.separator == "sep_token"  # weights, new rows
-        # checkpointing leaves hooks on the modules, a few more with every run
-        if not (changed or config.train.gradient_checkpointing) and trained.unload():
+        # FSDP keeps what it has cut; checkpointing leaves hooks on the modules, a few more each run
+        once = config.train.gradient_checkpointing or config.train.sharding != "none"
+        if not (changed or once) and trained.unload():
             self._last["backbone"] = (self._backbone, classifier.backbone)
 
     def _keep_last(self, kind: str, key: Hashable, make: Callable[[], T]) -> T:

@@ -154,7 +154,7 @@ def _make(spec: RunSpec, assets: AssetCache, findings: Findings, track: Track) -
         classifier.pool, facts["tokens_once"] = once.pooled, once.as_dict()
 
     def save_it() -> None:
-        if accelerator.is_main_process:
+        if accelerator.is_main_process or classifier.sharded:
             save(spec, classifier, tokenizer, trained, once)
 
     # before test is scored, which may take long and be interrupted; but a run that is forced keeps
@@ -212,6 +212,7 @@ def _train(
     training = Training(
         accelerator, model, trained, train, dev, config.train, config.seed, checkpoint, track
     )
+    lost = None
     try:
         with ProgressReporter(training.plan.steps, accelerator.is_main_process) as reporter:
             training.train(reporter, why_hopeless=_why_hopeless(spec))
@@ -219,6 +220,8 @@ def _train(
             unsaved = _fault_of(before_test)
             findings.test = training.evaluate(test, reporter.evaluating("test"))
             track(training.progress.step, final_values(findings.dev, findings.test))
+            # of a sharded model not where a process has failed, which the others would wait for
+            lost = trained.lost_to_rounding() if trained.sharded else None
             if unsaved is not None:
                 raise unsaved
     finally:
@@ -226,7 +229,7 @@ def _train(
             **training.summary(),
             "features_seconds": features_seconds,
             "peak_memory_bytes": peak_bytes(accelerator.device),
-            "deltas_lost_to_rounding": trained.lost_to_rounding(),
+            "deltas_lost_to_rounding": lost if trained.sharded else trained.lost_to_rounding(),
         }
         findings.history = training.progress.history
 
@@ -296,10 +299,13 @@ def save(
     trained: Trained,
     once: TokensOnce | None = None,
 ) -> None:
-    """Write what `save` asks for beside the record."""
+    """Write what `save` asks for beside the record. Of a sharded model all processes have a part of
+    that, and the main one writes."""
     manifest = _manifest(spec, tokenizer, trained.base_fingerprint, once)
     if spec.config.save == "adapter" and (adapter := trained.adapter()) is not None:
         tensors, about = adapter
+        if not spec.accelerator.is_main_process:
+            return
         with whole_folder(spec.folder / SAVED["adapter"]) as temporary:
             path = spec.config.model.path and str(Path(spec.config.model.path).resolve())
             store.write(temporary, tensors, {**manifest.as_dict(), **about}, path)

@@ -88,13 +88,18 @@ def run(
 def resolve(config: Config, assets: AssetCache) -> RunSpec:
     """Decide everything that a run needs.
 
-    Raises InputError as `identify` does, and if the folder's model is of another shape than the one
-    that is named.
+    Raises InputError as `identify` does, if the folder's model is of another shape than the one
+    that is named, and if a model is to be sharded in one process.
     """
     from sparta_bench.models.dtypes import precision_of
 
     assets.architecture(config.model)
     accelerator = accelerator_of(config)
+    if config.train.sharding == "fsdp" and accelerator.num_processes == 1:
+        raise InputError(
+            "train.sharding=fsdp: start several processes, among which the model is cut: torchrun "
+            "--nproc_per_node 2 -m sparta_bench.cli …"
+        )
     set_threads(config)
     run_id = identify(config, assets, accelerator.device.type, accelerator.num_processes)
     if agreed(accelerator, run_id) != run_id:

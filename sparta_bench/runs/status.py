@@ -20,7 +20,8 @@ from sparta_bench.tables.paper_tables import LAYOUTS
 from sparta_bench.tables.protocol import reason_against
 
 VARIED = ("train.learning_rate", "train.batch_size")  # what a sweep may go through
-NOT_COMPARED = ("checkpoint_every", "share_prefix")  # older records lack the second
+# older records lack the last two
+NOT_COMPARED = ("checkpoint_every", "share_prefix", "sharding")
 
 
 class Run(NamedTuple):

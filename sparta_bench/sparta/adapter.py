@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import barrier, get_rank
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -35,10 +36,22 @@ from sparta_bench.sparta.layer import (
     make_plain,
     patch,
     unpatch,
-    write_merged,
+    write_entries,
 )
 from sparta_bench.sparta.merge import write_at
 from sparta_bench.sparta.sample import sample_all, sampled_tensors
+from sparta_bench.sparta.sharded import (
+    fill,
+    is_sharded,
+    local,
+    mesh_of,
+    own_entries,
+    reshard,
+    rows_of,
+    sharded,
+    values_at,
+    whole,
+)
 
 Holder = tuple[nn.Module, str]  # of a tensor: a module, and the tensor's name there
 
@@ -128,7 +141,8 @@ class SpartaAdapter:
             raise ValueError(f"gradient={gradient}: must be one of {', '.join(WAYS)}")
         if dtype not in store.DTYPES.values():
             raise ValueError(f"dtype={dtype}: must be one of {', '.join(store.DTYPES)}")
-        _refuse(model)
+        reshard(model)
+        _refuse(model, dtype)
         self.model, self.draw, self.dtype = model, draw, dtype
         self.backbone = backbone_of(model)
         self.base_fingerprint = store.fingerprint_of(self.backbone)
@@ -138,9 +152,8 @@ class SpartaAdapter:
         entries: dict[nn.Module, dict[str, ChosenEntries]] = {}
         for name, holders in self._holders.items():
             tensor = _tensor(holders[0])
-            own_indices = indices[name].to(tensor.device)
-            chosen = ChosenEntries(own_indices, _at(tensor, own_indices))
-            zeros = nn.Parameter(torch.zeros(len(own_indices), dtype=dtype, device=tensor.device))
+            chosen = _entries_at(tensor, indices[name].to(tensor.device))
+            zeros = nn.Parameter(_zeros(len(chosen.indices), dtype, tensor))
             for module, own_name in holders:
                 deltas.setdefault(module, {})[own_name] = zeros
                 entries.setdefault(module, {})[own_name] = chosen
@@ -213,7 +226,7 @@ class SpartaAdapter:
     @property
     def originals(self) -> dict[str, Tensor]:
         """Per tensor name: the values at these indices before training, in the tensor's dtype."""
-        return {name: self._entries(name).originals for name in self._holders}
+        return {name: _all_originals(self._entries(name)) for name in self._holders}
 
     def _entries(self, name: str) -> ChosenEntries:
         module, own_name = self._holders[name][0]
@@ -227,6 +240,8 @@ class SpartaAdapter:
         if self._flat is None:
             if self._merges_after_step:
                 raise ValueError("flatten: needs an adapter with merge_after_step=False")
+            if self.is_sharded:
+                raise ValueError("flatten: the model is sharded, and so are its deltas")
             tensors = [
                 SampledTensor(name, _tensor(holders[0]), _deltas(holders[0]), self._entries(name))
                 for name, holders in self._holders.items()
@@ -245,9 +260,27 @@ class SpartaAdapter:
         if self._flat is not None and names is None:
             self._flat.merge()
             return
+        if names is None or self.is_sharded:
+            self._follow_sharding()
         for name in self._holders if names is None else names:
-            entries, holder = self._entries(name), self._holders[name][0]
-            write_merged(_tensor(holder), entries.indices, entries.originals, _deltas(holder))
+            holder = self._holders[name][0]
+            write_entries(_tensor(holder), self._entries(name), _deltas(holder))
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP has sharded the model: each process then has its own rows of weights and its
+        own part of the deltas, and what this class does is for all processes together."""
+        return any(is_sharded(_deltas(holders[0])) for holders in self._holders.values())
+
+    def _follow_sharding(self) -> None:
+        """Keep this process's originals alone if the model was sharded after the adapter came."""
+        reshard(self.model)
+        for module in self._patched:
+            for own_name, entries in module.sparta_entries.items():  # type: ignore[union-attr, operator]
+                weight = _tensor((module, own_name))
+                if entries.own is None and is_sharded(weight):
+                    entries.own = own_entries(weight, entries.indices)
+                    entries.originals = entries.originals[entries.own.slice].clone()
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -273,9 +306,10 @@ class SpartaAdapter:
 
     @torch.no_grad()
     def _write_originals(self) -> None:
+        self._follow_sharding()
         for name, holders in self._holders.items():
             entries = self._entries(name)
-            write_at(_tensor(holders[0]), entries.indices, entries.originals)
+            write_at(local(_tensor(holders[0])), _own_indices(entries), entries.originals)
 
     @torch.no_grad()
     def _take_loaded(self, missing: list[str]) -> None:
@@ -292,7 +326,11 @@ class SpartaAdapter:
             weight, deltas = _tensor(holders[0]), _deltas(holders[0])
             if not was_loaded(deltas) and was_loaded(weight):
                 entries = self._entries(name)
-                now = _at(weight, entries.indices)
+                if entries.own is not None:
+                    raise ValueError(
+                        "load the deltas of a sharded model as well, not weights alone"
+                    )
+                now = values_at(weight, entries.indices)
                 deltas.copy_(now.to(deltas.dtype) - entries.originals.to(deltas.dtype))
             self.merge([name])
         filled = set(self.delta_names)
@@ -304,6 +342,7 @@ class SpartaAdapter:
         as running statistics, stay as training left them. Twice is once."""
         if not self._attached:
             return
+        self._refuse_to_leave()
         try:
             self._write_originals()
             self._head.restore()
@@ -315,9 +354,21 @@ class SpartaAdapter:
         dtype again that it had."""
         if not self._attached:
             return
+        self._refuse_to_leave()
         self.merge()
         self._head.keep()
         self._let_go()
+
+    def _refuse_to_leave(self) -> None:
+        if any(
+            module.sparta_mesh is None and is_sharded(_deltas((module, name)))
+            for module in self._patched
+            for name in module.sparta_entries  # type: ignore[union-attr, operator]
+        ):
+            raise ValueError(
+                "load the base model anew: fully_shard came after the adapter and keeps its deltas "
+                "in the model (before it, an adapter can be detached)"
+            )
 
     def _let_go(self) -> None:
         self._attached = False
@@ -346,12 +397,13 @@ class SpartaAdapter:
     @torch.no_grad()
     def lost_to_rounding(self) -> float:
         """Share of the deltas that are not zero and yet leave their weight as it was."""
+        self._follow_sharding()
         lost = changed = 0
         for name, holders in self._holders.items():
-            entries = self._entries(name)
-            now = _at(_tensor(holders[0]), entries.indices)
-            moved = _deltas(holders[0]) != 0
-            lost += int((moved & (now == entries.originals)).sum())
+            entries, deltas = self._entries(name), whole(_deltas(holders[0]))
+            now = values_at(_tensor(holders[0]), entries.indices)
+            moved = deltas != 0
+            lost += int((moved & (now == _all_originals(entries))).sum())
             changed += int(moved.sum())
         return lost / changed if changed else 0.0
 
@@ -370,6 +422,7 @@ class SpartaAdapter:
         """
         if not self._attached:
             raise ValueError("the adapter is detached from its model; save it before that")
+        self._follow_sharding()
         for name, dtype in self._dtypes.items():
             now = _tensor(self._holders[name][0]).dtype
             if now != dtype:
@@ -383,9 +436,9 @@ class SpartaAdapter:
         for name, deltas in self.deltas.items():
             if not compact:
                 tensors[f"{name}{store.INDICES}"] = self._entries(name).indices.cpu()
-            tensors[f"{name}{store.DELTAS}"] = deltas.detach().cpu()
+            tensors[f"{name}{store.DELTAS}"] = whole(deltas).cpu()
         heads = Head.saved_names(self.head)
-        tensors |= {name: value.detach().cpu() for name, value in heads.items()}
+        tensors |= {name: whole(value).cpu() for name, value in heads.items()}
         about = store.describe(self.draw, self.dtype, compact)
         about |= {
             "base_fingerprint": self.base_fingerprint,
@@ -403,11 +456,15 @@ class SpartaAdapter:
         What a Hugging Face model's `config` knows goes along (`script`: base, labels), so that
         `sparta-bench predict` serves the adapter. Where the base came from a folder, the user's
         cache remembers which, for this machine alone. `about` is added to the configuration. See
-        `saved`.
+        `saved`. Of a sharded model the first process writes, and all return when it has.
         """
         tensors, description = self.saved(compact)
         script, path = store.known_of(self.model, self.backbone)
-        store.write(Path(folder), tensors, {**description, **script, **(about or {})}, path)
+        if not self.is_sharded or get_rank() == 0:
+            described = {**description, **script, **(about or {})}
+            store.write(Path(folder), tensors, described, path)
+        if self.is_sharded:
+            barrier()
 
     def print_trainable_parameters(self) -> None:
         """Print how many scalars train, as peft does."""
@@ -448,6 +505,7 @@ class SpartaAdapter:
             With one line: the file, what is wrong with it, or how the base differs.
         """
         folder = Path(folder)
+        reshard(model)
         _refuse(model)
         backbone = backbone_of(model)
         if peft_sparta.is_in(folder):
@@ -463,9 +521,9 @@ class SpartaAdapter:
         try:
             with torch.no_grad():
                 for name, deltas in adapter.deltas.items():
-                    deltas.copy_(saved.deltas[name])
+                    fill(deltas, saved.deltas[name])
                 for saved_name, parameter in heads.items():
-                    parameter.copy_(saved.head[saved_name])
+                    fill(parameter, saved.head[saved_name])
             adapter.merge()
         except BaseException:
             adapter.detach()
@@ -473,13 +531,19 @@ class SpartaAdapter:
         return adapter
 
 
-def _refuse(model: nn.Module) -> None:
+def _refuse(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
     if any(is_patched(module) for module in model.modules()):
         raise ValueError("the model carries a SpaRTA adapter already; detach that first")
     if type(model).__module__.startswith("peft."):
         raise ValueError(
             f"the model is wrapped by peft ({type(model).__name__}); attach to the model itself"
         )
+    for name, parameter in head_of(model).items():
+        if is_sharded(parameter) and torch.promote_types(parameter.dtype, dtype) != parameter.dtype:
+            raise ValueError(
+                f"call fully_shard after the adapter: {name} is {parameter.dtype}, is to train in "
+                f"{dtype}, and is sharded already"
+            )
 
 
 def _after_load(model: nn.Module, keys: Any) -> None:
@@ -533,9 +597,30 @@ def _kernels(
     return {kernel: "triton" if works and all(works) else "torch" for kernel, works in used.items()}
 
 
-def _at(tensor: Tensor, indices: Tensor) -> Tensor:
-    """The tensor's values at flat indices, whatever its memory format."""
-    return tensor.detach().reshape(-1).index_select(0, indices)
+def _entries_at(tensor: Tensor, indices: Tensor) -> ChosenEntries:
+    """The entries at these flat indices, with the values that are there."""
+    own = own_entries(tensor, indices)
+    if own is None:
+        return ChosenEntries(indices, values_at(tensor, indices))
+    flat = local(tensor).reshape(-1)
+    return ChosenEntries(indices, flat.index_select(0, own.local(indices)), own)
+
+
+def _all_originals(entries: ChosenEntries) -> Tensor:
+    return entries.originals if entries.own is None else entries.own.gather(entries.originals)
+
+
+def _own_indices(entries: ChosenEntries) -> Tensor:
+    return entries.indices if entries.own is None else entries.own.local(entries.indices)
+
+
+def _zeros(count: int, dtype: torch.dtype, like: Tensor) -> Tensor:
+    """Where `like` is, and sharded as it is."""
+    mesh = mesh_of(like)
+    if mesh is None:
+        return torch.zeros(count, dtype=dtype, device=like.device)
+    first, last = rows_of(count, mesh)
+    return sharded(torch.zeros(last - first, dtype=dtype, device=like.device), mesh, (count,))
 
 
 def _tensor(holder: Holder) -> nn.Parameter:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparta_bench.sparta.sharded import fill, is_sharded
+
 
 def backbone_of(model: nn.Module) -> nn.Module:
     """A Hugging Face model without its head; any other module is a backbone itself."""
@@ -81,18 +83,24 @@ class Head:
     def swap_back(self, values: dict[str, Tensor]) -> None:
         """Put these values in, by name in the model."""
         for name, parameter in self.parameters.items():
-            parameter.copy_(values[name])
+            fill(parameter, values[name])
 
+    @torch.no_grad()
     def restore(self) -> None:
         """The values and dtype from before."""
         for name, parameter in self.parameters.items():
             dtype = self._dtype_from_before(name)
-            parameter.data = self._originals[name].to(parameter.device, dtype)
+            if is_sharded(parameter):  # FSDP keeps hold of its memory
+                fill(parameter, self._originals[name])
+            else:
+                parameter.data = self._originals[name].to(parameter.device, dtype)
         self._let_go()
 
     def keep(self) -> None:
         """The trained values, in the dtype from before."""
         for name, parameter in self.parameters.items():
+            if is_sharded(parameter):  # was never widened
+                continue
             parameter.data = parameter.data.to(self._dtype_from_before(name))
         self._let_go()
 

@@ -27,6 +27,7 @@ from sparta_bench.sparta.gradient import (
 )
 from sparta_bench.sparta.kernel_check import usable
 from sparta_bench.sparta.merge import rounded_sum, write_at
+from sparta_bench.sparta.sharded import OwnEntries, is_sharded, local, mesh_of, reduced, whole
 
 DELTAS = "{}_deltas"  # name of the deltas of a tensor, in the module that holds both
 
@@ -34,10 +35,21 @@ DELTAS = "{}_deltas"  # name of the deltas of a tensor, in the module that holds
 @dataclass
 class ChosenEntries:
     """Where a tensor trains: flat indices (int32, sorted), and what stood there before, in the
-    tensor's dtype."""
+    tensor's dtype. Of a tensor that is sharded `indices` are all, `originals` those of the entries
+    in this process's rows, `own`."""
 
     indices: Tensor
     originals: Tensor
+    own: OwnEntries | None = None
+
+
+def write_entries(weight: Tensor, entries: ChosenEntries, deltas: Tensor) -> None:
+    """`write_merged`; of a sharded weight this process's rows."""
+    own, indices = entries.own, entries.indices
+    deltas = whole(deltas)
+    if own is not None:
+        indices, deltas = own.local(indices), deltas[own.slice]
+    write_merged(local(weight), indices, entries.originals, deltas)
 
 
 def write_merged(weight: Tensor, indices: Tensor, originals: Tensor, deltas: Tensor) -> None:
@@ -71,6 +83,7 @@ class _Patched:
     sparta_gradient: str
     sparta_threads: int
     sparta_flat: bool  # deltas are slices of one tensor: see `flat`
+    sparta_mesh: Any  # processes among which the deltas are sharded, and FSDP does not know of it
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         parameters: dict[str, Tensor] = self._parameters  # type: ignore[attr-defined]
@@ -81,13 +94,13 @@ class _Patched:
             indices = fn(entries.indices)  # a change of device; a change of dtype is not for them
             if indices.dtype != torch.int32:
                 indices = entries.indices.to(indices.device)
-            self.sparta_entries[name] = ChosenEntries(indices, fn(entries.originals))
+            self.sparta_entries[name] = ChosenEntries(indices, fn(entries.originals), entries.own)
         result = super()._apply(fn, recurse)  # type: ignore[misc]
         for name, entries in self.sparta_entries.items():
             if parameters[name].dtype != before[name]:
                 deltas = parameters[DELTAS.format(name)]
                 with torch.no_grad():
-                    write_merged(parameters[name], entries.indices, entries.originals, deltas)
+                    write_entries(parameters[name], entries, deltas)
         return result
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -120,7 +133,9 @@ class _PatchedLinear(_Patched, nn.Linear):
         casts = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
         if casts:
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        return _SparseLinear.apply(x, weight, self.bias, deltas, indices, casts, sampled)  # type: ignore[no-untyped-call, no-any-return]
+        return _SparseLinear.apply(  # type: ignore[no-untyped-call, no-any-return]
+            x, weight, self.bias, deltas, indices, casts, sampled, self.sparta_mesh
+        )
 
 
 class _SparseLinear(torch.autograd.Function):
@@ -143,13 +158,14 @@ class _SparseLinear(torch.autograd.Function):
         indices: Tensor,
         casts: bool,
         sampled: bool,
+        mesh: Any,
     ) -> Tensor:
         ctx.keeps_columns = sampled and keeps_columns(weight.shape, len(indices))
         kept = columns_of(x.reshape(-1, x.shape[-1]), indices) if ctx.keeps_columns else x
         ctx.save_for_backward(kept, weight, indices)
         ctx.deltas_dtype = deltas.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.casts, ctx.sampled = casts, sampled
+        ctx.casts, ctx.sampled, ctx.mesh = casts, sampled, mesh
         if casts:
             weight = weight.to(x.dtype)
             bias = None if bias is None else bias.to(x.dtype)
@@ -168,37 +184,41 @@ class _SparseLinear(torch.autograd.Function):
             else:
                 entries = weight_gradient_at(rows, kept, indices, ctx.sampled)
             grad_deltas = entries.to(ctx.deltas_dtype)
+            if ctx.mesh is not None:
+                grad_deltas = reduced(grad_deltas, ctx.mesh)
         if ctx.needs_input_grad[2]:
             grad_bias = rows.sum(dim=0).to(ctx.bias_dtype)
         if ctx.needs_input_grad[0]:
             grad_x = grad @ (weight.to(grad.dtype) if ctx.casts else weight)
-        return grad_x, None, grad_bias, grad_deltas, None, None, None
+        return grad_x, None, grad_bias, grad_deltas, None, None, None, None
 
 
 class _Gathered(torch.autograd.Function):
     """A tensor as it is, whose dense gradient is gathered into the deltas' and freed."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, deltas: Tensor, indices: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, deltas: Tensor, indices: Tensor, mesh: Any) -> Tensor:
         ctx.save_for_backward(indices)
-        ctx.deltas_dtype = deltas.dtype
+        ctx.deltas_dtype, ctx.mesh = deltas.dtype, mesh
         return tensor.view_as(tensor)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (indices,) = ctx.saved_tensors
-        chosen = grad.reshape(-1).index_select(0, indices)
-        return None, chosen.to(ctx.deltas_dtype), None
+        chosen = grad.reshape(-1).index_select(0, indices).to(ctx.deltas_dtype)
+        return None, chosen if ctx.mesh is None else reduced(chosen, ctx.mesh), None, None
 
 
 def _gathering(name: str) -> property:
     def tensor(module: Any) -> Tensor:
         own: Tensor = module._parameters[name]
-        if module.sparta_flat or not torch.is_grad_enabled():
+        # a sharded one is read by FSDP itself, before it gathers the rows
+        if module.sparta_flat or not torch.is_grad_enabled() or is_sharded(own):
             return own
         deltas = module._parameters[DELTAS.format(name)]
-        return _Gathered.apply(own, deltas, module.sparta_entries[name].indices)  # type: ignore[no-untyped-call, no-any-return]
+        indices, mesh = module.sparta_entries[name].indices, module.sparta_mesh
+        return _Gathered.apply(own, deltas, indices, mesh)  # type: ignore[no-untyped-call, no-any-return]
 
     return property(tensor)
 
@@ -236,6 +256,7 @@ def patch(
         module.register_parameter(DELTAS.format(name), values)
     module.sparta_entries = dict(entries)  # type: ignore[assignment]
     module.sparta_gradient, module.sparta_flat = way, False  # type: ignore[assignment]
+    module.sparta_mesh = mesh_of(next(iter(deltas.values())))
     module.sparta_threads = torch.get_num_threads()  # type: ignore[assignment]
     # a forward pass that somebody put on the module, as accelerate does, reads the weight itself
     own_forward = plain is nn.Linear and "weight" in names and "forward" not in vars(module)
@@ -263,6 +284,7 @@ def unpatch(module: nn.Module) -> None:
     names = module.sparta_names
     module.__class__ = module.sparta_plain
     del module.sparta_entries, module.sparta_gradient, module.sparta_threads, module.sparta_flat
+    del module.sparta_mesh
     for name in names:
         del module._parameters[DELTAS.format(name)]
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparta_bench.files import json_of, sha256_of, whole_file, write_json, write_tensors
+from sparta_bench.sparta.sharded import is_sharded, values_at
 from sparta_bench.sparta.targets import DENSITY_OF, PATTERNS
 
 TENSORS, CONFIG = "adapter.safetensors", "adapter_config.json"
@@ -92,7 +93,8 @@ def checksum_of(tensors: Mapping[str, Tensor]) -> str:
 
 def fingerprint_of(backbone: nn.Module, dtype: torch.dtype | None = None) -> str:
     """What tells one base from another, whatever file it came from: names, shapes and up to
-    4,096 evenly spaced values of every tensor, as float32; with `dtype` as after a conversion."""
+    4,096 evenly spaced values of every tensor, as float32; with `dtype` as after a conversion. Of a
+    sharded backbone it is the same; all processes ask for it together."""
     return fingerprint_of_tensors(backbone.named_parameters(), dtype)
 
 
@@ -104,7 +106,12 @@ def fingerprint_of_tensors(
     for name, tensor in named:
         every = max(tensor.numel() // _PROBES, 1)
         shape = "x".join(map(str, tensor.shape))
-        probe = tensor.detach().reshape(-1)[::every][:_PROBES]
+        if is_sharded(tensor):
+            probe = values_at(
+                tensor, torch.arange(0, tensor.numel(), every)[:_PROBES].to(tensor.device)
+            )
+        else:
+            probe = tensor.detach().reshape(-1)[::every][:_PROBES]
         probes[f"{name} {shape} "] = probe if dtype is None else probe.to(dtype)
     return checksum_of(probes)
 
@@ -305,8 +312,8 @@ def check(saved: Saved, indices: Mapping[str, Tensor], backbone: nn.Module, fold
     if saved.originals_checksum is not None:
         originals = {}
         for name, own_indices in indices.items():
-            values = tensors[name].detach().reshape(-1)
-            originals[name] = values.index_select(0, own_indices.to(values.device))
+            tensor = tensors[name]
+            originals[name] = values_at(tensor, own_indices.to(tensor.device))
         if checksum_of(originals) != saved.originals_checksum:
             raise ValueError(
                 f"{folder}: the values at the adapter's indices differ from the base's"

@@ -31,13 +31,20 @@ def evaluate(
     classifier.eval()
     device: torch.device = accelerator.device
     world, rank = accelerator.num_processes, accelerator.process_index
-    batches = evaluation_batches(data.lengths(), batch_size)[rank::world]
+    all_batches = evaluation_batches(data.lengths(), batch_size)
+    batches = all_batches[rank::world]
     # kept on the device until all are there: nobody waits for a batch
     logits_of_batches = [torch.zeros(0, classifier.head.out_features, device=device)]
     for rows in watch(batches):
         batch = data.collate(rows)
         batch.pop("labels")
         logits_of_batches.append(classifier(**to_device(batch, device)))
+    if classifier.sharded and 0 < len(all_batches) % world <= rank:
+        # the weights of a layer are gathered by all processes together: those that have one batch
+        # less compute another's
+        batch = data.collate(all_batches[0])
+        batch.pop("labels")
+        classifier(**to_device(batch, device))
     order = torch.tensor([row for rows in batches for row in rows], dtype=torch.int64)
     logits = torch.zeros(len(data), classifier.head.out_features)
     logits[order] = torch.cat(logits_of_batches).cpu()

@@ -90,6 +90,8 @@ class Training:
         self.train_lengths = self.train_set.lengths()
         self.plan = plan_steps(len(self.train_set), self.settings)
         groups = self.trained.groups(self.settings.weight_decay)
+        # of values of which this process has its rows alone
+        self.rows = {id(self.trained.values[name]) for name in self.trained.sharded}
         self.optimizer = build_optimizer(groups, self.settings)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
@@ -203,14 +205,14 @@ class Training:
         values = [value for group in self.optimizer.param_groups for value in group["params"]]
         if self.accelerator.num_processes > 1:
             total = self.accelerator.reduce(total, "sum")
+            how = "mean" if self.classifier.sharded else "sum"
             for value in values:
                 if value.grad is None:  # this process had no example of the batch
                     value.grad = torch.zeros_like(value)
-                value.grad = self.accelerator.reduce(value.grad, "sum")
+                if id(value) not in self.rows:  # which have the mean of all processes already
+                    value.grad = self.accelerator.reduce(value.grad, how)
         if self.settings.max_grad_norm:
-            grads = [value.grad for value in values if value.grad is not None]
-            norm = get_total_norm(grads)
-            clip_grads_with_norm_(values, self.settings.max_grad_norm, norm)
+            clip_grads_with_norm_(values, self.settings.max_grad_norm, self._norm_of(values))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # stochastic rounding is not: all processes must go on with the same values
@@ -222,6 +224,16 @@ class Training:
         self.progress.tokens += sum(self.train_lengths[row] for row in rows)
         return total
 
+    def _norm_of(self, values: list[Tensor]) -> Tensor:
+        """The norm of all gradients; of sharded values over the rows of all processes."""
+        norm = get_total_norm(
+            [v.grad for v in values if v.grad is not None and id(v) not in self.rows]
+        )
+        if not self.rows:
+            return norm
+        own = get_total_norm([v.grad for v in values if v.grad is not None and id(v) in self.rows])
+        return (self.accelerator.reduce(own.square(), "sum") + norm.square()).sqrt()
+
     def _seed_step(self, stream: int | str) -> None:
         """Seed torch's generators for one stream of this step. Nothing that ran before changes what
         is drawn, so a resumed run draws the same."""
@@ -231,13 +243,19 @@ class Training:
     def _backward(self, rows: list[int], batch_examples: int) -> Tensor:
         """Gradient of this process's share of `rows`, weighed so that all shares of a batch add
         up to its mean over examples."""
-        rows = rows[self.accelerator.process_index :: self.accelerator.num_processes]
-        if not rows:
+        world, sharded = self.accelerator.num_processes, self.classifier.sharded
+        own = rows[self.accelerator.process_index :: world]
+        if not own and not sharded:
             return torch.zeros((), device=self.device)
-        batch = to_device(self.train_set.collate(rows), self.device)
+        # weights are gathered by all processes together: who has no example computes another's
+        batch = to_device(self.train_set.collate(own or rows[:1]), self.device)
         labels = batch.pop("labels")
         loss = F.cross_entropy(self.classifier(**batch), labels, reduction="sum") / batch_examples
-        self.accelerator.backward(loss)
+        if not sharded:
+            self.accelerator.backward(loss)
+            return loss.detach()
+        loss = loss if own else 0 * loss
+        self.accelerator.backward(world * loss)  # since FSDP takes the mean over processes
         return loss.detach()
 
     def _refuse_untrained(self) -> None:
@@ -328,21 +346,41 @@ class Training:
     # ------------------------------------------------------------------- checkpoints
     def _save_checkpoint(self, reporter: ProgressReporter) -> None:
         """A full disk does not end the training, which is worth as much without a checkpoint."""
-        if self.checkpoint is None or not self.accelerator.is_main_process:
+        is_main = self.accelerator.is_main_process
+        if self.checkpoint is None or not (is_main or self.rows):
             return
         tensors: dict[str, Tensor] = {
             **{f"value.{name}": value for name, value in self.trained.values.items()},
             **{f"best.{name}": value for name, value in self.best.items()},
             **ckpt.optimizer_tensors(self.optimizer, self.trained.values),
         }
+        if self.rows:  # the file is the same from any number of processes
+            tensors = self._each(tensors, lambda name, rows: self.trained.whole(name, rows).cpu())
+        if not is_main:
+            return
         try:
             self.checkpoint.save(vars(self.progress), tensors)
         except OSError as error:
             reporter.warn(f"{refusal_of(error)}; training goes on without this checkpoint")
 
+    def _each(
+        self, tensors: dict[str, Tensor], change: Callable[[str, Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        """What `change` makes of each tensor of a checkpoint and the name of its value."""
+        names = list(self.trained.values)
+        changed = {}
+        for key, tensor in tensors.items():
+            _, _, name = key.partition(".")
+            if key.startswith("optimizer."):
+                name = names[int(name.partition(".")[0])]
+            changed[key] = change(name, tensor)
+        return changed
+
     def _resume(self, reporter: ProgressReporter) -> bool:
         """Go back to the checkpoint, if there is one of this run."""
         state = None if self.checkpoint is None else self.checkpoint.load()
+        if isinstance(state, tuple) and self.rows:
+            state = state[0], self._each(state[1], self.trained.rows)
         if isinstance(state, tuple) and not self._fits(*state):
             state = "is not as this version writes it"
         if isinstance(state, str):

@@ -47,6 +47,7 @@ class StochasticAdamW(Optimizer):
     stored value right on average, so small updates are not lost. Needs 8 bytes per scalar: value,
     gradient and two moments (section 5); and while it works 25 for each of `PIECE` scalars at most,
     whatever the size of the tensors. Values must lie in memory in one run (`is_contiguous`).
+    A group with a `stream` has the random bits of torch's last seed and that number.
     """
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float) -> None:
@@ -54,7 +55,10 @@ class StochasticAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        seed = torch.initial_seed()
         for group in self.param_groups:
+            if "stream" in group:
+                torch.manual_seed(seed + group["stream"])
             for value in group["params"]:
                 if value.grad is not None:
                     self._update(value, group)

@@ -10,7 +10,14 @@ from typing import Any
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory.activations import Activations, activations_of
 from sparta_bench.analysis.memory.formula import paper_formula_bytes
-from sparta_bench.analysis.memory.parts import Footprint, Parts, Transient, parts_of, transient_of
+from sparta_bench.analysis.memory.parts import (
+    Footprint,
+    Parts,
+    Transient,
+    gathered_bytes,
+    parts_of,
+    transient_of,
+)
 from sparta_bench.models.counts import ParameterCounts, count_parameters, empty_backbone
 from sparta_bench.models.decoder_shapes import shapes_of
 from sparta_bench.models.source import load_architecture
@@ -28,7 +35,9 @@ MOST_ROWS = 1 << 40
 class Estimate:
     """What one method needs on one model, for rows of `setting.tokens` tokens.
 
-    `activations` is by whether gradients are checkpointed.
+    `activations` is by whether gradients are checkpointed. With several `gpus`, among which FSDP
+    cuts the model, bytes are those of each and rows are shared; `gathered` are the weights that
+    each has for a while.
     """
 
     name: str
@@ -38,6 +47,8 @@ class Estimate:
     transient: Transient
     layers: int
     activations: dict[bool, Activations]
+    gpus: int = 1
+    gathered: int = 0
 
     def activation_bytes(self, rows: int, checkpointing: bool) -> int:
         """Return what a batch needs beside the parts, all gradients aside."""
@@ -45,8 +56,8 @@ class Estimate:
         return round(self._with_prefix(rows) * (self.layers * size.kept + size.at_work))
 
     def _with_prefix(self, rows: int) -> float:
-        """A prefix that is computed once, in rows of what each has beside it."""
-        setting = self.setting
+        """A GPU's rows, and a prefix that is computed once, in rows of what each has beside it."""
+        setting, rows = self.setting, -(-rows // self.gpus)
         shared = setting.shared_tokens if rows > 1 else 0
         return rows + shared / (setting.tokens - shared)
 
@@ -67,7 +78,9 @@ class Estimate:
             (parts.gradients + max(passing.backward, passing.update), 0),
             key=sum,
         )
-        return {**parts.as_dict(), "gradients": gradients, "activations": activations}
+        weights = parts.weights + self.gathered
+        changed = {"weights": weights, "gradients": gradients, "activations": activations}
+        return parts.as_dict() | changed
 
     def peak_bytes(self, rows: int, checkpointing: bool) -> int:
         """Return the most in a step."""
@@ -113,14 +126,14 @@ def setting_of(name: str, like: Setting) -> Setting:
     return like.changed(*words)
 
 
-def estimate(name: str, like: Setting) -> Estimate:
+def estimate(name: str, like: Setting, gpus: int = 1) -> Estimate:
     """Return the estimate for a method on the device of `like`, which need not be there. Raises
     InputError if the model's shape cannot be had, or the method does not fit it."""
-    return estimate_of(name, setting_of(name, like))
+    return estimate_of(name, setting_of(name, like), gpus=gpus)
 
 
 def estimate_of(
-    name: str, setting: Setting, ways: Iterable[bool] = tuple(CHECKPOINTING)
+    name: str, setting: Setting, ways: Iterable[bool] = tuple(CHECKPOINTING), gpus: int = 1
 ) -> Estimate:
     """The same for a setting with its own method; `ways` are those of `activations`."""
     architecture = load_architecture(setting.config.model)
@@ -132,8 +145,10 @@ def estimate_of(
         name,
         setting,
         counts,
-        parts_of(setting, counts),
-        transient_of(setting, backbone, counts),
+        parts_of(setting, counts, gpus),
+        transient_of(setting, backbone, counts, gpus),
         architecture.num_hidden_layers,
         {way: activations_of(setting, way) for way in ways},
+        gpus,
+        gathered_bytes(setting, backbone) if gpus > 1 else 0,
     )

@@ -91,14 +91,14 @@ class Estimates(NamedTuple):
         }
 
 
-def estimates_of(setting: Setting) -> Estimates:
+def estimates_of(setting: Setting, gpus: int = 1) -> Estimates:
     """Estimate every method on the setting's model. Raises InputError if none fits, or the model
     cannot be had."""
     methods: list[Estimate] = []
     excluded: dict[str, str] = {}
     for name in METHODS:
         try:
-            methods.append(estimate_of(name, setting))
+            methods.append(estimate_of(name, setting, gpus))
         except InputError as error:
             if not methods:  # full fine-tuning fits every model: it is the model's fault
                 raise
@@ -116,6 +116,7 @@ def estimated(estimates: Estimates, limits_gib: Sequence[int]) -> dict[str, Any]
     return {
         **estimates.heading(),
         "device": setting.device.type,
+        "gpus": methods[0].gpus,
         "kept_free_bytes": KEPT_FREE,
         "break_even": _break_even(case, per_scalar(*dtypes)),
         "methods": [one.as_dict(limits_gib) for one in methods],

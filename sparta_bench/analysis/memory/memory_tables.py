@@ -129,6 +129,7 @@ def _fits(settings: Sequence[dict[str, Any]]) -> Table:
     heads += [f"{limit} GiB{more}" for more in WAYS.values() for limit in limits]
     notes = (
         *(f"{setting['model']}: a step with {_batch(setting)}." for setting in settings),
+        *_of_each(settings),
         "Activations are estimated by a dry run. They are never all there at once with all "
         "gradients, so the peak is less than the sum of all parts.",
         f"{settings[0]['kept_free_bytes'] / 2**30:g} GiB of a GPU is kept free for CUDA itself: a "
@@ -136,6 +137,16 @@ def _fits(settings: Sequence[dict[str, Any]]) -> Table:
     )
     title = "Peak of a step, and rows of the largest batch that fits"
     return table_of("fits", title, ["model", "method", *heads], rows, *notes)
+
+
+def _of_each(settings: Sequence[dict[str, Any]]) -> list[str]:
+    gpus = settings[0]["gpus"]
+    if gpus == 1:
+        return []
+    return [
+        f"Bytes are those of each of {gpus} GPUs that share the model (train.sharding=fsdp), "
+        "with the layers that are gathered; rows are those of all."
+    ]
 
 
 # -------------------------------------------------------------------------------- measured

@@ -14,6 +14,7 @@ from sparta_bench.config.schema import LoraConfig, SpartaConfig
 from sparta_bench.models.counts import ParameterCounts, lora_sizes
 from sparta_bench.models.decoder_shapes import shapes_of
 from sparta_bench.models.dtypes import Precision
+from sparta_bench.models.load_sharded import parts_to_cut
 from sparta_bench.sparta.sample import sampled_tensors
 from sparta_bench.sparta.sampling_cost import sampling_pays
 from sparta_bench.training.optimizer import PIECE
@@ -23,6 +24,8 @@ INDEX = 4  # bytes of a flat index: int32
 # mean, square and new value, then the random bits, which become the rounded values, and what
 # isfinite works with.
 STOCHASTIC_UPDATE = 25
+REDUCED = 4  # bytes of a gradient that FSDP sums: float32
+GATHERED = 3  # times a layer; a guess where prefetching overlaps, as on CUDA
 
 
 @dataclass(frozen=True)
@@ -93,24 +96,32 @@ class Transient(NamedTuple):
     first: int = 0
 
 
-def parts_of(setting: Setting, counts: ParameterCounts) -> Parts:
-    """Return the parts of the setting's method in its dtypes; SpaRTA's count is the expected
-    one."""
+def parts_of(setting: Setting, counts: ParameterCounts, gpus: int = 1) -> Parts:
+    """Return the parts of the setting's method in its dtypes; SpaRTA's count is the expected one.
+    Of several GPUs among which FSDP cuts the model, those of each: all indices, and all that is
+    small."""
     precision = setting.precision
     weight, value = precision.model_dtype.itemsize, precision.trained_dtype.itemsize
     sampled = counts.sampled or 0
+    # in every GPU: the head, and LoRA's matrices
+    is_small = setting.config.method.name in ("lora", "head")
+    everywhere = counts.trainable if is_small else counts.head
+    trainable = everywhere + -(-(counts.trainable - everywhere) // gpus)
     return Parts(
-        weights=weight * (counts.total - counts.head),
-        trained=value * (counts.head if _trains_weights(setting) else counts.trainable),
+        weights=weight * -(-(counts.total - counts.head) // gpus),
+        trained=value * (counts.head if _trains_weights(setting) else trainable),
         indices=INDEX * sampled,
-        originals=weight * sampled,
-        gradients=value * counts.trainable,
-        moments=2 * value * counts.trainable,
+        originals=weight * -(-sampled // gpus),
+        gradients=value * trainable,
+        moments=2 * value * trainable,
     )
 
 
-def transient_of(setting: Setting, backbone: nn.Module, counts: ParameterCounts) -> Transient:
-    """Return what comes and goes in a step of the setting's method on `backbone`."""
+def transient_of(
+    setting: Setting, backbone: nn.Module, counts: ParameterCounts, gpus: int = 1
+) -> Transient:
+    """Return what comes and goes in a step of the setting's method on `backbone`; `gpus` as for
+    `parts_of`."""
     method, precision = setting.config.method, setting.precision
     tensors = dict(backbone.named_parameters())
     largest, dense, last, first = counts.head, 0, 0, 0
@@ -129,8 +140,28 @@ def transient_of(setting: Setting, backbone: nn.Module, counts: ParameterCounts)
     elif isinstance(method, LoraConfig):
         largest = max(largest, *lora_sizes(shapes_of(backbone), method))
     stochastic = precision.trained_dtype == torch.bfloat16
+    if gpus > 1:  # SpaRTA's gradients come tensor by tensor then
+        largest, last, first = -(-largest // gpus), last // gpus, 0
     update = STOCHASTIC_UPDATE * min(largest, PIECE) if stochastic else 0
-    return Transient(precision.model_dtype.itemsize * dense, update, last, first)
+    backward = precision.model_dtype.itemsize * dense
+    if gpus > 1 and method.name == "full_ft":  # a layer's gradients, and in float32 what is reduced
+        backward = (precision.model_dtype.itemsize + REDUCED) * _largest_gathered(backbone)
+    return Transient(backward, update, last, first)
+
+
+def gathered_bytes(setting: Setting, backbone: nn.Module) -> int:
+    """Return what FSDP holds of weights beside a GPU's own rows: the layer at work, the one that is
+    gathered meanwhile, and what that is copied from."""
+    return GATHERED * setting.precision.model_dtype.itemsize * _largest_gathered(backbone)
+
+
+def _largest_gathered(backbone: nn.Module) -> int:
+    """Scalars of the largest part of a model that FSDP gathers at once."""
+    return max(
+        sum(tensor.numel() for tensor in module.parameters())
+        for module in parts_to_cut(backbone)
+        if module is not backbone
+    )
 
 
 def _trains_weights(setting: Setting) -> bool:
