@@ -15,6 +15,7 @@ from hydra._internal.utils import get_args_parser
 
 from sparta_bench.config.compose import HYDRA_ERRORS, compose, compose_all
 from sparta_bench.config.conf_folder import config_dir, search_path
+from sparta_bench.config.rate_search import searched
 from sparta_bench.config.schema import Config
 from sparta_bench.config.sweeps import sweep_jobs
 from sparta_bench.errors import InputError, log, reason_of
@@ -41,10 +42,8 @@ def experiments(arguments: list[str]) -> int:
     options, overrides = _options(arguments)
     if options.hydra_help or options.info or options.cfg or options.shell_completion:
         return _hydras_own(arguments, overrides)
-    if options.multirun:
-        jobs = sweep_jobs(overrides)
-        return _grid(compose_all(jobs), jobs, overrides)
-    return _grid([compose(overrides)], [], overrides)
+    jobs = sweep_jobs(overrides) if options.multirun else searched([overrides])
+    return _grid(compose_all(jobs), jobs, overrides, options.multirun)
 
 
 def _hydras_own(arguments: list[str], overrides: list[str]) -> int:
@@ -103,18 +102,22 @@ def _options(arguments: list[str]) -> tuple[Namespace, list[str]]:
     return options, overrides
 
 
-def _grid(configs: list[Config], jobs: list[list[str]], overrides: list[str]) -> int:
-    """All runs of a `-m` command line, here or through a launcher; a single run has no `jobs`."""
+def _grid(
+    configs: list[Config], jobs: list[list[str]], overrides: list[str], is_multirun: bool
+) -> int:
+    """All runs of a command line, here or through a launcher. Without `-m` there is one, or those
+    of a search of the rate, of which the best is the result."""
     quiet_libraries()
     from sparta_bench.data.own_task import complete
     from sparta_bench.runs.launch import launch, launcher_of
 
     configs = [complete(config) for config in configs]
-    elsewhere = bool(jobs) and launcher_of(jobs[0]) is not None
+    is_one_run = not is_multirun and len(jobs) == 1
+    elsewhere = not is_one_run and launcher_of(jobs[0]) is not None
     from sparta_bench.runs.grid import Grid
 
     grid = Grid(configs, assets(), elsewhere)
-    if not jobs:
+    if is_one_run:
         return _close(grid.run_all(partial(_show_single, overrides), single=True))
     log(grid.heading())
     try:
@@ -143,8 +146,12 @@ def _grid(configs: list[Config], jobs: list[list[str]], overrides: list[str]) ->
     paths = [outcome.path for outcome in grid.outcomes if outcome.path is not None]
     records = [record for record in map(read_record, paths) if isinstance(record, Record)]
     completed = [record for record in records if record.status == "completed"]
-    if len(completed) > 1:
-        show_result(grid_text(completed))
+    if completed and not is_multirun:
+        best = min(completed, key=lambda record: record.score("dev", "loss"))
+        was_there = all(outcome.was_there for outcome in grid.outcomes)
+        show_result(run_text(best, overrides, was_there), *grid.advice())
+    elif len(completed) > 1:
+        show_result(grid_text(completed), *grid.advice())
     return _close(grid.outcomes)
 
 
