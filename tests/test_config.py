@@ -53,6 +53,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     "save=all: must be adapter, full or none (did you mean full?)": (),
     "runs_at_once=0: must be auto or a whole number of at least 1": (),
     "logger=x: must be none, tensorboard, trackio, wandb or mlflow": (),
+    f"limit=0: {NUMBERS} 1, or null": (),
     f"model.name=a/b: {NAME}": (),
     "model.hub_id=5: must be a name on the hub, as google/gemma-2b, or null": (),
     "model.revision=null: must be a text": (),
@@ -106,7 +107,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     f"method.r=2.5: {NUMBERS} 1": ("method=lora",),
     "method.alpha=0: must be a number above 0": ("method=lora",),
     "method.lora_dropout=1: must be a number from 0 to below 1": ("method=lora",),
-    "train.learning_rate=-1: must be a number above 0": (),
+    "train.learning_rate=-1: must be a number above 0, or for experiments search": (),
     f"train.batch_size=1.5: {NUMBERS} 1": (),
     "train.epochs=0: must be a number above 0, and at most 1e9": (),
     "train.weight_decay=-1: must be a number of at least 0": (),
@@ -122,6 +123,8 @@ WRONG: dict[str, tuple[str, ...]] = {
     f"train.max_steps=0: {NUMBERS} 1, or null": (),
     f"train.accumulation_steps=0: {NUMBERS} 1": (),
     f"train.eval_every=0: {NUMBERS} 1, or null": (),
+    "train.eval_first=1: must be true or false": (),
+    f"train.eval_tokens=0: {NUMBERS} 1, or null": (),
     f"train.eval_batch_size=0: {NUMBERS} 1, or null": (),
     "train.min_improvement=-1: must be a number of at least 0": (),
     f"train.bucket_batches=-1: {NUMBERS} 0": (),
@@ -626,7 +629,7 @@ def test_two_rows_that_fit_are_refused(table: Callable[..., None]) -> None:
 def test_a_value_of_a_row_has_the_rule_of_its_setting(table: Callable[..., None]) -> None:
     table("lora,other,other,,x,1.5,1,0,0,0,0,float32,me")
     assert lines_of("method=lora") == [
-        "train.learning_rate=x: must be a number above 0",
+        "train.learning_rate=x: must be a number above 0, or for experiments search",
         "train.batch_size=1.5: must be a whole number of at least 1",
     ]
 

@@ -615,6 +615,12 @@ def test_evaluation_goes_from_long_to_short() -> None:
     assert [LENGTHS[row] for row in flat] == sorted(LENGTHS, reverse=True)
 
 
+def test_long_examples_are_evaluated_a_few_at_a_time() -> None:
+    lengths = [3, 9, 3, 5, 20]
+    assert evaluation_batches(lengths, 3, 10) == [[4], [1], [3, 0], [2]]  # one is more than 10
+    assert evaluation_batches(lengths, 3, 60) == evaluation_batches(lengths, 3)
+
+
 def test_a_batch_is_padded_on_the_right_to_its_longest() -> None:
     ids = [np.array(row, dtype=np.int32) for row in ([5, 6], [7], [8, 9, 2], [4] * 9)]
     batch = Encoded(ids, [1, 0, 2, 1]).collate([2, 1])

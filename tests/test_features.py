@@ -314,6 +314,7 @@ def test_what_changes_the_features_changes_their_files(
         ("model.dtype=bfloat16", 3),
         ("train.trained_dtype=bfloat16", 3),
         ("train.eval_batch_size=7", 3),
+        ("train.eval_tokens=100", 3),
         ("task.separator=sep_token", 3),
     ):
         before = kept(tmp_path)

@@ -23,12 +23,14 @@ from sparta_bench.config.compose import compose
 from sparta_bench.devices import set_threads
 from sparta_bench.errors import InputError
 from sparta_bench.files import write_json
-from sparta_bench.records.read import read_json
+from sparta_bench.records.read import read_json, read_records
 from sparta_bench.records.record import identity_of
 from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.grid import attempt
 from sparta_bench.runs.lock import CHECKPOINT
 from sparta_bench.runs.run import advice, identify, run, run_folder, summary_line
+from sparta_bench.tables.select import select
+from sparta_bench.training import evaluation
 from sparta_bench.training.loop import Training
 
 RECORD_KEYS = {
@@ -443,3 +445,50 @@ def test_a_guessed_rate_is_said_and_recorded(
     outcome, _ = attempt(config, AssetCache())
     assert outcome.advice == advice(losses(0.7, 0.8), config.train.learning_rate)
     assert outcome.line == summary_line(config, record, path, True)
+
+
+# ------------------------------------------------------------------ evaluations, and a part of all
+def test_without_the_first_evaluation_the_outcome_is_the_same(tmp_path: Path) -> None:
+    with_it, _, _ = run(quick(tmp_path, "method=head"))
+    without, _, was_there = run(quick(tmp_path / "other", "method=head", "train.eval_first=false"))
+    assert not was_there
+    for key in ("run_id", "dev", "test"):
+        assert without[key] == with_it[key]
+    assert without["history"] == with_it["history"][1:]
+    assert advice(with_it["history"][:1] + losses(9.0), 1e-4) != ()
+    assert advice(without["history"][:1] + losses(9.0), 1e-4) == ()
+
+
+def test_fewer_tokens_at_once_give_the_same_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, sizes = evaluation.evaluation_batches, []
+
+    def seen(lengths: list[int], *size: int) -> list[list[int]]:
+        batches = original(lengths, *size)
+        sizes.extend(len(rows) * lengths[rows[0]] for rows in batches)
+        return batches
+
+    monkeypatch.setattr(evaluation, "evaluation_batches", seen)
+    record, _, _ = run(quick(tmp_path, "method=full_ft"))
+    assert len(sizes) == 5 and max(sizes) > 200  # dev before, within and after training, and test
+    sizes.clear()
+    same, _, _ = run(quick(tmp_path, "method=full_ft", "train.eval_tokens=200"))
+    assert len(sizes) > 10 and max(sizes) <= 200 and same["run_id"] != record["run_id"]
+    for split in ("dev", "test"):
+        assert same[split]["loss"] == pytest.approx(record[split]["loss"], abs=1e-5)
+        assert same[split]["accuracy"] == record[split]["accuracy"]
+
+
+def test_a_limit_takes_some_of_each_set_and_is_recorded(tmp_path: Path) -> None:
+    record, _, _ = run(quick(tmp_path, "method=head"))
+    limited, path, _ = run(quick(tmp_path, "method=head", "limit=20"))
+    data = limited["data"]
+    assert [data["train"] + data["train_dropped"], data["dev"], data["test"]] == [20, 20, 20]
+    assert limited["config"]["limit"] == 20 and limited["run_id"] != record["run_id"]
+    assert all(min(counts.values()) >= 5 for counts in data["labels"].values())
+    selection = select(read_records([tmp_path])[0])
+    assert [run.path for run in selection.excluded] == [path]
+    (chosen,) = selection.cells.values()
+    assert [run.run_id for run in chosen.runs] == [record["run_id"]]
+    assert identity_of(record["config"], 1).keys().isdisjoint({"limit"})

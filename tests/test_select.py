@@ -324,6 +324,8 @@ TWIN = {"model": "tiny-gemma", "task": "tiny-rte"}
             None,
         ),
         (PAPER, {"config__train__max_steps": 4}, "training was limited to 4 steps"),
+        (PAPER, {"config__limit": 1_000}, "limited to 1,000 examples of each set (limit=1000)"),
+        (PAPER, {"config__limit": None}, None),
         (PAPER, {"config__train__epochs": 5.0}, "5 epochs of training, in the paper 2"),
         (PAPER, {"config__train__epochs": 0.5}, "0.5 epochs of training, in the paper 2"),
         (

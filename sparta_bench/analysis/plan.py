@@ -122,7 +122,7 @@ def _data(config: Config) -> tuple[dict[str, Any] | None, list[str], list[dict[s
     """The record's `data`, as far as it can be had; what could not be; and two inputs."""
     task = config.task
     try:
-        splits = load_splits(task)
+        splits = load_splits(task, config.limit)
     except InputError as error:
         if task.hub is None or task.data is not None or task.data_dir is not None:
             raise

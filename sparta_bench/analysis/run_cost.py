@@ -24,7 +24,7 @@ from sparta_bench.models.step_work import (
     work_of,
 )
 from sparta_bench.training.step_time import Range, seconds_of, update_seconds
-from sparta_bench.training.steps import evaluation_batch_size, plan_steps
+from sparta_bench.training.steps import evaluation_size, plan_steps
 
 # Of a cell's settings: what a race ran on the first seed, in whole runs (results/race).
 FIRST_SEED_SHARE = 0.3
@@ -67,7 +67,8 @@ def cost_of(config: Config, shapes: Shapes, data: Lengths, device: str | None) -
     if device is None:
         return Cost(step, whole, once, None)
 
-    at_once = evaluation_batch_size(train)
+    size = evaluation_size(train, kind)
+    at_once = max(1, min(size.examples, int(size.tokens / data.eval_tokens)))
     work = work_of(at_once, data.eval_tokens, once.prefix_tokens, once.last_layer)
     forward = seconds_of(
         device, forward_flops(shape, work), shape.layers, is_step=False, threads=threads

@@ -21,7 +21,8 @@ def _parser() -> shared.Parser:
         description="Loss, accuracy and mcc of what a run has trained, or `merge` made, on dev\n"
         "and test set of its own task, or of another with the same labels. Of a\n"
         "multi-head model every head is scored on its own task.",
-        epilog="Settings: task, task.*, device, cache_dir and train.eval_batch_size, as in a run.",
+        epilog="Settings: task, task.*, limit, device, cache_dir, train.eval_tokens and\n"
+        "train.eval_batch_size, as in a run.",
     )
     shared.add_sources(parser)
     add_compute(parser)

@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentError, Namespace
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from hydra._internal.utils import get_args_parser
 
 from sparta_bench.config.compose import HYDRA_ERRORS, compose, compose_all
 from sparta_bench.config.conf_folder import config_dir, own_folders, search_path
+from sparta_bench.config.rate_search import searched
 from sparta_bench.config.schema import Config
 from sparta_bench.config.sweeps import sweep_jobs
 from sparta_bench.devices import worker_threads
@@ -46,10 +48,8 @@ def experiments(arguments: list[str]) -> int:
     options, overrides = _options(arguments)
     if options.hydra_help or options.info or options.cfg or options.shell_completion:
         return _hydras_own(arguments, overrides)
-    if options.multirun:
-        jobs = sweep_jobs(overrides)
-        return _grid(compose_all(jobs), jobs, overrides)
-    return _grid([compose(overrides)], [], overrides)
+    jobs = sweep_jobs(overrides) if options.multirun else searched([overrides])
+    return _grid(compose_all(jobs), jobs, overrides, options.multirun)
 
 
 def _hydras_own(arguments: list[str], overrides: list[str]) -> int:
@@ -108,8 +108,11 @@ def _options(arguments: list[str]) -> tuple[Namespace, list[str]]:
     return options, overrides
 
 
-def _grid(configs: list[Config], jobs: list[list[str]], overrides: list[str]) -> int:
-    """All runs of a `-m` command line, here or through a launcher; a single run has no `jobs`."""
+def _grid(
+    configs: list[Config], jobs: list[list[str]], overrides: list[str], is_multirun: bool
+) -> int:
+    """All runs of a command line, here or through a launcher. Without `-m` there is one, or those
+    of a search of the rate, of which the best is the result."""
     quiet_libraries()
     from sparta_bench.data.own_task import complete
     from sparta_bench.runs import at_once
@@ -117,18 +120,19 @@ def _grid(configs: list[Config], jobs: list[list[str]], overrides: list[str]) ->
     from sparta_bench.runs.launch import launcher_of
 
     configs = [complete(config) for config in configs]
-    launcher = launcher_of(jobs[0]) if jobs else None
+    is_one_run = not is_multirun and len(jobs) == 1
+    launcher = None if is_one_run else launcher_of(jobs[0])
     at_once.check_alone(configs[0], launcher)
     is_worker = worker_threads() is not None
     grid = Grid(configs, assets(), elsewhere=launcher is not None, quiet=is_worker)
     if is_worker:
         return at_once.work(grid)
-    show_one = show if jobs else partial(_show_single, overrides)
-    if jobs:
+    show_one = partial(_show_single, overrides) if is_one_run else show
+    if not is_one_run:
         log(grid.heading())
     for outcome in dict.fromkeys(grid.outcomes):  # a fault of all runs of a model once
         show_one(outcome)
-    if not jobs:
+    if is_one_run:
         return _close(grid.run_all(show_one, single=True))
     processes = 1
     try:
@@ -145,9 +149,13 @@ def _grid(configs: list[Config], jobs: list[list[str]], overrides: list[str]) ->
         done = sum(outcome.kind == "done" for outcome in grid.outcomes)
         log(f"interrupted: {done:,} of {grid.runs:,} runs are done; the same command goes on")
         return INTERRUPTED
-    scores = [outcome.score for outcome in grid.outcomes if outcome.score is not None]
-    if len(scores) > 1:
-        show_result(grid_text(scores))
+    scored = [(outcome.score, outcome) for outcome in grid.outcomes if outcome.score is not None]
+    if scored and not is_multirun:
+        _, best = min(scored, key=lambda pair: pair[0].dev_loss)
+        was_there = all(outcome.was_there for outcome in grid.outcomes)
+        _show_single(overrides, replace(best, was_there=was_there, advice=tuple(grid.advice())))
+    elif len(scored) > 1:
+        show_result(grid_text(score for score, _ in scored), *grid.advice())
     return _close(grid.outcomes)
 
 

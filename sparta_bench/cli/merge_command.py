@@ -35,7 +35,9 @@ VERBS = {  # what each makes, and its description
       "them alone and merged. A record for each goes to FOLDER/merges;\n"
       "`tables` makes Table 6 and a table of losses from these. What is done is skipped."),
 }  # fmt: skip
-SETTINGS = "Settings: task.*, device, cache_dir and train.eval_batch_size, for all tasks."
+SETTINGS = (
+    "Settings: task.*, device, cache_dir, train.eval_tokens, train.eval_batch_size, for all tasks."
+)
 OF_ONE, OF_SEVERAL = ("bake", "export"), ("multi-head", "combine", "overlap")
 WRITING = (*OF_ONE, "multi-head", "combine")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -31,12 +32,16 @@ def lengths_of(task: str, kind: str) -> Lengths | None:
 
 
 def lengths_for(config: Config) -> Lengths | None:
-    """The same for a run, which may train on the first examples alone."""
+    """The same for a run, which may use a part of them alone."""
     lengths = lengths_of(config.task.name, config.model.kind)
-    most = config.task.max_train_examples
-    if lengths is None or most is None:
-        return lengths
-    return lengths._replace(train=min(lengths.train, most))
+    if lengths is None:
+        return None
+    limit = config.limit or sys.maxsize
+    return lengths._replace(
+        train=min(lengths.train, config.task.max_train_examples or limit, limit),
+        dev=min(lengths.dev, limit),
+        test=min(lengths.test, limit),
+    )
 
 
 @cache

@@ -110,6 +110,7 @@ RULES: dict[str, Rule] = {
         ("auto",),
     ),
     "logger": _in("none", *TRACKERS),
+    "limit": COUNT_OR_NULL,
     "model.name": FOLDER_NAME,
     "model.hub_id": or_null(Rule(is_hub_name, "must be a name on the hub, as google/gemma-2b")),
     "model.revision": TEXT,
@@ -172,7 +173,10 @@ RULES: dict[str, Rule] = {
     "search.confirm": COUNT,
     "search.margin": POSITIVE,
     "search.rival": or_null(FOLDER_NAME),
-    "train.learning_rate": POSITIVE,
+    # the command line of experiments makes rates of `search`, before they are checked
+    "train.learning_rate": Rule(
+        POSITIVE.check, "must be a number above 0, or for experiments search"
+    ),
     "train.batch_size": COUNT,
     "train.epochs": Rule(
         lambda v: is_number(v) and 0 < v <= 1e9, "must be a number above 0, and at most 1e9"
@@ -195,6 +199,8 @@ RULES: dict[str, Rule] = {
     "train.max_steps": COUNT_OR_NULL,
     "train.accumulation_steps": COUNT,
     "train.eval_every": COUNT_OR_NULL,
+    "train.eval_first": SWITCH,
+    "train.eval_tokens": COUNT_OR_NULL,
     "train.eval_batch_size": COUNT_OR_NULL,
     "train.min_improvement": NOT_NEGATIVE,
     "train.bucket_batches": COUNT_OR_0,

@@ -166,6 +166,8 @@ class TrainConfig:
     max_steps: int | None
     accumulation_steps: int
     eval_every: int | None
+    eval_first: bool
+    eval_tokens: int | None
     eval_batch_size: int | None
     min_improvement: float
     bucket_batches: int
@@ -208,6 +210,7 @@ class Config:
     save: str
     runs_at_once: int | str
     logger: str
+    limit: int | None
 
     def dtypes(self, device_kind: str) -> dict[str, str]:
         """What model and trained values are computed in, on `cpu` or `cuda`. `auto` is bfloat16 on

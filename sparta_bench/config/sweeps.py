@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from sparta_bench.config.check import train_of
 from sparta_bench.config.compose import composed_choices, parse_all
 from sparta_bench.config.conf_folder import GROUPS, choices, config_dir, file_of, read_yaml
+from sparta_bench.config.rate_search import searched
 from sparta_bench.config.rules import RULES, rule_fault, show
 from sparta_bench.config.schema import plain
 from sparta_bench.errors import InputError, did_you_mean, did_you_mean_key
@@ -145,7 +146,7 @@ def sweep_jobs(overrides: list[str]) -> list[list[str]]:
     of those in the files of `conf/sweep` that are asked for with `+sweep=NAME,NAME`.
 
     A key on the command line takes the place of the same key in a sweep's file, and `method=NAME`
-    leaves of a file's methods those that are named.
+    leaves of a file's methods those that are named. A search of the rate becomes its rates.
     """
     parsed = parse_all(overrides)
     given = {
@@ -165,7 +166,7 @@ def sweep_jobs(overrides: list[str]) -> list[list[str]]:
         methods = [text for text in overrides if text.startswith("method=")]
         why = f"; the sweep runs no {methods[0]}" if names and methods else ""
         raise InputError(f"-m: the values given make no job at all{why}")
-    return jobs
+    return searched(jobs)
 
 
 def _texts(override: Override) -> list[str]:

@@ -61,7 +61,17 @@ def training_batches(
     return batches
 
 
-def evaluation_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Every example exactly once, longest first, so that a lack of memory shows at once."""
+def evaluation_batches(
+    lengths: Sequence[int], most_examples: int, most_tokens: int | None = None
+) -> list[list[int]]:
+    """Every example exactly once, longest first, so that a lack of memory shows at once. A batch
+    has at most so many examples, and at most so many tokens, padding counted, or one example."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches, start = [], 0
+    while start < len(order):
+        size = most_examples
+        if most_tokens is not None:
+            size = max(1, min(size, most_tokens // max(1, lengths[order[start]])))
+        batches.append(order[start : start + size])
+        start += size
+    return batches

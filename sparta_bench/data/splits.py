@@ -31,9 +31,10 @@ class Splits:
         return "-".join(part.fingerprint()[:8] for part in parts)
 
 
-def load_splits(task: TaskConfig) -> Splits:
-    """Read the task's raw splits from where the configuration says, and divide them. Raises
-    InputError if the data cannot be had, a row is bad, or a split would be left without rows."""
+def load_splits(task: TaskConfig, limit: int | None = None) -> Splits:
+    """Read the task's raw splits from where the configuration says, divide them, and take at most
+    `limit` examples of each. Raises InputError if the data cannot be had, a row is bad, or a split
+    would be left without rows."""
     needed = dict.fromkeys([task.train_split, task.dev.split, *task.test_splits])
     raw = {split: _read(task, split) for split in needed}
     bad_rows = sum(examples.bad_rows for examples in raw.values())
@@ -48,7 +49,14 @@ def load_splits(task: TaskConfig) -> Splits:
     if task.test_examples is not None:
         test, train = _draw_test(task, train)
     train = train.select(_capped(task, train.labels))
+    train, dev, test = (_limited(one, limit, task.draw_seed) for one in (train, dev, test))
     return Splits(train, dev, test, bad_rows)
+
+
+def _limited(examples: Examples, limit: int | None, seed: int) -> Examples:
+    if limit is None or limit >= len(examples):
+        return examples
+    return examples.select(stratified(examples.labels, limit, seed))
 
 
 def _capped(task: TaskConfig, labels: Sequence[int]) -> Sequence[int]:

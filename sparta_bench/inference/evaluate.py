@@ -36,7 +36,7 @@ from sparta_bench.models.tokens_once import TokensOnce, that_agrees, tokens_once
 from sparta_bench.records.write import environment, now
 from sparta_bench.training.evaluation import evaluate
 from sparta_bench.training.progress import watched
-from sparta_bench.training.steps import evaluation_batch_size
+from sparta_bench.training.steps import evaluation_size
 
 SCHEMA = 1  # of what `evaluation_of` returns
 
@@ -70,7 +70,7 @@ def sets_of(
 ) -> Sets:
     """The sets of `config.task`, read as the classifier was trained to. Raises InputError if the
     data cannot be had, or an input has no token or more than the backbone reads."""
-    raw = splits or load_splits(config.task)
+    raw = splits or load_splits(config.task, config.limit)
     folder = cache_folder(config)
     dev, test = (
         encode(examples, about, about.model.kind, tokenizer, folder, name)
@@ -88,7 +88,7 @@ def scores_of(
     the run did (`about.tokens_once`). Raises InputError if a loss is not finite."""
     accelerator = accelerator_of(config)
     classifier.to(accelerator.device)
-    size = evaluation_batch_size(config.train)
+    size = evaluation_size(config.train, accelerator.device.type)
     once = _as_in_the_run(classifier, sets, about)
     classifier.pool = once.pooled
     try:

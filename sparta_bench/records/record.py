@@ -32,7 +32,7 @@ NOT_IN_RUN_ID = {
     ),
     "model": ("path", "tokenizer", "hub_id", "revision", "shape", "embedded"),
     "task": ("hub", "data", "data_dir", "label_column", "tsv", "generated", "on_bad_row"),
-    "train": ("checkpoint_every", "sharding"),
+    "train": ("checkpoint_every", "sharding", "eval_first"),
 }
 
 
@@ -46,6 +46,9 @@ def identity_of(config: Mapping[str, Any], processes: int) -> dict[str, Any]:
         kept[group] = {key: value for key, value in kept[group].items() if key not in drop}
     if kept["model"]["kind"] == "base":
         kept["task"].pop("prompt", None)  # not read
+    for settings, key in ((kept, "limit"), (kept["train"], "eval_tokens")):
+        if settings.get(key) is None:  # as in records that are older than the setting
+            settings.pop(key, None)
     if kept["task"].get("max_train_examples") is None:
         kept["task"].pop("cap_takes", None)  # not read
     method = kept["method"]

@@ -43,13 +43,13 @@ class AssetCache:
         self._backbone: Hashable = None  # the key of the one that a run needs
         self._values = ""  # that backbone's, so that one that was not restored is noticed
 
-    def splits(self, task: TaskConfig) -> Splits:
+    def splits(self, task: TaskConfig, limit: int | None = None) -> Splits:
         """The task's raw examples. Raises InputError as `load_splits` does."""
-        return self._keep_last("splits", task, lambda: load_splits(task))
+        return self._keep_last("splits", (task, limit), lambda: load_splits(task, limit))
 
-    def data_fingerprint(self, task: TaskConfig) -> str:
+    def data_fingerprint(self, task: TaskConfig, limit: int | None = None) -> str:
         """A hash of what the task's three sets hold."""
-        return self._once(("data", task), lambda: self.splits(task).fingerprint())
+        return self._once(("data", task, limit), lambda: self.splits(task, limit).fingerprint())
 
     def base_fingerprint(self, model: ModelConfig) -> str:
         """What identifies the base model's files. Raises InputError if the hub cannot be asked."""
@@ -74,8 +74,8 @@ class AssetCache:
         context = context_of(self.architecture(model))
         return self._keep_last(
             "data",
-            (model, task, config.cache_dir),
-            lambda: encode_splits(config, self.splits(task), tokenizer, context),
+            (model, task, config.limit, config.cache_dir),
+            lambda: encode_splits(config, self.splits(task, config.limit), tokenizer, context),
         )
 
     def take_classifier(

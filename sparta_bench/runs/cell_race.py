@@ -16,7 +16,7 @@ from sparta_bench.records.races import Setting, settings_text, write_race
 from sparta_bench.records.read import read_records
 from sparta_bench.records.record import Cell
 from sparta_bench.runs.race import Point, best_of, middle, needed, share_done
-from sparta_bench.runs.run import name_of, run_folder
+from sparta_bench.runs.run import advice, name_of, run_folder
 from sparta_bench.tables.select import select
 from sparta_bench.text import counted
 
@@ -66,7 +66,8 @@ class CellRace:
         for point, record in records.items():
             if record["status"] == "completed":
                 losses[point] = record["dev"]["loss"]
-                untrained = record["history"][0]["dev_loss"]
+                before = record["history"][0]
+                untrained = math.inf if before["step"] else before["dev_loss"]
         running = {p for p, run_id in first.items() if p not in records and is_running(run_id)}
         start = None if records or running else self._start()
         if points := needed(first, losses, running, start, untrained):
@@ -126,10 +127,32 @@ class CellRace:
         ]
         write_race(run_folder(self.config, settings[0].first).parent, settings)
 
-    def has_winner(self, ended: Callable[[str, bool], Mapping[str, Any] | None]) -> bool:
-        """Whether a setting has completed."""
-        first = (ended(run_ids[0], True) for run_ids in self.settings.values())
-        return any(record["status"] == "completed" for record in first if record is not None)
+    def best(
+        self, record_of: Callable[[str], Mapping[str, Any] | None]
+    ) -> tuple[Point, Mapping[str, Any]] | None:
+        """The setting with the lowest dev loss, and its record on the first seed; None where no
+        setting has completed."""
+        first = {point: record_of(run_ids[0]) for point, run_ids in self.settings.items()}
+        done = {p: one for p, one in first.items() if one and one["status"] == "completed"}
+        return min(done.items(), key=lambda pair: pair[1]["dev"]["loss"], default=None)
+
+    def advice(self, record_of: Callable[[str], Mapping[str, Any] | None]) -> tuple[str, ...]:
+        """What to try where the best setting has not learnt, or no rate beyond its own was run."""
+        if (found := self.best(record_of)) is None:
+            return ()
+        point, record = found
+        rate = self.runs[self.settings[point][0]].train.learning_rate
+        if lines := advice(record.get("history"), rate):
+            return lines
+        rates = sorted({config.train.learning_rate for config in self.runs.values()})
+        if len(rates) == 1 or rate not in (rates[0], rates[-1]):
+            return ()
+        end, by = ("highest", 3.0) if rate == rates[-1] else ("lowest", 1 / 3)
+        further = f"{rate:g},{rate * by:.1e},{rate * by * by:.1e}"
+        return (
+            f"{name_of(self.config).partition(',')[0]}: the best rate, {rate:g}, is the {end} that "
+            f"could win: go on with -m search=race train.learning_rate={further}",
+        )
 
     def summary(self, record_of: Callable[[str], Mapping[str, Any] | None]) -> str:
         """What the race compared, what it cost, and what it chose."""
@@ -138,13 +161,8 @@ class CellRace:
         cost = math.fsum(share_done(record) for record in records.values() if record)
         texts = [settings_text(record["status"] if record else "" for record in first)]
         texts.append(f"{cost:.1f} run-equivalents of {len(records)}")
-        best = min(
-            (record for record in first if record and record["status"] == "completed"),
-            key=lambda record: record["dev"]["loss"],
-            default=None,
-        )
-        if best is not None:
-            run_ids = list(self.settings.values())[first.index(best)]
+        if (found := self.best(record_of)) is not None:
+            run_ids, best = self.settings[found[0]], found[1]
             done = sum((records[one] or {}).get("status") == "completed" for one in run_ids)
             texts.append(f"best on the first seed: {name_of(self.runs[run_ids[0]])}")
             texts.append(f"dev loss {best['dev']['loss']:.4f}; {counted(done, 'seed')} of it")

@@ -58,7 +58,7 @@ from sparta_bench.sparta import store
 from sparta_bench.training.checkpoint import Checkpoint
 from sparta_bench.training.loop import HopelessError, Track, Training
 from sparta_bench.training.progress import ProgressReporter, watched
-from sparta_bench.training.steps import evaluation_batch_size
+from sparta_bench.training.steps import evaluation_size
 
 MOST_UNKNOWN = 0.05  # of the training tokens, before a warning
 
@@ -136,10 +136,10 @@ def _make(spec: RunSpec, assets: AssetCache, findings: Findings, track: Track) -
         shapes_of(classifier.backbone), len(config.task.labels), config.method
     )
     trained = prepare(classifier, config, precision)
-    if (rate := guessed_rate(config)) is not None:
+    if config.search.name == "grid" and (rate := guessed_rate(config)) is not None:
         log(
             f"train.learning_rate={rate:g}: a guess from {config.model.name}'s size; give one, "
-            "or try others with -m train.learning_rate=…,…"
+            "or let five race with train.learning_rate=search"
         )
     facts["kernels"] = trained.kernels
     findings.parameters = {
@@ -268,19 +268,19 @@ def _features(
 ) -> list[FeatureSet]:
     """Features of train, dev and test; the backbone runs only for those not in the cache."""
     config, accelerator = spec.config, spec.accelerator
-    size = evaluation_batch_size(config.train)
+    size = evaluation_size(config.train, accelerator.device.type)
     identity = {
         "protocol": PROTOCOL,
         "base": spec.base_fingerprint,
         **{key: facts[key] for key in ("versions", "device", "dtypes")},
-        "batch_size": size,
+        "batch_size": size,  # examples and tokens
         **({"tokens_once": facts["tokens_once"]} if facts["tokens_once"] else {}),
         # the separator's own embedding is drawn from the seed, where the task has one
         "seed": config.seed if config.task.separator == "sep_token" else None,
     }
     sets = []
     for name, encoded in (("train", data.train), ("dev", data.dev), ("test", data.test)):
-        batches = evaluation_batches(encoded.lengths(), size)
+        batches = evaluation_batches(encoded.lengths(), *size)
         path = cache_folder(config) / f"features-{features_key(identity, encoded)}.safetensors"
         shown = watched(
             batches,
@@ -352,7 +352,7 @@ def _explained(error: Exception, spec: RunSpec, findings: Findings) -> Exception
             f"out of memory with train.batch_size={train.batch_size} in "
             f"{train.accumulation_steps} part(s); try a larger train.accumulation_steps "
             "(same result, less memory), train.gradient_checkpointing=true, or a smaller "
-            f"train.eval_batch_size ({reason}; the longest training input has "
+            f"train.eval_tokens ({reason}; the longest training input has "
             f"{data.get('longest_train_tokens')} tokens, of dev and test "
             f"{data.get('longest_eval_tokens')})"
         )

@@ -74,7 +74,9 @@ def _outcome(config: Config, record: dict[str, Any], path: Path, was_there: bool
         return Outcome("done", line, path, was_there=was_there)
     if record["status"] != "completed":
         return Outcome("failed", line)
-    more = advice(record.get("history"), config.train.learning_rate)
+    # a race says it of its best run alone
+    races = config.search.name == "race"
+    more = () if races else advice(record.get("history"), config.train.learning_rate)
     read = record_of(path, record)
     score = score_of(read) if isinstance(read, Record) else None
     return Outcome("done", line, path, score, was_there, more)
@@ -240,10 +242,14 @@ class Grid:
         self.pending = {key: one for key, one in self.pending.items() if key not in race.runs}
         if not self._quiet:
             log(f"race: {race.summary(self._record)}")
-        if not race.has_winner(self._ended):
+        if race.best(lambda run_id: self._ended(run_id, True)) is None:
             self.outcomes.append(_failed(race.config, "no setting of its race has completed"))
         elif self._accelerator is None or self._accelerator.is_main_process:
             race.write(self._record)
+
+    def advice(self) -> list[str]:
+        """What the best runs of races leave to try."""
+        return [line for race in self.races for line in race.advice(self._record)]
 
     def _record(self, run_id: str) -> dict[str, Any] | None:
         return next((record for record, _ in self._records(run_id)), None)

@@ -133,6 +133,8 @@ def why_hopeless(
     own, theirs = _best(curve, share), _best(rival, share)
     if own - theirs > margin:
         return f"its best dev loss {own:.4f} is more than {margin:g} above the {theirs:.4f}"
+    if curve[0][0] > 0 or rival[0][0] > 0:  # nothing was evaluated before training
+        return None
     fall, rivals_fall = curve[0][1] - own, rival[0][1] - theirs
     if rivals_fall > LEFT and fall < STUCK * rivals_fall:
         return f"its dev loss has fallen by {max(fall, 0):.4f}, beside the {rivals_fall:.4f}"

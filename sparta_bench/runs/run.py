@@ -122,7 +122,7 @@ def identify(config: Config, assets: AssetCache, device_kind: str, processes: in
     settings = identity_of(config.as_dict(), processes)
     settings["model"]["dtype"] = config.dtypes(device_kind)
     settings["base"] = assets.base_fingerprint(config.model)
-    settings["data"] = assets.data_fingerprint(config.task)
+    settings["data"] = assets.data_fingerprint(config.task, config.limit)
     settings["protocol"] = PROTOCOL
     text = json.dumps(settings, sort_keys=True)
     return hash_of(text, 12)
@@ -178,6 +178,8 @@ def advice(history: Any, rate: float) -> tuple[str, ...]:
     rows = history if isinstance(history, list) else []
     losses: list[Any] = [row.get("dev_loss") if isinstance(row, dict) else None for row in rows]
     if len(losses) < 2 or not all(map(is_number, losses)):  # a record may be from elsewhere
+        return ()
+    if rows[0].get("step"):  # train.eval_first=false: nobody knows where it began
         return ()
     before, *after = losses
     if min(after) < before and after[-1] <= before:

@@ -45,6 +45,8 @@ def reason_against(record: Record) -> str | None:
 
 
 def _reason_against(record: Record) -> str | None:
+    if (limit := record.raw["config"].get("limit")) is not None:
+        return f"limited to {limit:,} examples of each set (limit={limit})"
     name, task = record.cell.model, record.cell.task
     model_config, task_config = record.raw["config"]["model"], record.raw["config"]["task"]
     embedded, generated = model_config["embedded"], task_config["generated"] is not None

@@ -110,10 +110,12 @@ def select(records: Iterable[Record], races: Iterable[Sequence[Setting]] = ()) -
             selection.excluded.append(Excluded(record.path, reason, record.cell))
     for cell, cell_records in by_cell.items():
         selection.cells[cell] = _best(cell, cell_records, selection)
+    compared = (record for cell_records in by_cell.values() for record in cell_records)
     by_run_id = {record.run_id: record for record in records}
+    may_stand = {record.run_id for record in compared}
     for race in races:
         first = [by_run_id.get(setting.first) for setting in race]
-        for cell in {record.cell for record in first if record is not None}:
+        for cell in {one.cell for one in first if one is not None and one.run_id in may_stand}:
             if cell in selection.cells:
                 statuses = tuple(record.status if record else "" for record in first)
                 chosen = selection.cells[cell]

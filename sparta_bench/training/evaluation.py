@@ -12,6 +12,7 @@ from sparta_bench.data.batches import BatchSource, evaluation_batches, to_device
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.features import FeatureClassifier
 from sparta_bench.training.metrics import score
+from sparta_bench.training.steps import EvaluationSize
 
 Watch = Callable[[list[list[int]]], Iterable[list[int]]]  # goes through batches and shows how far
 
@@ -21,7 +22,7 @@ def evaluate(
     accelerator: Accelerator,
     classifier: Classifier | FeatureClassifier,
     data: BatchSource,
-    batch_size: int,
+    size: EvaluationSize,
     watch: Watch = iter,
 ) -> dict[str, float]:
     """Loss (nats per example), accuracy and mcc; the classifier is on the accelerator's device.
@@ -31,7 +32,7 @@ def evaluate(
     classifier.eval()
     device: torch.device = accelerator.device
     world, rank = accelerator.num_processes, accelerator.process_index
-    all_batches = evaluation_batches(data.lengths(), batch_size)
+    all_batches = evaluation_batches(data.lengths(), *size)
     batches = all_batches[rank::world]
     # kept on the device until all are there: nobody waits for a batch
     logits_of_batches = [torch.zeros(0, classifier.head.out_features, device=device)]

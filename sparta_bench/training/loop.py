@@ -33,7 +33,7 @@ from sparta_bench.training import checkpoint as ckpt
 from sparta_bench.training.evaluation import Watch, evaluate
 from sparta_bench.training.optimizer import build_optimizer, learning_rate_at
 from sparta_bench.training.progress import ProgressReporter
-from sparta_bench.training.steps import evaluation_batch_size, plan_steps
+from sparta_bench.training.steps import evaluation_size, plan_steps
 
 # Looking at a loss makes a GPU wait for it; so losses are looked at in groups.
 STEPS_BETWEEN_LOOKS = 10
@@ -116,7 +116,7 @@ class Training:
         HopelessError
             If `why_hopeless` says so. Where checkpoints are on there is one of this step.
         """
-        if not self._resume(reporter):
+        if not self._resume(reporter) and self.settings.eval_first:
             self._evaluate_dev(reporter)
         progress = self.progress
         looked_at = time.perf_counter()
@@ -159,7 +159,7 @@ class Training:
     def evaluate(self, data: BatchSource, watch: Watch = iter) -> dict[str, float]:
         """Loss (nats per example), accuracy and mcc of the present state."""
         started = time.perf_counter()
-        size = evaluation_batch_size(self.settings)
+        size = evaluation_size(self.settings, self.device.type)
         scores = evaluate(self.accelerator, self.classifier, data, size, watch)
         self.progress.evaluation_seconds += time.perf_counter() - started
         return scores
@@ -333,7 +333,8 @@ class Training:
         patience = settings.patience
         progress.stopped_early = bool(patience) and progress.evaluations_without_gain >= patience
         # the untrained state counts here, though it is never the result
-        lowest = better and scores["loss"] < min(h["dev_loss"] for h in progress.history[:-1])
+        others = (entry["dev_loss"] for entry in progress.history[:-1])
+        lowest = better and scores["loss"] < min(others, default=math.inf)
         reporter.evaluated(progress.step, scores, lowest)
 
     def _track(self, values: Mapping[str, Any]) -> None:

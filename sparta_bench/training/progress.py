@@ -76,7 +76,7 @@ class ProgressReporter:
         self.lines = Lines()
         self.bar = progress_bar(steps, "step", speaks)
         self.started = time.perf_counter()
-        self.first_step: int | None = None  # a resumed run does not begin at 0
+        self.first_step = 0  # but for a resumed run
         self.dev_scores = ""
 
     def __enter__(self) -> ProgressReporter:
@@ -96,7 +96,6 @@ class ProgressReporter:
         """Shown in the bar, and as a line where there is none."""
         text = f"dev loss {scores['loss']:.4f}  accuracy {scores['accuracy']:.3f}"
         self.dev_scores = f"  dev {scores['loss']:.4f}, {scores['accuracy']:.1%}"
-        self.first_step = step if self.first_step is None else self.first_step
         if self._prints:
             mark = "  best so far" if best else ""
             self.lines.print(f"step {step}/{self.steps}  {text}{self._time(step)}{mark}")
@@ -116,7 +115,7 @@ class ProgressReporter:
 
     def _time(self, step: int) -> str:
         seconds = time.perf_counter() - self.started
-        done = step - (self.first_step or 0)
+        done = step - self.first_step
         left = f", at most {seconds / done * (self.steps - step):.0f} s left" if done else ""
         return f"  {seconds:.0f} s{left}"
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sparta_bench.config.schema import TrainConfig
+
+EVAL_TOKENS = {"cpu": 4096, "cuda": 32768}  # `train.eval_tokens`; measured: docs/benchmark.md
 
 
 @dataclass
@@ -26,6 +29,16 @@ def plan_steps(train_examples: int, train: TrainConfig) -> Plan:
     return Plan(per_epoch, steps, train.eval_every or math.ceil(per_epoch / 4))
 
 
-def evaluation_batch_size(train: TrainConfig) -> int:
-    """Examples that go through the model at once where no gradient is kept."""
-    return train.eval_batch_size or 2 * math.ceil(train.batch_size / train.accumulation_steps)
+class EvaluationSize(NamedTuple):
+    """The most that goes through the model at once where no gradient is kept; padding counts."""
+
+    examples: int
+    tokens: int
+
+
+def evaluation_size(train: TrainConfig, device_kind: str) -> EvaluationSize:
+    """What the settings give on `cpu` or `cuda`."""
+    examples = 2 * math.ceil(train.batch_size / train.accumulation_steps)
+    return EvaluationSize(
+        train.eval_batch_size or examples, train.eval_tokens or EVAL_TOKENS[device_kind]
+    )
