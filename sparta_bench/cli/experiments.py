@@ -106,7 +106,7 @@ def _options(arguments: list[str]) -> tuple[Namespace, list[str]]:
 def _grid(configs: list[Config], jobs: list[list[str]], overrides: list[str]) -> int:
     """All runs of a `-m` command line, here or through a launcher; a single run has no `jobs`."""
     quiet_libraries()
-    from sparta_bench.data.own_task import complete
+    from sparta_bench.data.splits import complete
     from sparta_bench.runs.launch import launch, launcher_of
 
     configs = [complete(config) for config in configs]
