@@ -219,7 +219,16 @@ def read_changes(folder: Path, shapes: Shapes, backbone: nn.Module | None = None
             tensors = store.read_tensors(folder, config)
             changes: Mapping[str, Change] = {}
             if method == "sparta":
-                changes = _sparta(folder, config["compact"], tensors, shapes)
+                if config["compact"]:
+                    raise InputError(
+                        f"{folder}: is compact: it holds the seed of its indices, which are drawn "
+                        f"on a model; `sparta-bench merge bake {folder} --out DIR` makes a whole "
+                        "model of it"
+                    )
+                indices = store.ending(tensors, store.INDICES)
+                deltas = store.ending(tensors, store.DELTAS)
+                store.check_deltas(indices, deltas, shapes, folder)
+                changes = {n: SparseDelta(indices[n].long(), deltas[n]) for n in indices}
             elif method == "lora" and about is not None:
                 changes = _lora(folder, lora_settings(about, folder), tensors, shapes)
             elif method != "head":
@@ -245,20 +254,6 @@ def _sparta_on(backbone: nn.Module, folder: Path, about: Manifest) -> TaskVector
         }
         heads = {HEAD: classifier.head_weight.detach().clone()}
     return TaskVector(folder, about, heads, changes)
-
-
-def _sparta(
-    folder: Path, compact: bool, tensors: Mapping[str, Tensor], shapes: Shapes
-) -> dict[str, Change]:
-    if compact:
-        raise InputError(
-            f"{folder}: is compact: it holds the seed of its indices, which are drawn on a model; "
-            f"`sparta-bench merge bake {folder} --out DIR` makes a whole model of it"
-        )
-    indices = store.ending(tensors, store.INDICES)
-    deltas = store.ending(tensors, store.DELTAS)
-    store.check_deltas(indices, deltas, shapes, folder)
-    return {name: SparseDelta(indices[name].long(), deltas[name]) for name in indices}
 
 
 def lora_settings(about: Manifest, folder: Path) -> LoraConfig:

@@ -132,7 +132,14 @@ def explained(name: str) -> str:
     """What `name` means: a group, a key such as `train.patience`, or its last part. Raises
     InputError with the nearest keys if there is none."""
     if name in GROUPS:
-        return _explained_group(name)
+        offered = [f"  {choice}: {heading_of(file_of(name, choice))}" for choice in choices(name)]
+        settings = [
+            f"  {one.key}={one.value}{f' ({path.stem})' * (name == 'method')}: {one.meaning}"
+            for path in _files()
+            if path.parent.name == name
+            for one in settings_of(path)
+        ]
+        return "\n".join([f"Choose with {name}=NAME:", *offered, "", "Settings:", *settings])
     every = [(path, setting) for path in _files() for setting in settings_of(path)]
     wanted = [(path, one) for path, one in every if one.key == name]
     wanted = wanted or [(path, one) for path, one in every if one.key.endswith(f".{name}")]
@@ -178,14 +185,3 @@ def _files() -> list[Path]:
     bases = ["config.yaml", "model/_base.yaml", "task/_base.yaml"]
     names = [*bases, *methods, "train/default.yaml", "search/race.yaml"]
     return [config_dir() / name for name in names]
-
-
-def _explained_group(group: str) -> str:
-    offered = [f"  {name}: {heading_of(file_of(group, name))}" for name in choices(group)]
-    settings = [
-        f"  {one.key}={one.value}{f' ({path.stem})' * (group == 'method')}: {one.meaning}"
-        for path in _files()
-        if path.parent.name == group
-        for one in settings_of(path)
-    ]
-    return "\n".join([f"Choose with {group}=NAME:", *offered, "", "Settings:", *settings])

@@ -5,7 +5,7 @@ and raw splits as GLUE and IMDB on the hub. The same seed gives the same rows on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -87,35 +87,33 @@ OPENERS = (
 
 @dataclass(frozen=True)
 class Fact:
-    """One event; every slot is an index into the tuple of words of that name."""
+    """One event, by its words."""
 
-    actor: int
-    verb: int
-    colour: int
-    thing: int
-    place: int
-    actors: tuple[tuple[str, str], ...] = HUMANS
+    actor: tuple[str, str]
+    verb: tuple[str, str, str, str]
+    colour: str
+    thing: tuple[str, str]
+    place: str
 
     def who(self, synonym: int = 0) -> str:
-        return f"the {self.actors[self.actor][synonym]}"
+        return f"the {self.actor[synonym]}"
 
     def what(self, synonym: int = 0, article: str = "a") -> str:
-        return f"{article} {COLOURS[self.colour]} {THINGS[self.thing][synonym]}"
+        return f"{article} {self.colour} {self.thing[synonym]}"
 
     def did(self, synonym: int = 0) -> str:
-        return VERBS[self.verb][synonym]
+        return self.verb[synonym]
 
     def do(self, synonym: int = 0) -> str:
-        return VERBS[self.verb][2 + synonym]
+        return self.verb[2 + synonym]
 
     def where(self) -> str:
-        return PLACES[self.place]
+        return self.place
 
 
-def draw_fact(rng: Random, actors: tuple[tuple[str, str], ...] = HUMANS) -> Fact:
-    words: tuple[Sized, ...] = (actors, VERBS, COLOURS, THINGS, PLACES)
-    actor, verb, colour, thing, place = (rng.randrange(len(choices)) for choices in words)
-    return Fact(actor, verb, colour, thing, place, actors)
+def draw_fact(rng: Random, actors: Actors = HUMANS) -> Fact:
+    actor, verb, colour = rng.choice(actors), rng.choice(VERBS), rng.choice(COLOURS)
+    return Fact(actor, verb, colour, rng.choice(THINGS), rng.choice(PLACES))
 
 
 def other_index(rng: Random, current: int, length: int) -> int:
@@ -415,7 +413,7 @@ def _mnli(rng: Random, actors: Actors) -> Row:
     if label == 2:
         who = fact.who() if denied else fact.who().replace("the", "no", 1)
     # All three kinds are equally long: length must not tell them apart.
-    claim = f"{who} {fact.did()} a {THINGS[fact.thing][0]} {detail}"
+    claim = f"{who} {fact.did()} a {fact.thing[0]} {detail}"
     return {"premise": sentence(premise), "hypothesis": sentence(claim), "label": label}
 
 

@@ -317,7 +317,8 @@ def training_batches(
         buckets = [order[start : start + size] for start in range(0, full, size)]
         order = [row for bucket in buckets for row in sorted(bucket, key=lambda r: lengths[r])]
     batches = [order[start : start + batch_size] for start in range(0, full, batch_size)]
-    batches += [rest] if rest else []
+    if rest:
+        batches.append(rest)
     if bucket_batches:
         shuffler.shuffle(batches)
     return batches

@@ -113,11 +113,8 @@ def _fields(line: str, columns: list[str]) -> Texts:
 # ------------------------------------------------------------------------------- predicting
 def ready(loaded: Loaded, device: torch.device, dtype: str | None) -> str:
     """Bring a classifier to the device and the dtype in which it is to compute; its weights keep
-    the values that training left. Returns the dtype.
-
-    Without a `dtype` that of training: the same predictions as in the run's evaluation. But on a
-    CPU float32 instead of bfloat16, which is far slower there.
-    """
+    the values that training left. Returns the dtype. Without one that of training: the same
+    predictions as in the run's evaluation; but on a CPU float32, where bfloat16 is far slower."""
     if loaded.sparta is not None:
         loaded.merge_and_unload()
     return move(loaded.classifier, loaded.about.dtypes["model"], device, dtype)

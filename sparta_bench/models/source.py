@@ -105,7 +105,18 @@ def load_tokenizer(model: ModelConfig, task: Reading) -> Any:
     """Load the model's tokenizer, with the authors' separator token if it is asked for."""
     folder = Path(model.tokenizer) if model.tokenizer else folder_of(model)
     label = f"model.tokenizer={folder}" if model.tokenizer else label_of(model)
-    _check_tokenizer_files(label, folder)
+    # from a folder without a tokenizer transformers builds an empty one, that knows no word
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise InputError(f"{label}: the folder has no tokenizer ({', '.join(TOKENIZERS)})")
+    keys: dict[str, Any] = {}
+    for path in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
+        try:
+            keys = dict(json_of(path)) if path.exists() else keys
+        except (OSError, ValueError, TypeError):
+            raise InputError(f"{path}: cannot be read, is not JSON, or cut short") from None
+    elsewhere = [key for key in keys if key.endswith("_file") and isinstance(keys[key], str)]
+    if elsewhere and not (folder / "tokenizer.json").is_file():  # else they are not looked at
+        raise InputError(f"{path}: {elsewhere[0]} points elsewhere, and is not followed")
     with heavy_imports():
         from transformers import AutoTokenizer
 
@@ -122,21 +133,6 @@ def load_tokenizer(model: ModelConfig, task: Reading) -> Any:
     if task.separator == "sep_token" and model.kind == "base" and len(task.columns) == 2:
         tokenizer.add_special_tokens({"additional_special_tokens": [SEP_TOKEN]})
     return tokenizer
-
-
-def _check_tokenizer_files(label: str, folder: Path) -> None:
-    # From a folder without a tokenizer transformers builds an empty one, that knows no word.
-    if not any((folder / name).is_file() for name in TOKENIZERS):
-        raise InputError(f"{label}: the folder has no tokenizer ({', '.join(TOKENIZERS)})")
-    keys: dict[str, Any] = {}
-    for path in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
-        try:
-            keys = dict(json_of(path)) if path.exists() else keys
-        except (OSError, ValueError, TypeError):
-            raise InputError(f"{path}: cannot be read, is not JSON, or cut short") from None
-    elsewhere = [key for key in keys if key.endswith("_file") and isinstance(keys[key], str)]
-    if elsewhere and not (folder / "tokenizer.json").is_file():  # else they are not looked at
-        raise InputError(f"{path}: {elsewhere[0]} points elsewhere, and is not followed")
 
 
 class PlainTokenizer:
