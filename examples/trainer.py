@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from sparta_bench.data.generated.data_sets import generate
+from sparta_bench.data.generated import generate
 from sparta_bench.sparta import SpartaAdapter  # 1
 
 EMBEDDED = str(resources.files("sparta_bench") / "tiny_models" / "tiny-gemma")

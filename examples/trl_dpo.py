@@ -19,7 +19,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from sparta_bench.data.generated.data_sets import generate
+from sparta_bench.data.generated import generate
 from sparta_bench.sparta import SpartaAdapter
 from sparta_bench.sparta.trainer_callback import AdapterCheckpoints
 

@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
-from sparta_bench.data.generated.data_sets import generate
+from sparta_bench.data.generated import generate
 from sparta_bench.sparta import SpartaAdapter
 from sparta_bench.sparta.trainer_callback import AdapterCheckpoints
 

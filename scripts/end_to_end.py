@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sparta_bench.config.compose import compose
-from sparta_bench.data.prompts import render
+from sparta_bench.data.examples import render
 from sparta_bench.data.splits import Splits, load_splits
 from sparta_bench.files import write_json
 

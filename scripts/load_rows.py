@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sparta_bench.data.generated import grammar
+from sparta_bench.data import generated as grammar
 
 FORMATS = ("tsv", "jsonl", "parquet")
 COLUMNS = (

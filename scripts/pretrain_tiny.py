@@ -35,7 +35,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from sparta_bench.config.schema import TINY_TASKS
-from sparta_bench.data.generated import data_sets
+from sparta_bench.data import generated as data_sets
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("tiny-gemma", "tiny-gemma-it", "tiny-mistral", "tiny-mistral-it")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from random import Random
 
 from sparta_bench.config.schema import TINY_TASKS
-from sparta_bench.data.generated import data_sets
-from sparta_bench.data.generated import grammar as g
+from sparta_bench.data import generated as data_sets
+from sparta_bench.data import generated as g
 
 Render = Callable[[str, data_sets.Row], str]
 """Turns a task's name and a row into the instruction prompt followed by its answer."""

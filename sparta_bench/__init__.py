@@ -34,7 +34,7 @@ def run(overrides: list[str]) -> dict[str, Any]:
         If the run fails.
     """
     from sparta_bench.config.compose import compose
-    from sparta_bench.data.own_task import complete
+    from sparta_bench.data.splits import complete
     from sparta_bench.runs.run import run as run_experiment
 
     record, path, _ = run_experiment(complete(compose(overrides)))

@@ -50,22 +50,20 @@ def device_kind(name: str, option: str) -> str:
     `option`, which asked for it, if it is CUDA and there is none."""
     if name == "cpu":
         return name
-    has_cuda = _has_cuda()
-    if name == "cuda" and not has_cuda:
-        raise InputError(f"{option}: torch sees no CUDA device here; use cpu or auto")
-    return "cuda" if has_cuda else "cpu"
-
-
-def _has_cuda() -> bool:
-    """What torch says; without its import, which takes seconds, where it would find no driver."""
+    has_cuda = True
+    # torch, whose import takes seconds, is not asked where it would find no driver
     if sys.modules.get("torch") is None and "rocm" not in metadata.version("torch"):
         try:
             CDLL(DRIVER)
         except OSError:
-            return False
-    import torch
+            has_cuda = False
+    if has_cuda:
+        import torch
 
-    return torch.cuda.is_available()
+        has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise InputError(f"{option}: torch sees no CUDA device here; use cpu or auto")
+    return "cuda" if has_cuda else "cpu"
 
 
 def device_of(name: str, option: str) -> torch.device:

@@ -1,8 +1,8 @@
 """Files that are either there and whole, or not there: temporary name, then rename.
 
-What is being written lies in a folder `.NAME.<random>.tmp` beside its place. Its writer holds a
+What is being written lies in a folder `.NAME.<random>.tmp` beside its target. Its writer holds a
 lock on that folder, which ends with the process: so what a killed one has left can be told from
-what somebody is at, and goes when the same place is written to again.
+what somebody is at, and goes when the same target is written again.
 """
 
 from __future__ import annotations
@@ -21,17 +21,14 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+SEAL, DIGITS = "sha256_and_about", 64  # hexadecimal digits, then the text
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; rename it to `path` when the block ends well.
-
-    Raises
-    ------
-    OSError
-        If the system refuses to write, with the name of `path`; also where a library says it in
-        words of its own.
-    """
+    """Give a temporary path to write to; rename it to `path` when the block ends well. Raises
+    OSError with the name of `path` if the system refuses to write; also where a library says it in
+    words of its own."""
     with _workplace(path) as place:
         temporary = place / "new"  # not by its name: somebody may look for files of that name
         yield temporary
@@ -92,13 +89,10 @@ def clear_leftovers(folder: Path, name: str = "") -> None:
             held = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
         except OSError:  # gone, or none of ours
             continue
-        try:
+        with suppress(OSError):  # somebody writes there, or the file system has no locks
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _put_away(place)
-        except OSError:  # somebody writes there, or the file system has no locks
-            pass
-        finally:
-            os.close(held)
+        os.close(held)
 
 
 @contextmanager
@@ -114,9 +108,16 @@ def _workplace(path: Path) -> Iterator[Path]:
             _put_away(place)
             os.close(held)
     except Exception as error:
-        if (refusal := _refusal(error, path)) is None:
+        number, text = None, ""
+        if isinstance(error, OSError):
+            begin = str(path.with_name(f".{path.name}."))
+            if error.filename is None or str(error.filename).startswith(begin):
+                number, text = error.errno, str(error.strerror)
+        elif match := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors, tokenizers
+            number, text = int(match[1]), os.strerror(int(match[1]))
+        if not number:
             raise
-        raise OSError(*refusal, str(path)) from error
+        raise OSError(number, text, str(path)) from error
 
 
 def _locked_folder(path: Path) -> tuple[Path, int]:
@@ -144,16 +145,6 @@ def _put_away(place: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
 
 
-def _refusal(error: Exception, path: Path) -> tuple[int, str] | None:
-    """Number and text of the system's error, if it is one about what is written for `path`."""
-    if isinstance(error, OSError):
-        begin = str(path.with_name(f".{path.name}."))
-        ours = error.filename is None or str(error.filename).startswith(begin)
-        return (error.errno, str(error.strerror)) if ours and error.errno else None
-    match = re.search(r"\(os error (\d+)\)", str(error))  # safetensors, tokenizers
-    return (int(match[1]), os.strerror(int(match[1]))) if match else None
-
-
 def _settle(file: Path) -> None:
     """Bring a file to the disk, and make it as readable as other files are."""
     with file.open("rb") as opened:
@@ -168,15 +159,14 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file of torch's tensors, or of numpy's arrays, for which no torch is
-    imported. Raises OSError as `whole_file` does."""
-    of_numpy = any(type(tensor).__module__ == "numpy" for tensor in tensors.values())
-    save_file = import_module(f"safetensors.{'numpy' if of_numpy else 'torch'}").save_file
-    with whole_file(path) as temporary:
-        save_file(dict(tensors), temporary, metadata)
+def json_of(path: Path) -> Any:
+    """Read a JSON document. Raises OSError, or ValueError where it is none."""
+    if not path.is_file() and path.exists():  # a device or a pipe may have no end
+        raise ValueError("is no file")
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
 
 
 def hash_of(text: str, digits: int = 16) -> str:
@@ -190,11 +180,57 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def json_of(path: Path) -> Any:
-    """Read a JSON document. Raises OSError, or ValueError where it is none."""
-    if not path.is_file() and path.exists():  # a device or a pipe may have no end
-        raise ValueError("is no file")
+def write_tensors(
+    path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file of torch's tensors, or of numpy's arrays, for which no torch is
+    imported. Raises OSError as `whole_file` does."""
+    of_numpy = any(type(tensor).__module__ == "numpy" for tensor in tensors.values())
+    save_file = import_module(f"safetensors.{'numpy' if of_numpy else 'torch'}").save_file
+    with whole_file(path) as temporary:
+        save_file(dict(tensors), temporary, metadata)
+
+
+# Tensors that are kept only to save time: used where they are as they were written, made again
+# where not. A byte that a disk has changed would change a run's numbers unseen.
+def write_kept(path: Path, tensors: Mapping[str, Any], about: str = "") -> None:
+    """Write tensors (on the CPU, contiguous) with a text about them, and the hash of both."""
+    # one entry: the order of several is not always the same, and equal content has equal bytes here
+    write_tensors(path, tensors, {SEAL: _seal_of(tensors, about) + about})
+
+
+def try_to_keep(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write tensors where they can be written: without them it takes longer, no more."""
+    from safetensors import SafetensorError
+
+    with suppress(OSError, SafetensorError):
+        write_kept(path, tensors)
+
+
+def read_kept(path: Path, framework: str = "pt") -> tuple[dict[str, Any], str] | None:
+    """Read what `write_kept` wrote, as tensors of torch ("pt") or arrays ("numpy"); `None` where no
+    file is, or not as it was written."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        return json.loads(path.read_bytes())
-    except RecursionError:
-        raise ValueError("is nested too deeply") from None
+        with safe_open(path, framework=framework) as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError):
+        return None
+    seal = metadata.get(SEAL, "")
+    digest, about = seal[:DIGITS], seal[DIGITS:]
+    return (tensors, about) if digest == _seal_of(tensors, about) else None
+
+
+def _seal_of(tensors: Mapping[str, Any], about: str) -> str:
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(tensors.items()):
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        digest.update(f"{name} torch.{dtype} {tuple(tensor.shape)}".encode())
+        if type(tensor).__module__ != "numpy":
+            import torch
+
+            tensor = tensor.reshape(-1).view(torch.uint8).numpy()
+        digest.update(tensor.data)
+    return digest.hexdigest()

@@ -159,7 +159,11 @@ class Silent(tqdm):  # type: ignore[misc]
 # ---------------------------------------------------------------------------------- errors
 def why(error: Exception) -> tuple[str, Cause]:
     """Explain what kept a thing from being had, and name the kind of cause."""
-    root = _root(error)
+    # the client's own error among those that the libraries have raised over it
+    kinds = HfHubHTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled
+    root: BaseException | None = error
+    while root is not None and not (isinstance(root, kinds) or _is_of_connection(root)):
+        root = root.__cause__ or root.__context__
     if isinstance(root, GatedRepoError):
         return "its terms have not been accepted, or not with this login", "access"
     if isinstance(root, RepositoryNotFoundError):
@@ -195,14 +199,3 @@ def ways_out(cause: Cause, page: str, without: str) -> str:
             f"it is gated, accept its terms at {page} first and log in with `hf auth login`; or "
         )
     return f"Ways out: {first}{without}"
-
-
-def _root(error: BaseException) -> BaseException | None:
-    """The client's own error among those that the libraries have raised over it."""
-    kinds = HfHubHTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, kinds) or _is_of_connection(link):
-            return link
-        link = link.__cause__ or link.__context__
-    return None

@@ -16,7 +16,7 @@ TASKS = ("cola", "mnli", "qnli", "qqp", "rte", "sst2")
 
 def write_few_rows() -> None:
     """Put the first rows of the tiny tasks where `FEW_ROWS` finds them."""
-    from sparta_bench.data.generated.data_sets import generate
+    from sparta_bench.data.generated import generate
 
     for task in TASKS:
         folder = Path(_FOLDER.name, f"tiny-{task}")

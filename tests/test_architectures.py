@@ -13,10 +13,9 @@ from test_models import CPU, FLOAT32, config_for, save_model
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory.activations import activations_of
 from sparta_bench.errors import InputError
-from sparta_bench.models.attention import attention_of
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.dropout import dropout_of, set_dropout
-from sparta_bench.models.load import load_classifier
+from sparta_bench.models.load import attention_of, load_classifier
 from sparta_bench.runs.run import run
 
 HALF = 0.5

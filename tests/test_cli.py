@@ -20,8 +20,7 @@ from forks import Done, Forks
 from quick import FEW_ROWS
 
 from sparta_bench.cli.main import COMMANDS, main
-from sparta_bench.config.conf_folder import GROUPS, choices
-from sparta_bench.config.explain import explained
+from sparta_bench.config.conf_folder import GROUPS, choices, explained
 from sparta_bench.config.rules import RULES
 from sparta_bench.errors import InputError
 

@@ -17,8 +17,7 @@ from sparta_bench.config import presets
 from sparta_bench.config.check import from_dict
 from sparta_bench.config.compose import compose, compose_all
 from sparta_bench.config.conf_folder import choices, config_dir
-from sparta_bench.config.presets import guessed_rate, preset_of, preset_rows
-from sparta_bench.config.rates import size_of
+from sparta_bench.config.presets import guessed_rate, preset_of, preset_rows, size_of
 from sparta_bench.config.rules import RULES
 from sparta_bench.config.schema import METHODS, Config, LoraConfig, SpartaConfig, TrainConfig
 from sparta_bench.config.sweeps import sweep_jobs

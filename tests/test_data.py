@@ -17,13 +17,16 @@ from safetensors.numpy import save_file
 
 from sparta_bench.config.compose import compose
 from sparta_bench.config.schema import Config, Dev, TaskConfig
-from sparta_bench.data.batches import evaluation_batches, training_batches
-from sparta_bench.data.classes import check_classes, class_counts
-from sparta_bench.data.examples import Examples
-from sparta_bench.data.generated.data_sets import SIZES
-from sparta_bench.data.prompts import render, undo_spacing
+from sparta_bench.data.examples import Examples, check_classes, class_counts, render, undo_spacing
+from sparta_bench.data.generated import SIZES
 from sparta_bench.data.splits import Splits, load_splits, stratified
-from sparta_bench.data.tokenize import Encoded, cache_folder, encode_splits
+from sparta_bench.data.tokenize import (
+    Encoded,
+    cache_folder,
+    encode_splits,
+    evaluation_batches,
+    training_batches,
+)
 from sparta_bench.errors import InputError
 from sparta_bench.records.record import identity_of
 

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from sparta_bench.config.compose import compose
 from sparta_bench.config.schema import TaskConfig
 from sparta_bench.data.examples import BadRowError, Examples, parse_label, parse_row
-from sparta_bench.data.local_files import read_split
+from sparta_bench.data.splits import read_split
 from sparta_bench.errors import InputError
 
 SKIP_HINT = " (task.on_bad_row=skip leaves such rows out and counts them)"

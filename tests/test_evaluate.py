@@ -12,8 +12,7 @@ import pytest
 from quick import FEW_ROWS, TEST
 from test_cli import call
 
-from sparta_bench.adapters.merging.combine import multi_head_of
-from sparta_bench.adapters.merging.merge_methods import Rule
+from sparta_bench.adapters.merging import Rule, multi_head_of
 
 METHODS = ("sparta", "sparta_vo", "lora", "head", "full_ft")
 

@@ -24,8 +24,7 @@ from transformers import AutoConfig, AutoModel
 
 import sparta_bench.runs.experiment as experiment
 from sparta_bench.config.compose import compose
-from sparta_bench.data.batches import evaluation_batches
-from sparta_bench.data.tokenize import Encoded
+from sparta_bench.data.tokenize import Encoded, evaluation_batches
 from sparta_bench.methods import prepare
 from sparta_bench.models import features
 from sparta_bench.models.classifier import Classifier, random_head

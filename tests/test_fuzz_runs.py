@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from mutations import changed_file
 
 import sparta_bench.runs.experiment as experiment
-from sparta_bench.data.tensor_cache import read_kept, write_kept
+from sparta_bench.files import read_kept, write_kept
 
 ROWS = "".join(f"a film, number {number}\t{number % 2}\n" for number in range(24))
 SETTINGS = (

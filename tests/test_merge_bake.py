@@ -19,11 +19,10 @@ from test_models import CPU
 from test_predict import local_run, predictions, refusal
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from sparta_bench.adapters.export import bake
+from sparta_bench.adapters.export import WHOLE, bake, padding_token
 from sparta_bench.adapters.load_adapter import load
-from sparta_bench.adapters.whole_model import WHOLE, padding_token
 from sparta_bench.config.compose import compose
-from sparta_bench.data.prompts import render
+from sparta_bench.data.examples import render
 from sparta_bench.data.splits import load_splits
 from sparta_bench.data.tokenize import Encoded, tokenize
 from sparta_bench.errors import InputError

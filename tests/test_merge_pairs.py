@@ -14,7 +14,7 @@ from forged_records import forge, scores
 from quick import FEW_ROWS
 from test_cli import call
 
-from sparta_bench.adapters.merging.merge_methods import Rule
+from sparta_bench.adapters.merging import Rule
 from sparta_bench.analysis.merging.measure_pairs import _path_of, measure_pairs
 from sparta_bench.analysis.merging.pairs import Pair, groups_of
 from sparta_bench.errors import InputError

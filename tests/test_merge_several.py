@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from sparta_bench.adapters import multi_head
-from sparta_bench.adapters.changes import SparseDelta
 from sparta_bench.adapters.load_adapter import load
-from sparta_bench.adapters.merging.combine import multi_head_of
-from sparta_bench.adapters.merging.merge_methods import Rule, combine, thin
-from sparta_bench.adapters.merging.task_vectors import open_task_vectors
+from sparta_bench.adapters.merging import Rule, combine, multi_head_of, open_task_vectors, thin
 from sparta_bench.adapters.multi_head import MultiHead
+from sparta_bench.adapters.read_folder import SparseDelta
 from sparta_bench.cli.merge_command import _read
 from sparta_bench.errors import InputError
 from sparta_bench.sparta import store
@@ -113,7 +111,7 @@ def test_blocks_of_a_large_tensor_are_combined_as_a_small_one(
     base, values = torch.randn(7, 11), torch.randn(7, 11)
     sparse = SparseDelta(torch.tensor([0, 30, 76]), torch.randn(3))
     expected = combine(base, [SparseDelta(None, values), sparse], Rule())
-    monkeypatch.setattr("sparta_bench.adapters.merging.merge_methods._BLOCK", 10)
+    monkeypatch.setattr("sparta_bench.adapters.merging._BLOCK", 10)
     assert torch.equal(combine(base, [SparseDelta(None, values), sparse], Rule()), expected)
     by_hand = base + values
     by_hand.view(-1)[sparse.indices] += sparse.values

@@ -12,8 +12,7 @@ from sparta_bench.errors import InputError
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import HEAD, Trained
 from sparta_bench.models.classifier import Classifier
-from sparta_bench.models.counts import count_parameters
-from sparta_bench.models.decoder_shapes import shapes_of
+from sparta_bench.models.counts import count_parameters, shapes_of
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.models.load import load_classifier
 from sparta_bench.training.optimizer import build_optimizer

@@ -14,12 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sparta_bench.config.compose import compose
 from sparta_bench.errors import InputError
-from sparta_bench.models.answers import answer_tokens, scale_of_logits, vocabulary_rows
 from sparta_bench.models.classifier import last_token, pooled, pooled_right_padded, random_head
 from sparta_bench.models.dtypes import Precision, precision_of
 from sparta_bench.models.features import FeatureClassifier
-from sparta_bench.models.load import load_classifier
-from sparta_bench.models.source import load_tokenizer, source_fingerprint
+from sparta_bench.models.load import load_classifier, scale_of_logits, vocabulary_rows
+from sparta_bench.models.source import answer_tokens, load_tokenizer, source_fingerprint
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision(torch.float32, torch.float32)

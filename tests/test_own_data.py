@@ -15,8 +15,7 @@ from test_cli import call
 
 from sparta_bench.config.compose import compose
 from sparta_bench.config.schema import Dev, TaskConfig
-from sparta_bench.data.own_task import complete
-from sparta_bench.data.splits import load_splits
+from sparta_bench.data.splits import complete, load_splits
 from sparta_bench.errors import InputError
 
 WORDS = {"sport": "goal", "world": "vote", "science and tech": "chip"}

@@ -14,11 +14,20 @@ from sparta_bench.data.splits import load_splits
 from sparta_bench.data.tokenize import tokenize, tokenizer_fingerprint
 from sparta_bench.errors import InputError
 from sparta_bench.files import json_of
-from sparta_bench.models.answers import answer_tokens
-from sparta_bench.models.counts import count_parameters, empty_backbone
-from sparta_bench.models.decoder_shapes import decoder_shapes, known_shapes, shapes_of
-from sparta_bench.models.plain_tokenizer import PlainTokenizer
-from sparta_bench.models.source import EMBEDDED, load_architecture, load_tokenizer
+from sparta_bench.models.counts import (
+    count_parameters,
+    decoder_shapes,
+    empty_backbone,
+    known_shapes,
+    shapes_of,
+)
+from sparta_bench.models.source import (
+    EMBEDDED,
+    PlainTokenizer,
+    answer_tokens,
+    load_architecture,
+    load_tokenizer,
+)
 
 # total, input embeddings, head, sparsifiable, norm vectors, SpaRTA at 5 % and 0.5 %, LoRA
 GOLDEN = {

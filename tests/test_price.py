@@ -18,14 +18,15 @@ from sparta_bench.analysis.bench.counters import ATTENTION
 from sparta_bench.analysis.price import Priced, price_of, table_of_prices
 from sparta_bench.analysis.run_cost import cost_of, estimated_seconds
 from sparta_bench.config.compose import compose
-from sparta_bench.config.lengths import lengths_of
+from sparta_bench.config.presets import lengths_of
 from sparta_bench.config.sweeps import sweep_jobs
 from sparta_bench.errors import InputError
-from sparta_bench.models.decoder_shapes import shapes_for, shapes_of
-from sparta_bench.models.step_work import (
+from sparta_bench.models.counts import (
     dense_share_of,
     forward_flops,
     shape_of,
+    shapes_for,
+    shapes_of,
     step_flops,
     work_of,
 )

@@ -13,11 +13,10 @@ import torch
 from quick import QUICK_RUN
 
 from sparta_bench.adapters.load_adapter import load
-from sparta_bench.adapters.merging.combine import multi_head_of
-from sparta_bench.adapters.merging.merge_methods import Rule
+from sparta_bench.adapters.merging import Rule, multi_head_of
 from sparta_bench.adapters.multi_head import MultiHead
 from sparta_bench.config.compose import compose
-from sparta_bench.data.prompts import render
+from sparta_bench.data.examples import render
 from sparta_bench.errors import InputError
 from sparta_bench.inference.evaluate import evaluation_of
 from sparta_bench.inference.predict import predict, predict_heads, ready

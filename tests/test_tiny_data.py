@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import sparta_bench
 from sparta_bench.config.schema import TINY_TASKS
-from sparta_bench.data.generated import data_sets
+from sparta_bench.data import generated as data_sets
 
 MODELS = Path(sparta_bench.__file__).parent / "tiny_models"
 TASK_YAML = Path(__file__).resolve().parent.parent / "conf" / "task"

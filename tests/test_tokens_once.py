@@ -22,8 +22,7 @@ from sparta_bench.models.classifier import (
     random_head,
 )
 from sparta_bench.models.dtypes import Precision
-from sparta_bench.models.last_layer import knows_last_layer
-from sparta_bench.models.packed_attention import Layout
+from sparta_bench.models.packed_attention import Layout, knows_last_layer
 from sparta_bench.models.tokens_once import (
     TokensOnce,
     cannot_share,

@@ -1,19 +1,27 @@
-"""What `sparta-bench merge` writes of one trained model: a baked folder, or another layout."""
+"""One trained model in another form: a folder that transformers alone can use (`save=full`, `merge
+bake`; with `classifier_config.json`), or the layout of peft-sparta."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification
 
 from sparta_bench.adapters.load_adapter import Loaded, load
-from sparta_bench.adapters.read_folder import SCORE
-from sparta_bench.adapters.whole_model import write_whole
-from sparta_bench.errors import InputError
-from sparta_bench.files import whole_folder
+from sparta_bench.adapters.manifest import Manifest, portable
+from sparta_bench.adapters.read_folder import SCORE, WHOLE
+from sparta_bench.errors import InputError, reason_of
+from sparta_bench.files import whole_folder, write_json
+from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.dtypes import DTYPES
-from sparta_bench.sparta import SpartaAdapter, peft_sparta
+from sparta_bench.sparta import SpartaAdapter, peft_sparta, store
 from sparta_bench.sparta.weight_patch import write_patch
 
 PATCH = "patch.safetensors"
@@ -82,19 +90,13 @@ def export(
     """Write a SpaRTA adapter in the layout of peft-sparta, which is to load the base model from
     `base_name`: a name on the hub, or a folder. Returns a line that says what was written."""
     refuse_to_replace(folder, out, force)
-    loaded, adapter = _load_sparta(folder, base, tokenizer, allow_pickle)
+    loaded, sparta = _load_sparta(folder, base, tokenizer, allow_pickle)
+    about, head = loaded.about, loaded.classifier.head_weight
     with written(out) as temporary:
-        peft_sparta.write(
-            adapter.backbone,
-            adapter.indices,
-            adapter.deltas,
-            loaded.classifier.head_weight,
-            temporary,
-            base_name,
-            loaded.about.labels,
-        )
-    line = f"{out}: {adapter.chosen:,} deltas and the head, on {base_name}"
-    words, dtype = len(loaded.tokenizer), loaded.about.dtypes["model"]
+        tensors = (sparta.indices, sparta.deltas, head)
+        peft_sparta.write(sparta.backbone, *tensors, temporary, base_name, about.labels)
+    line = f"{out}: {sparta.chosen:,} deltas and the head, on {base_name}"
+    words, dtype = len(loaded.tokenizer), about.dtypes["model"]
     rows = loaded.classifier.backbone.config.vocab_size  # type: ignore[union-attr]
     if words != rows:
         line += (
@@ -146,3 +148,69 @@ def _load_sparta(
     if loaded.about.separator == "sep_token":
         raise InputError(f"{folder}: was trained with an added token, which is not exported")
     return loaded, loaded.sparta
+
+
+def write_whole(classifier: Classifier, tokenizer: Any, about: Manifest, folder: Path) -> str:
+    """Write a classifier whose backbone is plain as a folder that transformers alone can use.
+
+    The head stays in its own dtype in the file. transformers loads everything in the dtype of
+    `config.json`, the backbone's, unless it is asked for another. Returns the token that inputs
+    are padded with on the right; transformers pools a row's last token that is not it.
+    """
+    padding = padding_on_the_right(tokenizer)
+    model = _empty_classifier(classifier, about.labels, padding.pad_token_id)
+    setattr(model, model.base_model_prefix, classifier.backbone)
+    model.score.weight = classifier.head_weight
+    model.save_pretrained(folder)
+    padding.save_pretrained(folder)
+    write_json(folder / WHOLE, {"format": store.FORMAT, **portable(about)})
+    return str(padding.pad_token)
+
+
+def check_whole(classifier: Classifier, tokenizer: Any, labels: list[str]) -> None:
+    """Raise InputError where `write_whole` would, which is better known before the training."""
+    pad = tokenizer.convert_tokens_to_ids(padding_token(tokenizer))
+    _empty_classifier(classifier, labels, pad)
+
+
+def padding_on_the_right(tokenizer: Any) -> Any:
+    """Return a copy of the tokenizer that pads with `padding_token`, as transformers' classifiers
+    need it."""
+    padding = copy.deepcopy(tokenizer)
+    padding.pad_token = padding_token(padding)
+    padding.padding_side = "right"
+    return padding
+
+
+def padding_token(tokenizer: Any) -> str:
+    """Return a token that never ends an input, so that pooling finds the input's last token.
+
+    The tokenizer's own, unless that is its end or unknown token as well; else BOS, which ends only
+    an input without any text, and then is the first token, which transformers pools if all is
+    padding. (A text that spells BOS out at its end is the exception.)
+    """
+    own = tokenizer.pad_token
+    if own is not None and own not in (tokenizer.eos_token, tokenizer.unk_token):
+        return str(own)
+    if tokenizer.bos_token is None:
+        raise InputError("the tokenizer has neither a padding token of its own nor BOS to pad with")
+    return str(tokenizer.bos_token)
+
+
+def _empty_classifier(classifier: Classifier, labels: list[str], pad: int) -> Any:
+    """Return transformers' classifier of the same architecture, without memory."""
+    config: Any = copy.deepcopy(classifier.backbone.config)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+    config.pad_token_id = pad
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except ValueError as error:
+        raise InputError(f"transformers has no such classifier: {reason_of(error)}") from None
+    if not isinstance(getattr(model, "score", None), nn.Linear) or model.score.bias is not None:
+        raise InputError(
+            f"{type(model).__name__}: its head is not one linear layer without bias, named score"
+        )
+    return model

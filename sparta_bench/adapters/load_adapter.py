@@ -1,25 +1,31 @@
-"""Load what a run or `merge` left in a folder as a classifier, checked and ready."""
+"""Load what a run or `merge` left in a folder as a classifier, on the base that it was trained on,
+checked and ready."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from sparta_bench.adapters import read_folder
-from sparta_bench.adapters.base import base_of, check_base, load_base, named_by
-from sparta_bench.adapters.manifest import Manifest
+from sparta_bench.adapters.manifest import OF_TEXTS, Manifest
+from sparta_bench.config.compose import compose
+from sparta_bench.config.conf_folder import named_models
 from sparta_bench.config.rules import LABELS, is_hub_name, show
 from sparta_bench.config.schema import ModelConfig
+from sparta_bench.data.tokenize import tokenizer_fingerprint
 from sparta_bench.errors import InputError
+from sparta_bench.files import why_no_folder
 from sparta_bench.methods.head import head as train_head
 from sparta_bench.methods.lora import lora as train_lora
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.dtypes import DTYPES, Precision
-from sparta_bench.models.source import is_local
+from sparta_bench.models.load import fit_embeddings, load_backbone
+from sparta_bench.models.source import EMBEDDED, folder_of, is_local, load_tokenizer
 from sparta_bench.models.stored_tensors import open_checkpoint
 from sparta_bench.sparta import SpartaAdapter, peft_sparta, store
 
@@ -75,28 +81,22 @@ def _load_adapter(folder: Path, base: str | None, tokenizer: str | None) -> Load
         return _with_sparta(classifier, loaded_tokenizer, about, folder, allow_pickle=False)
     precision = Precision(DTYPES[about.dtypes["model"]], DTYPES[about.dtypes["trained"]])
     if about.method["name"] == "lora":
-        trained = train_lora(
-            classifier, read_folder.lora_settings(about, folder), precision, seed=0
-        )
+        settings = read_folder.lora_settings(about, folder)
+        trained = train_lora(classifier, settings, precision, seed=0)
     else:
         trained = train_head(classifier)
-    tensors = store.read_tensors(folder, store.read_config(folder))
-    _check(tensors, trained.values, folder / store.TENSORS)
-    trained.restore(tensors)
-    classifier.requires_grad_(False).eval()
-    return Loaded(classifier, loaded_tokenizer, about, None, trained.merge_and_unload)
-
-
-def _check(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor], file: Path) -> None:
-    """Raise InputError unless a file holds tensors of these shapes and no others, all finite."""
+    tensors, file = store.read_tensors(folder, store.read_config(folder)), folder / store.TENSORS
     own = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    wanted = {name: tuple(value.shape) for name, value in values.items()}
+    wanted = {name: tuple(value.shape) for name, value in trained.values.items()}
     for name in sorted(own.keys() | wanted.keys()):
         if own.get(name) != wanted.get(name):
             raise InputError(
                 f"{file}: {name} has the shape {own.get(name)}, where {wanted.get(name)} belongs"
             )
         read_folder.refuse_not_finite(file, name, tensors[name])
+    trained.restore(tensors)
+    classifier.requires_grad_(False).eval()
+    return Loaded(classifier, loaded_tokenizer, about, None, trained.merge_and_unload)
 
 
 def _with_sparta(
@@ -123,24 +123,14 @@ def _load_whole(folder: Path) -> Loaded:
 def _load_authors(
     folder: Path, base: str | None, tokenizer: str | None, allow_pickle: bool
 ) -> Loaded:
-    about = _authors_manifest(folder, base)
-    if tokenizer is None and (folder / "tokenizer_config.json").is_file():
-        tokenizer = str(folder)
-    model = replace(about.model, tokenizer=tokenizer)
-    about = replace(about, model=model)
-    classifier, loaded_tokenizer = load_base(about, model)
-    return _with_sparta(classifier, loaded_tokenizer, about, folder, allow_pickle)
-
-
-def _authors_manifest(folder: Path, base: str | None) -> Manifest:
-    """Return as much as their `config.json` says; they know single texts without a prompt alone."""
+    """Their `config.json` says less; they know single texts without a prompt alone."""
     config = peft_sparta.read_config(folder)
     path, labels = folder / peft_sparta.CONFIG, config.get("id2label")
     if not isinstance(labels, dict) or sorted(labels) != sorted(map(str, range(len(labels)))):
         raise InputError(f"{path}: no id2label in it")
-    names, rule = [labels[str(number)] for number in range(len(labels))], LABELS
-    if not rule.check(names):
-        raise InputError(f"{path}: id2label={show(labels)}: {rule.text}")
+    names = [labels[str(number)] for number in range(len(labels))]
+    if not LABELS.check(names):
+        raise InputError(f"{path}: id2label={show(labels)}: {LABELS.text}")
     name = base or config[peft_sparta.BASE]
     if base is None and not is_hub_name(name):  # an adapter may come from anybody
         raise InputError(
@@ -149,23 +139,107 @@ def _authors_manifest(folder: Path, base: str | None) -> Manifest:
         )
     dtype = config.get("dtype") or config.get("torch_dtype")
     dtype = dtype if dtype in list(DTYPES) else "bfloat16"
-    any_model = ModelConfig(
+    model = ModelConfig(
         name=Path(name).resolve().name, hub_id=None, revision="main", path=None, tokenizer=None,
         kind="base", dtype=dtype, embedded=False, shape=None,
     )  # fmt: skip
-    model = named_by(name, "--base", any_model)
-    return Manifest(
-        method={"name": "sparta"},
-        density=None,
-        seed=None,
+    model = named_by(name, "--base", model)
+    if tokenizer is None and (folder / "tokenizer_config.json").is_file():
+        tokenizer = str(folder)
+    about = Manifest(
+        **OF_TEXTS,
         base_model={"name": Path(name).name if is_local(model) else name, "fingerprint": None},
-        task=None,
         labels=names,
-        columns=["text"],
-        prompt=None,
-        separator="newline",
-        undo_spacing=False,
-        model=model,
+        model=replace(model, tokenizer=tokenizer),
         dtypes={"model": dtype, "trained": "float32"},  # their head is float32 wherever it is used
-        tokenizer_fingerprint=None,
     )
+    classifier, loaded_tokenizer = load_base(about, about.model)
+    return _with_sparta(classifier, loaded_tokenizer, about, folder, allow_pickle)
+
+
+# ------------------------------------------------------------------------------------- the base
+def base_of(about: Manifest, base: str | None, tokenizer: str | None, folder: Path) -> ModelConfig:
+    """Return the base as it is to be loaded: where the user says, else where the manifest says;
+    raises InputError if neither says it, or it is not there."""
+    model = about.model
+    known_path = None if model.path is None else store.base_path_of(about.base_fingerprint)
+    if base is not None:
+        model = named_by(base, "--base", model)
+    elif known_path is not None:
+        model = replace(model, path=known_path)
+    elif model.path is not None:
+        raise InputError(
+            f"{folder}: was trained on a base model in a folder, called {model.path} then; say "
+            "with --base DIR where it is"
+        )
+    elif model.embedded and model.name not in [path.name for path in EMBEDDED.iterdir()]:
+        raise InputError(f"{folder}: this version has no embedded model {model.name}")
+    if tokenizer is not None:
+        named = named_by(tokenizer, "--tokenizer", model)
+        return replace(model, tokenizer=str(folder_of(named)) if named.embedded else tokenizer)
+    if about.model.tokenizer is not None:
+        raise InputError(
+            f"{folder}: was trained with a tokenizer in a folder of its own, called "
+            f"{about.model.tokenizer} then; say with --tokenizer DIR where it is"
+        )
+    return model
+
+
+def named_by(name: str, option: str, model: ModelConfig) -> ModelConfig:
+    """Return the model under another name, which the user gave with `option`: a folder, a model of
+    `conf/model`, or a repository of the hub (at `main`, unless it is the model's own)."""
+    if why_no_folder(name) is None:
+        return replace(model, path=name, embedded=False)
+    if name in named_models():
+        known = compose([f"model={name}"]).model
+        source = {key: getattr(known, key) for key in ("name", "hub_id", "revision", "embedded")}
+        return replace(model, path=None, **source)
+    if not is_hub_name(name):
+        raise InputError(f"{option} {name}: there is no such folder")
+    revision = model.revision if name == model.hub_id else "main"
+    return replace(model, name=name, hub_id=name, revision=revision, path=None, embedded=False)
+
+
+def load_base(
+    about: Manifest, model: ModelConfig, option: str = "--base "
+) -> tuple[Classifier, Any]:
+    """Return the base with a head of zeros, and its tokenizer. Messages name its folder with the
+    `option` that the user gave; empty for the folder of a whole model."""
+    try:
+        tokenizer = load_tokenizer(model, about)
+        backbone = load_backbone(model, DTYPES[about.dtypes["model"]])
+        added = 1 if about.separator == "sep_token" else 0
+        fit_embeddings(backbone, tokenizer, added, about.seed or 0)
+    except InputError as error:  # in the words of a run's settings
+        lines = (line.replace("model.path=", option) for line in error.lines)
+        lines = (line.replace("model.tokenizer=", "--tokenizer ") for line in lines)
+        raise InputError(*lines) from None
+    shape = len(about.labels), backbone.config.hidden_size
+    classifier = Classifier(backbone, torch.zeros(shape, dtype=DTYPES[about.dtypes["trained"]]))
+    classifier.requires_grad_(False).eval()
+    return classifier, tokenizer
+
+
+def check_base(
+    about: Manifest, backbone: nn.Module, tokenizer: Any, folder: Path, shown: str
+) -> None:
+    """Raise InputError unless what is in the folder was trained on this backbone with this
+    tokenizer; `shown` is what the user called the backbone."""
+    if about.base_fingerprint is None:
+        raise InputError(f"{folder}: does not say what its base's weights were (base_fingerprint)")
+    refuse_other_base(about.base_fingerprint, store.fingerprint_of(backbone), str(folder), shown)
+    own = tokenizer_fingerprint(tokenizer)
+    if about.tokenizer_fingerprint not in (own, None):  # a script's adapter says none
+        raise InputError(
+            f"{folder}: was trained with another tokenizer (fingerprint "
+            f"{about.tokenizer_fingerprint}, this one has {own}; --tokenizer says where it is)"
+        )
+
+
+def refuse_other_base(expected: Any, own: str, folder: str, shown: str) -> None:
+    """Raise InputError where the base that is called `shown` has another fingerprint."""
+    if own != expected:
+        raise InputError(
+            f"{folder}: was trained on another base model: the fingerprint of its weights is "
+            f"{expected}, and {shown} has {own}"
+        )

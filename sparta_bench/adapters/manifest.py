@@ -23,6 +23,19 @@ from sparta_bench.config.schema import ModelConfig, Prompt
 from sparta_bench.errors import InputError
 from sparta_bench.files import json_of
 
+# of what nothing but a base and labels is known: a text a row, as the base's tokenizer encodes it
+OF_TEXTS: dict[str, Any] = {
+    "method": {"name": "sparta"},
+    "density": None,
+    "seed": None,
+    "task": None,
+    "columns": ["text"],
+    "prompt": None,
+    "separator": "newline",
+    "undo_spacing": False,
+    "tokenizer_fingerprint": None,
+}
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -60,13 +73,8 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, values: Any, source: Path) -> Manifest:
-        """Read it from the JSON of `source`; other keys are left alone.
-
-        Raises
-        ------
-        InputError
-            With a line for each key that is missing, or has another value than it may.
-        """
+        """Read it from the JSON of `source`; other keys are left alone. Raises InputError with a
+        line for each key that is missing, or has another value than it may."""
         if not isinstance(values, dict) or "labels" not in values:
             values = _of_script(values, source)
         # not in older ones
@@ -107,20 +115,12 @@ def _of_script(values: Any, source: Path) -> dict[str, Any]:
         "embedded": False,
     }
     return {
-        "method": {"name": "sparta"},
-        "density": None,
-        "seed": None,
+        **OF_TEXTS,
         **values,
         "base_model": {"name": name, "fingerprint": None},
-        "task": None,
         "labels": labels,
-        "columns": ["text"],
-        "prompt": None,
-        "separator": "newline",
-        "undo_spacing": False,
         "model": model,
         "dtypes": {"model": script.get("dtype"), "trained": values.get("dtype")},
-        "tokenizer_fingerprint": None,
     }
 
 

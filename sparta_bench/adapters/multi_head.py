@@ -15,11 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sparta_bench.adapters.base import load_base
-from sparta_bench.adapters.load_adapter import Loaded
+from sparta_bench.adapters.export import padding_on_the_right
+from sparta_bench.adapters.load_adapter import Loaded, load_base
 from sparta_bench.adapters.manifest import Manifest, portable, read_object
 from sparta_bench.adapters.read_folder import MULTI_HEAD, refuse_not_finite
-from sparta_bench.adapters.whole_model import padding_on_the_right
 from sparta_bench.errors import InputError, reason_of, shown
 from sparta_bench.files import sha256_of, write_json, write_tensors
 from sparta_bench.models.classifier import Classifier, logits_of, pooled
@@ -59,9 +58,8 @@ class MultiHead(nn.Module):
 
     def logits(self, states: Tensor) -> dict[str, Tensor]:
         """The same of the last real tokens' final hidden states (rows x hidden)."""
-        return {
-            name: logits_of(states, head) for name, head in zip(self.names, self.heads, strict=True)
-        }
+        heads = zip(self.names, self.heads, strict=True)
+        return {name: logits_of(states, head) for name, head in heads}
 
     def classifier(self, name: str) -> Classifier:
         """Return the backbone under one of the heads alone; they share their memory."""
@@ -69,13 +67,58 @@ class MultiHead(nn.Module):
 
     def one(self, name: str) -> Loaded:
         """Return one head of a loaded one as a classifier from disk."""
-        return Loaded(self.classifier(name), self.tokenizer, self.about[name], None, lambda: None)
+        classifier = self.classifier(name)
+        return Loaded(classifier, self.tokenizer, self.about[name], None, lambda: None)
 
     @staticmethod
     def load(folder: str | Path) -> MultiHead:
         """Load what `sparta-bench merge multi-head` wrote, on the CPU, frozen, in evaluation mode;
         raises InputError if a file is missing, broken, or not the one that was written."""
-        return _load(Path(folder))
+        folder = Path(folder)
+        config = read_object(folder / MULTI_HEAD, FORMAT)
+        manifests = config.get("heads")
+        if not isinstance(manifests, dict) or not manifests:
+            raise InputError(f"{folder / MULTI_HEAD}: heads is missing or of another kind")
+        about = {
+            name: Manifest.from_dict(one, folder / MULTI_HEAD) for name, one in manifests.items()
+        }
+        heads = _read_heads(folder / HEADS, config.get("heads_sha256"))
+        first = next(iter(about.values()))
+        base = replace(first.model, path=str(folder), embedded=False, tokenizer=None)
+        classifier, tokenizer = load_base(first, base, option="")
+        own = fingerprint_of(classifier.backbone)
+        if config.get(BACKBONE, own) != own:  # folders of earlier versions do not name it
+            raise InputError(
+                f"{folder}: the backbone's weights are not those that were merged: their "
+                f"fingerprint is {own}, and {MULTI_HEAD} says {shown(str(config[BACKBONE]))} "
+                f"({BACKBONE})"
+            )
+        hidden = classifier.head_weight.shape[1]
+        wanted = {name: (len(one.labels), hidden) for name, one in about.items()}
+        shapes = {name: tuple(head.shape) for name, head in heads.items()}
+        for name in sorted(shapes.keys() | wanted.keys()):
+            if shapes.get(name) != wanted.get(name):
+                raise InputError(
+                    f"{folder / HEADS}: {name} has the shape {shapes.get(name)}, where "
+                    f"{wanted.get(name)} belongs"
+                )
+        model = MultiHead(classifier.backbone, {name: heads[name] for name in about})
+        model.tokenizer, model.about = tokenizer, about
+        return model.requires_grad_(False).eval()
+
+
+def _read_heads(path: Path, expected: Any) -> dict[str, Tensor]:
+    try:
+        if sha256_of(path) != expected:
+            raise InputError(f"{path}: cut short or changed since {MULTI_HEAD} was written")
+        heads: dict[str, Tensor] = load_file(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except SafetensorError as error:
+        raise InputError(f"{path}: {reason_of(error)}") from None
+    for name, tensor in heads.items():
+        refuse_not_finite(path, name, tensor)
+    return heads
 
 
 def write(
@@ -99,47 +142,3 @@ def write(
         "heads_sha256": sha256_of(folder / HEADS),
     }
     write_json(folder / MULTI_HEAD, config)
-
-
-def _load(folder: Path) -> MultiHead:
-    config = read_object(folder / MULTI_HEAD, FORMAT)
-    manifests = config.get("heads")
-    if not isinstance(manifests, dict) or not manifests:
-        raise InputError(f"{folder / MULTI_HEAD}: heads is missing or of another kind")
-    about = {name: Manifest.from_dict(one, folder / MULTI_HEAD) for name, one in manifests.items()}
-    heads = _read_heads(folder, config.get("heads_sha256"))
-    first = next(iter(about.values()))
-    base = replace(first.model, path=str(folder), embedded=False, tokenizer=None)
-    classifier, tokenizer = load_base(first, base, option="")
-    own = fingerprint_of(classifier.backbone)
-    if config.get(BACKBONE, own) != own:  # folders of earlier versions do not name it
-        raise InputError(
-            f"{folder}: the backbone's weights are not those that were merged: their fingerprint "
-            f"is {own}, and {MULTI_HEAD} says {shown(str(config[BACKBONE]))} ({BACKBONE})"
-        )
-    hidden = classifier.head_weight.shape[1]
-    shapes = {name: (len(one.labels), hidden) for name, one in about.items()}
-    for name in sorted(heads.keys() | shapes.keys()):
-        shape = tuple(heads[name].shape) if name in heads else None
-        if shape != shapes.get(name):
-            raise InputError(
-                f"{folder / HEADS}: {name} has the shape {shape}, where {shapes.get(name)} belongs"
-            )
-    model = MultiHead(classifier.backbone, {name: heads[name] for name in about})
-    model.tokenizer, model.about = tokenizer, about
-    return model.requires_grad_(False).eval()
-
-
-def _read_heads(folder: Path, expected: Any) -> dict[str, Tensor]:
-    path = folder / HEADS
-    try:
-        if sha256_of(path) != expected:
-            raise InputError(f"{path}: cut short or changed since {MULTI_HEAD} was written")
-        heads: dict[str, Tensor] = load_file(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except SafetensorError as error:
-        raise InputError(f"{path}: {reason_of(error)}") from None
-    for name, tensor in heads.items():
-        refuse_not_finite(path, name, tensor)
-    return heads

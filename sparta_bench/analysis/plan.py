@@ -9,19 +9,17 @@ from typing import Any
 
 from sparta_bench.analysis.memory.formula import paper_formula_bytes
 from sparta_bench.analysis.run_cost import Cost, cost_of
-from sparta_bench.config.lengths import Lengths, lengths_for
-from sparta_bench.config.presets import preset_rows
+from sparta_bench.config.presets import Lengths, lengths_for, preset_rows
 from sparta_bench.config.schema import Config
-from sparta_bench.data.classes import as_line, check_classes, class_counts
+from sparta_bench.data.examples import as_line, check_classes, class_counts
 from sparta_bench.data.splits import load_splits
 from sparta_bench.data.tokenize import Encoded, encode_splits
 from sparta_bench.devices import device_kind
 from sparta_bench.errors import InputError, log, one_line
-from sparta_bench.models.answers import answer_tokens
-from sparta_bench.models.counts import count_parameters
-from sparta_bench.models.decoder_shapes import known_context, shapes_for
-from sparta_bench.models.plain_tokenizer import PlainTokenizer
+from sparta_bench.models.counts import count_parameters, known_context, shapes_for
 from sparta_bench.models.source import (
+    PlainTokenizer,
+    answer_tokens,
     context_of,
     folder_of,
     is_local,

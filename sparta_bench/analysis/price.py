@@ -13,10 +13,9 @@ import torch
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory.estimate import KEPT_FREE, estimate_of
 from sparta_bench.analysis.run_cost import Cost, cost_of, race_share, rows_at_once, time_key
-from sparta_bench.config.lengths import Lengths
+from sparta_bench.config.presets import Lengths
 from sparta_bench.config.schema import Config
-from sparta_bench.models.counts import ParameterCounts, Shapes, count_parameters
-from sparta_bench.models.decoder_shapes import shapes_for
+from sparta_bench.models.counts import ParameterCounts, Shapes, count_parameters, shapes_for
 from sparta_bench.models.dtypes import precision_of
 from sparta_bench.tables.table import Table, table_of
 from sparta_bench.text import as_bytes

@@ -7,19 +7,20 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
-from sparta_bench.config.lengths import Lengths, lengths_for
+from sparta_bench.config.presets import Lengths, lengths_for
 from sparta_bench.config.schema import Config
 from sparta_bench.devices import threads_for
-from sparta_bench.models.counts import Shapes, count_parameters
-from sparta_bench.models.decoder_shapes import shapes_for
-from sparta_bench.models.step_work import (
+from sparta_bench.models.counts import (
     Once,
+    Shapes,
     Work,
+    count_parameters,
     dense_share_of,
     draws_dropout,
     forward_flops,
     planned,
     shape_of,
+    shapes_for,
     step_flops,
     work_of,
 )

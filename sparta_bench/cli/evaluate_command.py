@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
     with heavy_imports():
         from sparta_bench.adapters.multi_head import MultiHead
         from sparta_bench.config.compose import compose
-        from sparta_bench.data.own_task import complete
+        from sparta_bench.data.splits import complete
         from sparta_bench.files import write_json
         from sparta_bench.inference.evaluate import as_text, evaluation_of, settings_for
 

@@ -114,7 +114,7 @@ def _grid(
     """All runs of a command line, here or through a launcher. Without `-m` there is one, or those
     of a search of the rate, of which the best is the result."""
     quiet_libraries()
-    from sparta_bench.data.own_task import complete
+    from sparta_bench.data.splits import complete
     from sparta_bench.runs import at_once
     from sparta_bench.runs.grid import Grid
     from sparta_bench.runs.launch import launcher_of

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from sparta_bench.cli.options import Parser, add_outputs, check_folder, check_there
-from sparta_bench.config.relations import why_no_tracker
+from sparta_bench.config.rules import why_no_tracker
 from sparta_bench.errors import InputError, log, refusal_of
 from sparta_bench.records.read import read_records
 from sparta_bench.text import counted

@@ -6,7 +6,7 @@ import shutil
 from textwrap import fill
 
 from sparta_bench.cli import usage
-from sparta_bench.config.explain import explained
+from sparta_bench.config.conf_folder import explained
 from sparta_bench.errors import InputError
 
 MOST_COLUMNS = 120

@@ -128,7 +128,7 @@ def _setting(overrides: list[str], rows: int | None, tokens: int | None, shared:
     import torch
 
     from sparta_bench.analysis.bench.setting import Setting
-    from sparta_bench.data.own_task import complete
+    from sparta_bench.data.splits import complete
     from sparta_bench.models.source import load_architecture
 
     config = complete(compose(overrides))

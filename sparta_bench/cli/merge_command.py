@@ -13,7 +13,7 @@ from sparta_bench.errors import InputError, log
 from sparta_bench.records.record import DEFAULT
 
 if TYPE_CHECKING:
-    from sparta_bench.adapters.merging.merge_methods import Rule
+    from sparta_bench.adapters.merging import Rule
 
 VERBS = {  # what each makes, and its description
     "bake": ("a plain transformers folder, which needs none of this project",
@@ -177,7 +177,7 @@ def _merge(options: Namespace) -> None:
         )
     check_there(options.adapters)
     rule = _rule(options)
-    from sparta_bench.adapters.merging.combine import multi_head_of
+    from sparta_bench.adapters.merging import multi_head_of
 
     sources = options.base, options.tokenizer
     line, warnings = multi_head_of(
@@ -188,7 +188,7 @@ def _merge(options: Namespace) -> None:
 
 
 def _rule(options: Namespace) -> Rule:
-    from sparta_bench.adapters.merging.merge_methods import Rule
+    from sparta_bench.adapters.merging import Rule
 
     if options.verb == "multi-head":
         return Rule()
@@ -234,8 +234,7 @@ def _overlap(options: Namespace) -> None:
     if len(options.adapters) < 2:
         raise InputError("merge overlap: at least two models are needed")
     check_there(options.adapters)
-    from sparta_bench.adapters.merging.overlap import as_text, overlaps_of
-    from sparta_bench.adapters.merging.task_vectors import open_task_vectors
+    from sparta_bench.adapters.merging import as_text, open_task_vectors, overlaps_of
 
     base, vectors = open_task_vectors(options.adapters, options.base, options.tokenizer)
     overlaps = overlaps_of(vectors, base)

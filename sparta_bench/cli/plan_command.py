@@ -9,7 +9,7 @@ from functools import partial
 
 from sparta_bench.cli import options as shared
 from sparta_bench.config.compose import compose, compose_all
-from sparta_bench.config.lengths import lengths_for
+from sparta_bench.config.presets import lengths_for
 from sparta_bench.config.sweeps import sweep_jobs
 from sparta_bench.errors import InputError, fitted
 
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
         return
     config = compose(options.overrides)
     from sparta_bench.analysis.plan import as_json, as_text, plan
-    from sparta_bench.data.own_task import complete
+    from sparta_bench.data.splits import complete
     from sparta_bench.runs.time_estimates import recorded_seconds
 
     planned = plan(complete(config), options.gpu, partial(recorded_seconds, config))

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sparta_bench.cli.options import Parser, check_folder, figure_path
+from sparta_bench.config.conf_folder import check_source
 from sparta_bench.errors import InputError, log
 from sparta_bench.files import write_json
-from sparta_bench.models.checkpoint_names import check_source
 from sparta_bench.report.plots import check_matplotlib, write_figures
 from sparta_bench.tables.render import FORMATS, as_markdown, write_texts
 

@@ -7,49 +7,30 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sparta_bench.config.presets import preset_of
-from sparta_bench.config.rates import RateRule, size_of
-from sparta_bench.config.relations import relation_faults
-from sparta_bench.config.rules import RULES, is_text, look_up, rule_fault, show
-from sparta_bench.config.schema import (
-    METHOD_CLASSES,
-    METHODS,
-    Config,
-    Dev,
-    Hub,
-    MethodConfig,
-    ModelConfig,
-    Prompt,
-    SearchConfig,
-    TaskConfig,
-    TrainConfig,
-    Tsv,
-)
+from sparta_bench.config import schema
+from sparta_bench.config.presets import RateRule, preset_of, size_of
+from sparta_bench.config.rules import RULES, is_text, look_up, relation_faults, rule_fault, show
+from sparta_bench.config.schema import METHOD_CLASSES, Config, MethodConfig, TaskConfig, TrainConfig
 from sparta_bench.errors import InputError, did_you_mean
 
-MAY_BE_NULL = ("task.hub", "task.tsv", "task.dev", "task.prompt")
-NOT_FOUND_YET = {"dev": Dev("", "all", None), "prompt": Prompt("", (), "", ())}
+NOT_FOUND_YET = {  # or not needed
+    "hub": None,
+    "tsv": None,
+    "dev": schema.Dev("", "all", None),
+    "prompt": schema.Prompt("", (), "", ()),
+}
 Faults = dict[str, str]  # a line for each dotted key
 SOURCES = ("data", "data_dir", "hub", "generated")
 PARTS: dict[str, type] = {
-    "model": ModelConfig, "task": TaskConfig, "train": TrainConfig, "search": SearchConfig,
-    "task.dev": Dev, "task.prompt": Prompt, "task.hub": Hub, "task.tsv": Tsv,
+    "model": schema.ModelConfig, "task": TaskConfig, "train": TrainConfig,
+    "search": schema.SearchConfig, "task.dev": schema.Dev, "task.prompt": schema.Prompt,
+    "task.hub": schema.Hub, "task.tsv": schema.Tsv,
 }  # fmt: skip
 
 
 def from_dict(composed: Mapping[str, Any]) -> Config:
-    """Check a composed configuration and freeze it.
-
-    Parameters
-    ----------
-    composed
-        Plain dictionaries as composed from `conf/`.
-
-    Raises
-    ------
-    InputError
-        With one line for every fault: key, value, rule.
-    """
+    """Check a configuration, plain dictionaries as composed from `conf/`, and freeze it. Raises
+    InputError with one line for every fault: key, value, rule."""
     raw = dict(composed)
     for group in ("method", "train"):
         if group in raw:
@@ -59,44 +40,36 @@ def from_dict(composed: Mapping[str, Any]) -> Config:
     faults = _shape_faults(raw)
     unknown_rate: Faults = {}
     if not faults.keys() & {"model", "task", "method", "train"}:
-        raw["model"] = _where_it_is(raw["model"])
-        raw["train"] = _with_presets(
-            raw["train"], raw["method"], raw["model"]["name"], raw["task"].get("name")
-        )
-        try:
-            raw["train"] = _with_rate(raw["train"], raw["model"])
-        except InputError as error:
-            unknown_rate["train.learning_rate"] = error.lines[0]
+        model = raw["model"] = _named_model(raw["model"])
+        train = _with_presets(raw["train"], raw["method"], model["name"], raw["task"].get("name"))
+        raw["train"] = train
+        if isinstance(rule := train.get("learning_rate"), RateRule):
+            try:
+                train["learning_rate"] = rule.rate(size_of(model) or 1e9)
+            except InputError as error:
+                unknown_rate["train.learning_rate"] = error.lines[0]
     faults |= _rule_faults(raw) | unknown_rate
-    if _named_by_path(look_up(raw, "model")[1]):
+    known = [look_up(raw, f"model.{key}")[1] for key in ("name", "hub_id", "embedded")]
+    if known[0] is None and not any(known):
         faults.pop("model.name", None)  # the line about model.path says enough
     if not any(look_up(raw, f"task.{key}")[1] for key in ("name", *SOURCES)):
         faults.pop("task.name", None)  # and so does that about the data
     _raise(raw, faults)
     task = dict(raw["task"])
-    for key, kind in (("hub", Hub), ("tsv", Tsv), ("dev", Dev), ("prompt", Prompt)):
-        task[key] = NOT_FOUND_YET.get(key) if task[key] is None else _made(kind, task[key])
+    for key, empty in NOT_FOUND_YET.items():
+        task[key] = empty if task[key] is None else _made(PARTS[f"task.{key}"], task[key])
     for key in ("columns", "labels", "test_splits"):
         task[key] = task[key] or []
-    parts = {
-        "model": _made(ModelConfig, raw["model"]),
-        "task": _made(TaskConfig, task),
-        "method": _made(METHOD_CLASSES[raw["method"]["name"]], raw["method"]),
-        "train": _made(TrainConfig, raw["train"]),
-        "search": _made(SearchConfig, raw["search"]),
-    }
+    parts = {key: _made(PARTS[key], raw[key]) for key in ("model", "train", "search")}
+    parts["task"] = _made(TaskConfig, task)
+    parts["method"] = _made(METHOD_CLASSES[raw["method"]["name"]], raw["method"])
     config: Config = _made(Config, raw | parts)
     return config
 
 
 def method_of(values: Mapping[str, Any]) -> MethodConfig:
-    """Return a method's settings from plain values, such as those of a saved adapter.
-
-    Raises
-    ------
-    InputError
-        With a line for each fault.
-    """
+    """Return a method's settings from plain values, such as those of a saved adapter. Raises
+    InputError with a line for each fault."""
     raw = {"method": values}
     faults = _rule_faults(raw)
     if "method.name" not in faults:
@@ -110,12 +83,7 @@ def train_of(
     train: Mapping[str, Any], method: Mapping[str, Any], model: str, task: str
 ) -> TrainConfig:
     """Return the training settings of a run of this method, model and task, presets filled in.
-
-    Raises
-    ------
-    InputError
-        With a line for each fault.
-    """
+    Raises InputError with a line for each fault."""
     raw = {"train": _with_presets(train, method, model, task)}
     _raise(raw, _key_faults(raw["train"], TrainConfig, "train.") | _rule_faults(raw))
     settings: TrainConfig = _made(TrainConfig, raw["train"])
@@ -131,10 +99,10 @@ def _shape_faults(raw: Mapping[str, Any]) -> Faults:
     """Keys that are missing and keys that nothing knows."""
     faults = _key_faults(raw, Config, "")
     name = look_up(raw, "method.name")[1]
-    method = METHOD_CLASSES[name] if name in METHODS else None
+    method = METHOD_CLASSES.get(name) if isinstance(name, str) else None
     for key, kind in [("method", method), *PARTS.items()]:
         is_there, value = look_up(raw, key)
-        if not is_there or (value is None and key in MAY_BE_NULL):
+        if not is_there or (value is None and key.removeprefix("task.") in NOT_FOUND_YET):
             continue
         if not isinstance(value, Mapping):
             faults[key] = f"{key}={show(value)}: must have keys of its own"
@@ -145,7 +113,7 @@ def _shape_faults(raw: Mapping[str, Any]) -> Faults:
 
 def _key_faults(part: Mapping[str, Any], kind: type, prefix: str) -> Faults:
     known = {field.name for field in fields(kind)}
-    optional = {"positions", "fields"} if kind is Tsv else set()
+    optional = {"positions", "fields"} if kind is schema.Tsv else set()
     missing = [f"{prefix}{key}" for key in known - part.keys() - optional]
     faults = {key: f"{key}: is missing" for key in sorted(missing)}
     for key in (key for key in part if key not in known):
@@ -155,15 +123,12 @@ def _key_faults(part: Mapping[str, Any], kind: type, prefix: str) -> Faults:
 
 
 def _rule_faults(raw: Mapping[str, Any]) -> Faults:
-    faults = {}
-    for key in RULES:
-        is_there, value = look_up(raw, key)
-        if is_there and (line := rule_fault(key, value)):
-            faults[key] = line
-    return faults
+    values = {key: look_up(raw, key) for key in RULES}
+    lines = {key: rule_fault(key, value) for key, (is_there, value) in values.items() if is_there}
+    return {key: line for key, line in lines.items() if line}
 
 
-def _where_it_is(model: Mapping[str, Any]) -> dict[str, Any]:
+def _named_model(model: Mapping[str, Any]) -> dict[str, Any]:
     """Name a model by its folder where it has no name.
 
     An embedded model with a folder is a model of its own, as with `model=local`: it may be
@@ -196,57 +161,41 @@ def _named_task(task: Mapping[str, Any]) -> dict[str, Any]:
     return task
 
 
-def _named_by_path(model: Any) -> bool:
-    if not isinstance(model, Mapping) or model.get("name") is not None:
-        return False
-    return not (model.get("hub_id") or model.get("embedded"))
-
-
 def _with_presets(
     train: Mapping[str, Any], method: Mapping[str, Any], model: Any, task: Any
 ) -> dict[str, Any]:
     """Return `train` with every None that the run's preset knows replaced."""
-    density = method.get("density")
-    if method.get("name") not in METHODS or (
-        "density" in method and not RULES["method.density"].check(density)
-    ):  # which has a line of its own, and what would be filled in is no fault
+    name, density = method.get("name"), method.get("density")
+    wrong_density = "density" in method and not RULES["method.density"].check(density)
+    if wrong_density or not RULES["method.name"].check(name):
+        # that has a line of its own, and what would be filled in is no fault
         return {key: value for key, value in train.items() if value is not None}
-    preset = preset_of(method["name"], model, task, density)
+    preset = preset_of(str(name), model, task, density)
     values = {} if preset is None else preset.values
     return {key: values.get(key) if value is None else value for key, value in train.items()}
 
 
-def _with_rate(train: dict[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `train` with a rate that the presets give by a rule worked out for the model."""
-    rule = train.get("learning_rate")
-    if not isinstance(rule, RateRule):
-        return train
-    return {**train, "learning_rate": rule.rate(size_of(model) or 1e9)}
-
-
 def _made(kind: type, values: Mapping[str, Any]) -> Any:
-    # 5 and 5.0 epochs are the same experiment, and must hash alike
+    """A dataclass of checked values: lists as tuples, which have a hash, and 5 epochs as 5.0, since
+    both are the same experiment and must hash alike."""
     kinds = {field.name: str(field.type) for field in fields(kind)}
-    return kind(**{key: _as_kind(kinds[key], value) for key, value in values.items()})
-
-
-def _as_kind(kind: str, value: Any) -> Any:
-    if isinstance(value, list):  # tuples have a hash
-        return tuple(float(part) if kind == "tuple[float, ...]" else part for part in value)
-    if value is None or kind not in ("float", "int", "int | None"):
-        return value
-    return float(value) if kind == "float" else int(value)
+    made = dict(values)
+    for key, value in values.items():
+        if isinstance(value, list):
+            made[key] = tuple(map(float, value) if kinds[key] == "tuple[float, ...]" else value)
+        elif value is not None and kinds[key] in ("float", "int", "int | None"):
+            made[key] = float(value) if kinds[key] == "float" else int(value)
+    return kind(**made)
 
 
 def _fold_numbers(value: Any) -> Any:
-    # YAML 1.1 reads 1e-5 as text; whoever writes it means the number
+    """YAML 1.1 reads 1e-5 as text; whoever writes it means the number."""
     if isinstance(value, dict):
         return {key: _fold_numbers(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_fold_numbers(part) for part in value]
-    if isinstance(value, str):
-        try:
-            return float(value) if "e" in value.lower() and value[0] in "+-.0123456789" else value
-        except ValueError:
-            return value
-    return value
+    try:
+        is_number = isinstance(value, str) and "e" in value.lower() and value[0] in "+-.0123456789"
+        return float(value) if is_number else value
+    except ValueError:
+        return value

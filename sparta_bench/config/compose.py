@@ -44,13 +44,8 @@ _parts: dict[tuple[tuple[Path, ...], str, str | None], Any] = {}
 
 
 def compose(overrides: list[str]) -> Config:
-    """Return the experiment of overrides such as `["task=rte", "seed=1"]`.
-
-    Raises
-    ------
-    InputError
-        With a line for every override that names nothing, and for every value against a rule.
-    """
+    """Return the experiment of overrides such as `["task=rte", "seed=1"]`. Raises InputError with a
+    line for every override that names nothing, and for every value against a rule."""
     return compose_all([overrides])[0]
 
 
@@ -162,13 +157,8 @@ def our_hydra() -> Iterator[None]:
 
 
 def to_plain(composed: Any) -> dict[str, Any]:
-    """Return a composed configuration as plain dictionaries, interpolations resolved.
-
-    Raises
-    ------
-    InputError
-        If a value is taken from the environment: it would go into records, secrets among it.
-    """
+    """Return a composed configuration as plain dictionaries, interpolations resolved. Raises
+    InputError if a value is taken from the environment: it would go into records, secrets too."""
     _refuse_environment(OmegaConf.to_container(composed), "")
     plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)

@@ -1,18 +1,37 @@
-"""What settings of `train` are where nobody gives them: the rows of `conf/presets.csv`."""
+"""The tables of `conf`: settings of `train` that nobody gives (`presets.csv`; a guess of the rate
+by a model's size where no row names it), and lengths of the paper's tasks (`lengths.csv`)."""
 
 from __future__ import annotations
 
 import csv
+import re
+import sys
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparta_bench.config.conf_folder import config_dir
-from sparta_bench.config.rates import RateRule, rule_of, size_of
+from sparta_bench.config.rules import is_hub_name
 from sparta_bench.config.schema import Config, SpartaConfig, plain
 from sparta_bench.errors import InputError
+from sparta_bench.files import json_of
 
 OTHER = "other"
+RULE = re.compile(r"(\S+) \* \(1e9/size\)\*\*(\S+)")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+WIDTHS = ("hidden_size", "n_embd", "d_model")
+
+
+class RateRule(NamedTuple):
+    """A rate that falls with a power of the model's size, as a cell of the presets writes it."""
+
+    at_1e9: float
+    power: float
+
+    def rate(self, size: float) -> float:
+        """Return the rate, to two digits."""
+        return float(f"{self.at_1e9 * (1e9 / size) ** self.power:.1e}")
 
 
 class Preset(NamedTuple):
@@ -26,46 +45,57 @@ class Preset(NamedTuple):
     values: dict[str, Any]
 
 
-@cache
-def _presets(path: Path) -> tuple[Preset, ...]:
+class Lengths(NamedTuple):
+    """Of a task as a kind of model reads it. `train` is after the length filter; `train_tokens` and
+    `eval_tokens` are means; all inputs begin with the same `shared` tokens. `source` says where
+    the numbers are from."""
+
+    train: int
+    dev: int
+    test: int
+    train_tokens: float
+    eval_tokens: float
+    shared: int
+    source: str
+
+
+def _table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file that begins with comments, each with its line."""
     lines = path.read_text(encoding="utf-8").splitlines()
     first = next(number for number, line in enumerate(lines) if not line.startswith("#"))
     names, *rows = ([cell.strip() for cell in row] for row in csv.reader(lines[first:]))
-    return tuple(
-        _preset(dict(zip(names, row, strict=True)), first + number)
-        for number, row in enumerate(rows, 2)
-    )
+    for line, row in enumerate(rows, first + 2):
+        yield line, dict(zip(names, row, strict=True))
 
 
-def _preset(row: dict[str, str], line: int) -> Preset:
-    method, model, task, density = (row.pop(key) for key in ("method", "model", "task", "density"))
-    keys = ", ".join(filter(None, (method, model, task, density)))
-    text = f"presets.csv line {line} ({keys}): {row.pop('source')}"
-    low, high = map(float, density.split(" to ")) if density else (0.0, 1.0)
-    values = {key: _value(cell) for key, cell in row.items() if cell}
-    return Preset(text, method, model.split(), task.split(), (low, high), values)
+@cache
+def _presets(path: Path) -> tuple[Preset, ...]:
+    presets = []
+    for line, row in _table(path):
+        keys = [row.pop(key) for key in ("method", "model", "task", "density")]
+        text = f"presets.csv line {line} ({', '.join(filter(None, keys))}): {row.pop('source')}"
+        method, model, task, density = keys
+        low, high = map(float, density.split(" to ")) if density else (0.0, 1.0)
+        values = {key: _value(cell) for key, cell in row.items() if cell}
+        presets.append(Preset(text, method, model.split(), task.split(), (low, high), values))
+    return tuple(presets)
 
 
 def _value(cell: str) -> float | str | RateRule:
     try:
         return float(cell)
     except ValueError:
-        return rule_of(cell) or cell
+        match = RULE.fullmatch(cell)
+        return RateRule(float(match[1]), float(match[2])) if match else cell
 
 
 def preset_of(method: str, model: Any, task: Any, density: float | None) -> Preset | None:
     """Return the row for a run; a row that names model and task goes before one for `other`.
-
-    Raises
-    ------
-    InputError
-        If two rows fit.
-    """
+    Raises InputError if two rows fit."""
     rows = [row for row in _presets(config_dir() / "presets.csv") if row.method == method]
-    rows = [row for row in rows if model in row.models] or [
-        row for row in rows if OTHER in row.models
-    ]
-    rows = [row for row in rows if task in row.tasks] or [row for row in rows if OTHER in row.tasks]
+    for name, column in ((model, "models"), (task, "tasks")):
+        named = [row for row in rows if name in getattr(row, column)]
+        rows = named or [row for row in rows if OTHER in getattr(row, column)]
     if density is not None:
         rows = [row for row in rows if row.densities[0] <= density < row.densities[1]]
     if len(rows) > 1:
@@ -76,13 +106,11 @@ def preset_of(method: str, model: Any, task: Any, density: float | None) -> Pres
 def preset_rows(config: Config) -> dict[str, str]:
     """Return the row that each setting of `train` has its value from, where it is from a row."""
     row = _row_of(config)
-    if row is None:
-        return {}
     guess = guessed_rate(config)
     return {
         key: row.text
-        for key, value in row.values.items()
-        if getattr(config.train, key) == (guess if isinstance(value, RateRule) else value)
+        for key, value in (row.values if row else {}).items()
+        if row and getattr(config.train, key) == (guess if isinstance(value, RateRule) else value)
     }
 
 
@@ -103,3 +131,80 @@ def guessed_rate(config: Config) -> float | None:
 def _row_of(config: Config) -> Preset | None:
     density = config.method.density if isinstance(config.method, SpartaConfig) else None
     return preset_of(config.method.name, config.model.name, config.task.name, density)
+
+
+def size_of(model: Mapping[str, Any]) -> int | None:
+    """Return about how many scalars the layers of a model hold: 12 · layers · hidden size².
+
+    None where nothing says it, or where the model cannot be read, which its loading explains.
+    Raises InputError if its configuration names no layers and no width, or the hub does not give
+    it: the rate must then be given.
+    """
+    shape: Any = model.get("shape")
+    if model.get("path") is not None:
+        try:
+            shape = json_of(Path(str(model["path"])) / "config.json")
+        except (OSError, ValueError):
+            return None
+    elif shape is None and is_hub_name(model.get("hub_id")):
+        from sparta_bench import hub  # its client takes long to import
+
+        repository = str(model["hub_id"])
+        try:
+            shape = json_of(hub.snapshot(repository, str(model.get("revision"))) / "config.json")
+        except Exception as error:  # the client raises many kinds
+            raise _no_rate(
+                f"{repository} cannot be had from the hub: {hub.why(error)[0]}"
+            ) from None
+    if not isinstance(shape, dict) or not shape.get("model_type"):
+        return None
+    inner = shape.get("text_config")
+    shape = {**shape, **inner} if isinstance(inner, dict) else shape
+    layers, width = (
+        next((shape[key] for key in keys if isinstance(shape.get(key), int)), 0)
+        for keys in (LAYERS, WIDTHS)
+    )
+    if layers < 1 or width < 1:
+        raise _no_rate("its configuration names no number of layers or no hidden size")
+    return 12 * layers * width**2
+
+
+def _no_rate(why: str) -> InputError:
+    return InputError(
+        f"train.learning_rate=null: give a rate; none can be guessed for this model: {why}"
+    )
+
+
+def lengths_for(config: Config) -> Lengths | None:
+    """Those of a run's task in `conf/lengths.csv`, None for one that is not there; a run may use a
+    part of them alone."""
+    lengths = lengths_of(config.task.name, config.model.kind)
+    if lengths is None:
+        return None
+    limit = config.limit or sys.maxsize
+    return lengths._replace(
+        train=min(lengths.train, config.task.max_train_examples or limit, limit),
+        dev=min(lengths.dev, limit),
+        test=min(lengths.test, limit),
+    )
+
+
+def lengths_of(task: str, kind: str) -> Lengths | None:
+    """The same of a task as a kind of model reads it, whole."""
+    return _lengths(config_dir() / "lengths.csv").get((task, kind))
+
+
+@cache
+def _lengths(path: Path) -> dict[tuple[str, str], Lengths]:
+    return {
+        (row["task"], row["kind"]): Lengths(
+            int(row["train"]),
+            int(row["dev"]),
+            int(row["test"]),
+            float(row["train_tokens"]),
+            float(row["eval_tokens"]),
+            int(row["shared"]),
+            row["source"],
+        )
+        for _, row in _table(path)
+    }

@@ -73,7 +73,7 @@ class ModelConfig:
 class TaskConfig:
     """The data, its splits and how a model reads it; see `conf/task/_base.yaml`.
 
-    Columns, labels, sets and prompt are empty until `data.own_task` has found them in the data.
+    Columns, labels, sets and prompt are empty until `data.splits.complete` has found them.
     """
 
     name: str

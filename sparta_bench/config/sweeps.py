@@ -7,6 +7,7 @@ file has not. NAME_METHOD is the part of the sweep NAME that runs METHOD.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -33,15 +34,19 @@ class Sweep:
     method: str
     axes: dict[str, list[Any]]
 
-    def jobs(self) -> list[list[str]]:
-        """All combinations of the values, each as overrides."""
-        return [list(job) for job in product(*self.overrides().values())]
-
-    def overrides(self) -> dict[str, list[str]]:
-        """An override for each value, by key."""
-        return {
-            key: [f"{key}={show(value)}" for value in values] for key, values in self.axes.items()
+    def jobs(self, given: Mapping[str, list[str]] | None = None) -> list[list[str]]:
+        """All combinations of the values, each as overrides. A `given` key takes the place of the
+        sweep's own; of given methods only the sweep's is left."""
+        given = dict(given or {})
+        if "method" in given and self.method:
+            given["method"] = [text for text in given["method"] if _may_run(self, text)]
+        keys = {key.lstrip("+~") for key in given}
+        own = {
+            key: [f"{key}={show(value)}" for value in values]
+            for key, values in self.axes.items()
+            if key not in keys
         }
+        return [list(job) for job in product(*(own | given).values())]
 
     def train(self, model: str, task: str, density: float | None) -> dict[str, Any]:
         """The training settings that a run of a cell gets where the sweep varies none."""
@@ -71,16 +76,11 @@ def sweeps_of(table: str) -> list[Sweep]:
 
 
 def read_sweep(name: str) -> list[Sweep]:
-    """Return the sweeps, one for each method, that NAME or NAME_METHOD stands for.
-
-    Raises
-    ------
-    InputError
-        If there is none, or with a line for each value that may not be.
-    """
-    files = choices("sweep")
+    """Return the sweeps, one for each method, that NAME or NAME_METHOD stands for. Raises
+    InputError if there is none, or with a line for each value that may not be."""
+    files, wanted = choices("sweep"), None
     if name in files:
-        content, wanted = _content(name), None
+        content = _content(name)
     else:
         file = next((file for file in reversed(files) if name.startswith(f"{file}_")), "")
         content = _content(file) if file else {}
@@ -143,11 +143,8 @@ def _train_defaults(folder: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------ a `-m` command line
 def sweep_jobs(overrides: list[str]) -> list[list[str]]:
     """Return the jobs of a `-m` command line: every combination of the comma-separated values, and
-    of those in the files of `conf/sweep` that are asked for with `+sweep=NAME,NAME`.
-
-    A key on the command line takes the place of the same key in a sweep's file, and `method=NAME`
-    leaves of a file's methods those that are named. A search of the rate becomes its rates.
-    """
+    of those in the files of `conf/sweep` that are asked for with `+sweep=NAME,NAME`. A search of
+    the rate becomes its rates."""
     parsed = parse_all(overrides)
     given = {
         override.get_key_element(): _texts(override)
@@ -160,7 +157,7 @@ def sweep_jobs(overrides: list[str]) -> list[list[str]]:
         if override.key_or_group == "sweep"
         for text in _texts(override)
     ]
-    jobs = [job for name in names for sweep in read_sweep(name) for job in _jobs_of(sweep, given)]
+    jobs = [job for name in names for sweep in read_sweep(name) for job in sweep.jobs(given)]
     jobs += [] if names else [list(job) for job in product(*given.values())]
     if not jobs:
         methods = [text for text in overrides if text.startswith("method=")]
@@ -180,15 +177,6 @@ def _texts(override: Override) -> list[str]:
     if not override.is_discrete_sweep():
         raise InputError(f"{override.input_line}: has no list of values; write {group}=1,2,3")
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
-
-
-def _jobs_of(sweep: Sweep, given: dict[str, list[str]]) -> list[list[str]]:
-    """The jobs of a sweep, unless the command line names other methods."""
-    if "method" in given and sweep.method:
-        given = given | {"method": [text for text in given["method"] if _may_run(sweep, text)]}
-    keys = {key.lstrip("+~") for key in given}
-    own = {key: texts for key, texts in sweep.overrides().items() if key not in keys}
-    return [list(job) for job in product(*(own | given).values())]
 
 
 def _may_run(sweep: Sweep, override: str) -> bool:

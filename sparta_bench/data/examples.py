@@ -1,23 +1,26 @@
-"""Labelled texts, and the one place where a row becomes one."""
+"""Labelled texts: where a row becomes one, how many there are of each label, and what a model reads
+of one: the text itself (base), or an instruction around it (section 6.3)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from sparta_bench.config.schema import TaskConfig
+from sparta_bench.config.schema import Prompt, TaskConfig
 from sparta_bench.errors import InputError, shown
+
+SEP_TOKEN = "<sep>"
 
 
 @dataclass
 class Examples:
     """Texts (one or two per example, in the model's reading order) with the hub's label numbers.
-
-    `bad_rows` counts the rows left out under `task.on_bad_row=skip`.
-    """
+    `bad_rows` counts the rows left out under `task.on_bad_row=skip`."""
 
     texts: list[tuple[str, ...]] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -58,22 +61,15 @@ def parse_label(value: Any, names: Sequence[str]) -> int:
     are_numbers = all(name.removeprefix("-").isdecimal() for name in names)
     if text in names and (word is not None or are_numbers):
         return names.index(text)
-    # Python reads no number of thousands of digits
-    digits = (
-        word is not None
-        and not are_numbers
-        and word.isascii()
-        and word.isdigit()
-        and len(word) < 20
-    )
-    number = int(str(word)) if digits else value
-    is_number = isinstance(number, int | float) and not isinstance(number, bool)
-    if is_number and not are_numbers and number in range(len(names)):
-        return int(number)
-    known = ", ".join(
-        name if are_numbers else f"{number} ({name})" for number, name in enumerate(names)
-    )
-    raise BadRowError(f"label {shown(repr(value))} is none of {shown(known, 300)}")
+    if not are_numbers:
+        # Python reads no number of thousands of digits
+        is_digits = word is not None and word.isascii() and word.isdigit() and len(word) < 20
+        number = int(str(word)) if is_digits else value
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if is_number and number in range(len(names)):
+            return int(number)
+        names = [f"{number} ({name})" for number, name in enumerate(names)]
+    raise BadRowError(f"label {shown(repr(value))} is none of {shown(', '.join(names), 300)}")
 
 
 def label_text(value: Any) -> str | None:
@@ -97,13 +93,12 @@ def parse_texts(row: Mapping[str, Any], columns: Sequence[str], *others: str) ->
     for column in (*columns, *others):
         if column not in row:
             raise BadRowError(f"column {column} is missing (there are: {shown(', '.join(row))})")
-    texts = tuple(row[column] for column in columns)
-    for column, text in zip(columns, texts, strict=True):
-        if not isinstance(text, str):
-            raise BadRowError(f"{column} is {shown(repr(text))}, not a text")
-        if not is_unicode(text):
+    for column in columns:
+        if not isinstance(row[column], str):
+            raise BadRowError(f"{column} is {shown(repr(row[column]))}, not a text")
+        if not is_unicode(row[column]):
             raise BadRowError(f"{column} holds half a surrogate pair")
-    return texts
+    return tuple(row[column] for column in columns)
 
 
 def add_rows(
@@ -135,3 +130,75 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def class_counts(labels: Sequence[int], names: Sequence[str]) -> dict[str, int]:
+    """Return the number of examples by the label's name, in the order of the names."""
+    counts = Counter(labels)
+    return {name: counts[number] for number, name in enumerate(names)}
+
+
+def check_classes(task: str, labels: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return warnings about `data.labels` of a record. Raises InputError if training has one class
+    only: nothing could be learnt, and the loss would say that all is well."""
+    train = labels["train"]
+    used = [name for name, count in train.items() if count]
+    if len(used) == 1:
+        raise InputError(
+            f"task={task}: take training examples of at least two labels; all "
+            f"{train[used[0]]:,} have the label {shown(used[0])}"
+        )
+    rare = [f"{shown(name)} ({count})" for name, count in train.items() if count < 2]
+    if not rare:
+        return []
+    more = f" and {len(rare) - 5} others" if len(rare) > 5 else ""
+    return [
+        f"task={task}: training has fewer than two examples of {', '.join(rare[:5])}{more}, from "
+        "which little can be learnt"
+    ]
+
+
+def as_line(counts: Mapping[str, int]) -> str:
+    """`negative 50, positive 48`, for people."""
+    return ", ".join(f"{shown(name)} {count:,}" for name, count in counts.items())
+
+
+class Reading(Protocol):
+    """What of a `TaskConfig`, or of an adapter's manifest, decides how texts are read."""
+
+    @property
+    def columns(self) -> Sequence[str]: ...
+    @property
+    def separator(self) -> str: ...
+    @property
+    def undo_spacing(self) -> bool: ...
+    @property
+    def prompt(self) -> Prompt | None: ...
+
+
+def render(texts: tuple[str, ...], task: Reading, kind: str) -> str:
+    """The input of one example.
+
+    Base models get a single text untouched, and a pair stripped and joined by one separator.
+    Instruction models get, with no chat markers around it,
+    `<instruction> Respond <answers>.\\n<field>: <text>\\nResponse:` with the texts stripped.
+    """
+    if task.undo_spacing:
+        texts = tuple(undo_spacing(text) for text in texts)
+    if kind == "instruct":
+        prompt = task.prompt
+        assert prompt is not None
+        pairs = zip(prompt.fields, texts, strict=True)
+        fields = [f"{name}: {text.strip()}" for name, text in pairs]
+        instruction = f"{prompt.instruction} Respond {prompt.answers_text}."
+        return "\n".join([instruction, *fields, "Response:"])
+    if len(texts) == 1:
+        return texts[0]
+    separator = SEP_TOKEN if task.separator == "sep_token" else "\n"
+    return separator.join(text.strip() for text in texts)
+
+
+def undo_spacing(text: str) -> str:
+    """Put punctuation and clitics back where they were: "good ." becomes "good."."""
+    text = re.sub(r" ([.,;:!?%)\]}]|n't\b|'(?:s|re|ve|ll|d|m)\b|'(?=\s|$))", r"\1", text)
+    return re.sub(r"([(\[{$]) ", r"\1", text)

@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparta_bench.config.relations import TABLE_SUFFIXES
-from sparta_bench.config.schema import TaskConfig
-from sparta_bench.data.examples import BadRowError, Examples, NumberedRow, add_rows, is_unicode
+from sparta_bench.config.rules import TABLE_SUFFIXES
+from sparta_bench.config.schema import TaskConfig, Tsv
+from sparta_bench.data.examples import BadRowError, NumberedRow, is_unicode
 from sparta_bench.errors import InputError, reason_of, shown
 
 ROWS_AT_ONCE = 10_000  # of a parquet file, so that it is never in memory as a whole
 
 
-def read_split(task: TaskConfig, split: str) -> Examples:
-    """Read one raw split from `task.data` or `task.data_dir`. Raises InputError if no file holds
-    it, a file cannot be read, or (unless `task.on_bad_row=skip`) a row is bad: file, row number and
-    rule."""
-    examples, first = Examples(), None
-    for path, rows in rows_of(task, split):
-        first = first or path
-        add_rows(examples, rows, task, path)
-    if not examples:
-        bad = f" ({examples.bad_rows} bad)" if examples.bad_rows else ""
-        raise InputError(f"{first}: split {split} has no usable rows{bad}")
-    return examples
-
-
 def rows_of(task: TaskConfig, split: str) -> Iterator[tuple[Path, Iterator[NumberedRow]]]:
-    """The numbered rows of each file of a split. Raises InputError as `read_split` does."""
+    """The numbered rows of each file of a split. Raises InputError if no file holds it, or one
+    cannot be read."""
     for path in _find(task, split):
-        yield path, _rows(path, task)
+        yield path, _rows(path, task.tsv)
 
 
 def has_split(task: TaskConfig, split: str) -> bool:
@@ -44,11 +31,13 @@ def has_split(task: TaskConfig, split: str) -> bool:
         return False
 
 
-def _rows(path: Path, task: TaskConfig) -> Iterator[NumberedRow]:
-    # GLUE's files have a description of their own; another .tsv has its columns' names in row 1
-    described = task.tsv is not None and path.suffix not in (".parquet", ".jsonl", ".csv")
+def _rows(path: Path, tsv: Tsv | None) -> Iterator[NumberedRow]:
+    readers = {".parquet": _parquet_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}
     try:
-        yield from _tsv_rows(path, task) if described else _TABLE_READERS[path.suffix](path)
+        if path.suffix in readers:
+            yield from readers[path.suffix](path)
+        else:
+            yield from _tsv_rows(path, tsv)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -95,54 +84,39 @@ def _files_of(folder: Path, split: str, suffix: str) -> list[Path]:
     ]
 
 
-# ----------------------------------------------------------------------------------- TSV
-def _tsv_rows(path: Path, task: TaskConfig) -> Iterator[NumberedRow]:
-    """GLUE's files: tabs, no quoting, so a lone quotation mark is text; rows counted as lines."""
-    tsv = task.tsv
-    assert tsv is not None
-    positions: Mapping[str, int] | None = None
+def _tsv_rows(path: Path, tsv: Tsv | None) -> Iterator[NumberedRow]:
+    """Tabs, no quoting, so a lone quotation mark is text; rows counted as lines. GLUE's files have
+    a description of their own; another's first line has its columns' names."""
+    positions: dict[str, int] | None = None
     width = 0
     with path.open("rb") as file:
         for number, line in numbered_lines(file):
             if isinstance(line, BadRowError):
                 yield number, line
+                if tsv is None and number == 1:
+                    positions = {}  # nothing says what the columns are
                 continue
             fields = line.split("\t")
             if positions is None:
-                _refuse_twice(path, [name for name in fields if name in tsv.columns.values()])
-                missing = [name for name in tsv.columns.values() if name not in fields]
-                if missing and tsv.positions is None:
+                columns = tsv.columns if tsv else dict(zip(fields, fields, strict=True))
+                _refuse_twice(path, [name for name in fields if name in columns.values()])
+                missing = [name for name in columns.values() if name not in fields]
+                stated = tsv.positions if tsv else None
+                if missing and stated is None:
                     raise InputError(
                         f"{path}, row {number}: the header lacks {', '.join(missing)} "
                         f"(it has: {shown(', '.join(fields))})"
                     )
                 if not missing:
-                    positions = {name: fields.index(head) for name, head in tsv.columns.items()}
+                    positions = {name: fields.index(head) for name, head in columns.items()}
                     width = len(fields)
                     continue
-                positions, width = tsv.positions or {}, tsv.fields or len(fields)
+                positions, width = stated or {}, (tsv and tsv.fields) or len(fields)
             if len(fields) != width:
                 problem = f"{len(fields)} tab-separated fields, where {width} belong"
                 yield number, BadRowError(problem)
             else:
                 yield number, {name: fields[index] for name, index in positions.items()}
-
-
-def _tsv_table_rows(path: Path) -> Iterator[NumberedRow]:
-    """Tabs, no quoting, and the columns' names in the first line."""
-    names: list[str] = []
-    with path.open("rb") as file:
-        for number, line in numbered_lines(file):
-            fields = [] if isinstance(line, BadRowError) else line.split("\t")
-            if isinstance(line, BadRowError):
-                yield number, line
-            elif number == 1:
-                _refuse_twice(path, names := fields)
-            elif len(fields) != len(names):
-                problem = f"{len(fields)} tab-separated fields, where {len(names)} belong"
-                yield number, BadRowError(problem)
-            else:
-                yield number, dict(zip(names, fields, strict=True))
 
 
 def _refuse_twice(path: Path, header: Sequence[str]) -> None:
@@ -176,7 +150,6 @@ def json_object(line: str) -> dict[str, Any] | BadRowError:
     return row if isinstance(row, dict) else BadRowError("not a JSON object")
 
 
-# ------------------------------------------------------------------- parquet, jsonl and csv
 def _jsonl_rows(path: Path) -> Iterator[NumberedRow]:
     with path.open("rb") as file:
         for number, line in numbered_lines(file):
@@ -193,20 +166,19 @@ def _csv_rows(path: Path) -> Iterator[NumberedRow]:
         # what is no UTF-8 comes as lone surrogates, so that it is a fault of its row alone
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            _refuse_twice(path, reader.fieldnames or [])
+            names = reader.fieldnames or []
+            _refuse_twice(path, names)
             for row in reader:
                 number = reader.line_num
-                yield number, _csv_row(row, len(reader.fieldnames or []))
+                if None in row or None in row.values():
+                    problem = f"not the header's number of fields ({len(names)})"
+                    yield number, BadRowError(problem)
+                elif not all(map(is_unicode, row.values())):
+                    yield number, BadRowError("holds bytes that are no UTF-8")
+                else:
+                    yield number, row
     except csv.Error as error:
         raise InputError(f"{path}, after row {number}: not readable as csv: {error}") from None
-
-
-def _csv_row(row: dict[Any, Any], width: int) -> dict[str, Any] | BadRowError:
-    if None in row or None in row.values():
-        return BadRowError(f"not the header's number of fields ({width})")
-    if not all(map(is_unicode, row.values())):
-        return BadRowError("holds bytes that are no UTF-8")
-    return row
 
 
 def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
@@ -222,11 +194,3 @@ def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
                     yield number, row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable as parquet: {reason_of(error)}") from None
-
-
-_TABLE_READERS = {
-    ".parquet": _parquet_rows,
-    ".jsonl": _jsonl_rows,
-    ".csv": _csv_rows,
-    ".tsv": _tsv_table_rows,
-}

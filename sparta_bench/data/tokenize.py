@@ -1,27 +1,27 @@
-"""Tokens: encoding with a cache, the length filter, and the counts that the record reports."""
+"""Tokens: encoding with a cache, the length filter, the counts that the record reports, and which
+examples stand together in a batch."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sparta_bench.config.schema import Config, TaskConfig
-from sparta_bench.data.classes import class_counts
-from sparta_bench.data.examples import Examples
-from sparta_bench.data.prompts import Reading, render
+from sparta_bench.config.schema import Config
+from sparta_bench.data.examples import Examples, Reading, class_counts, render
 from sparta_bench.data.splits import Splits
-from sparta_bench.data.tensor_cache import read_kept, try_to_keep
 from sparta_bench.errors import InputError
-from sparta_bench.files import hash_of
+from sparta_bench.files import hash_of, read_kept, try_to_keep
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
@@ -42,10 +42,19 @@ class TokenRows(Sequence[Ids]):
         end = self.ends[row]
         return self.flat[end - self.row_lengths[row] : end]
 
-    def select(self, rows: Sequence[int]) -> TokenRows:
-        """The rows of these numbers, in this order."""
-        chosen = [self[row] for row in rows]
-        return TokenRows(np.concatenate(chosen), self.row_lengths[np.asarray(rows)])
+
+class BatchSource(Protocol):
+    """Labelled examples that can be put together to batches, in any choice and order."""
+
+    labels: list[int]
+
+    def __len__(self) -> int: ...
+
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+
+    def collate(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The classifier's arguments and `labels` (int64, rows), on the CPU."""
 
 
 @dataclass
@@ -77,11 +86,8 @@ class Encoded:
             input_ids[index, : len(ids)] = ids
             mask[index, : len(ids)] = 1
         labels = torch.tensor([self.labels[row] for row in rows])
-        return {
-            "input_ids": torch.from_numpy(input_ids),
-            "attention_mask": torch.from_numpy(mask),
-            "labels": labels,
-        }
+        arrays = {"input_ids": input_ids, "attention_mask": mask}
+        return {name: torch.from_numpy(a) for name, a in arrays.items()} | {"labels": labels}
 
 
 @dataclass
@@ -102,36 +108,51 @@ def encode_splits(
     A length equal to `task.max_train_tokens` stays; dev and test are never filtered (section 7.1).
     No input may be longer than `context`, the model's: `fit_context` says what is done.
     """
-    folder = cache_folder(config)
+    task, kind, folder = config.task, config.model.kind, cache_folder(config)
+    sets = {"train": splits.train, "dev": splits.dev, "test": splits.test}
     every, dev, test = (
-        encode(getattr(splits, name), config.task, config.model.kind, tokenizer, folder, name)
-        for name in ("train", "dev", "test")
+        encode(examples, task, kind, tokenizer, folder, name) for name, examples in sets.items()
     )
-    train = _not_too_long(every, config.task.max_train_tokens)
-    _check_train(train, config.task, context)
-    kind, cut = config.model.kind, config.task.truncate_eval
-    dev, test, truncated = fit_context(dev, test, config.task, kind, tokenizer, context, cut)
+    train, limit = every, task.max_train_tokens
+    kept = [row for row, tokens in enumerate(every.lengths()) if tokens <= limit]
+    if not kept:
+        raise InputError(
+            f"task.max_train_tokens={limit}: drops all {len(every)} training examples; the "
+            f"shortest has {min(every.lengths())} tokens"
+        )
+    if len(kept) < len(every):
+        train = Encoded(
+            _as_rows([every.ids[row] for row in kept]), [every.labels[row] for row in kept]
+        )
+    if longer := sum(tokens > context for tokens in train.lengths()) if context else 0:
+        raise InputError(
+            f"task.max_train_tokens={limit}: must be at most {context}, the model's context; "
+            f"{longer:,} training inputs are longer"
+        )
+    dev, test, truncated = fit_context(
+        dev, test, task, kind, tokenizer, context, task.truncate_eval
+    )
     lengths = train.lengths()
+    unknown: float | None = None  # where the tokenizer has no such token
+    if tokenizer.unk_token_id is not None:
+        unknown = round(float(np.mean(np.concatenate(train.ids) == tokenizer.unk_token_id)), 4)
+    encoded = {"train": train, "dev": dev, "test": test}
+    labels = {name: class_counts(one.labels, task.labels) for name, one in encoded.items()}
     summary = {
         "train": len(train),
         "train_dropped": len(every) - len(train),
         "dev": len(dev),
         "test": len(test),
-        "labels": {
-            name: class_counts(encoded.labels, config.task.labels)
-            for name, encoded in (("train", train), ("dev", dev), ("test", test))
-        },
-        "max_train_tokens": config.task.max_train_tokens,
+        "labels": labels,
+        "max_train_tokens": limit,
         "longest_train_tokens": max(lengths),
         "truncated": truncated,
         "longest_eval_tokens": max(dev.lengths() + test.lengths()),
         "mean_train_tokens": round(float(np.mean(lengths)), 2),
         "mean_eval_tokens": round(float(np.mean(dev.lengths() + test.lengths())), 2),
         "shared_prefix_tokens": shared_prefix_length(train.ids, dev.ids, test.ids),
-        "unknown_train_share": _unknown_share(train, tokenizer),
-        "empty_texts": {
-            name: getattr(splits, name).empty_texts() for name in ("train", "dev", "test")
-        },
+        "unknown_train_share": unknown,
+        "empty_texts": {name: examples.empty_texts() for name, examples in sets.items()},
         "bad_rows": splits.bad_rows,
         "fingerprint": splits.fingerprint(),
     }
@@ -146,10 +167,10 @@ def shared_prefix_length(*splits: Sequence[Ids]) -> int:
     first: Ids = sets[0][0]
     longest = min(int(ids.row_lengths.min()) for ids in sets) - 1
     starts = [ids.ends - ids.row_lengths for ids in sets]
-    for place in range(longest):
+    for index in range(longest):
         for ids, begin in zip(sets, starts, strict=True):
-            if (ids.flat[begin + place] != first[place]).any():
-                return place
+            if (ids.flat[begin + index] != first[index]).any():
+                return index
     return max(longest, 0)
 
 
@@ -162,37 +183,8 @@ def shortest_and_longest(data: Encoded) -> dict[str, Tensor]:
 def _as_rows(ids: Sequence[Ids]) -> TokenRows:
     if isinstance(ids, TokenRows):
         return ids
-    return TokenRows(np.concatenate(list(ids)), np.array([len(row) for row in ids]))
-
-
-def _unknown_share(encoded: Encoded, tokenizer: Any) -> float | None:
-    """Which part of all tokens is the tokenizer's unknown one; `None` where it has none."""
-    if tokenizer.unk_token_id is None:
-        return None
-    return round(float(np.mean(np.concatenate(encoded.ids) == tokenizer.unk_token_id)), 4)
-
-
-def _not_too_long(every: Encoded, limit: int) -> Encoded:
-    lengths = every.lengths()
-    kept = [row for row, tokens in enumerate(lengths) if tokens <= limit]
-    if not kept:
-        raise InputError(
-            f"task.max_train_tokens={limit}: drops all {len(every)} training examples; the "
-            f"shortest has {min(lengths)} tokens"
-        )
-    if len(kept) == len(every):
-        return every
-    assert isinstance(every.ids, TokenRows)
-    return Encoded(every.ids.select(kept), [every.labels[row] for row in kept])
-
-
-def _check_train(train: Encoded, task: TaskConfig, context: int | None) -> None:
-    longer = sum(tokens > context for tokens in train.lengths()) if context else 0
-    if longer:
-        raise InputError(
-            f"task.max_train_tokens={task.max_train_tokens}: must be at most {context}, the "
-            f"model's context; {longer:,} training inputs are longer"
-        )
+    lengths = np.array([len(row) for row in ids], dtype=np.int32)
+    return TokenRows(np.concatenate(list(ids)), lengths)
 
 
 def fit_context(
@@ -224,7 +216,11 @@ def fit_context(
             f"take a model with a longer context than {context:,} tokens: {longer['dev']:,} of dev "
             f"and {longer['test']:,} of test are longer, the longest has {longest:,}"
         )
-    tail = _tail(reading, kind, tokenizer)
+    # how many tokens all inputs end with
+    texts = [render((word,) * len(reading.columns), reading, kind) for word in ("a", "b")]
+    one, other = tokenize(texts, tokenizer)
+    pairs = enumerate(zip(one[::-1], other[::-1], strict=False))
+    tail = next((index for index, (a, b) in pairs if a != b), 0)
 
     def cut(ids: Ids) -> Ids:
         if len(ids) <= context:
@@ -233,14 +229,6 @@ def fit_context(
 
     dev, test = (Encoded([cut(ids) for ids in one.ids], one.labels) for one in sets.values())
     return dev, test, longer
-
-
-def _tail(reading: Reading, kind: str, tokenizer: Any) -> int:
-    """Return how many tokens all inputs end with."""
-    texts = [render((word,) * len(reading.columns), reading, kind) for word in ("a", "b")]
-    one, other = tokenize(texts, tokenizer)
-    same = (i for i, (a, b) in enumerate(zip(one[::-1], other[::-1], strict=False)) if a != b)
-    return next(same, 0)
 
 
 def cache_folder(config: Config) -> Path:
@@ -260,12 +248,23 @@ def encode(
     def texts() -> Iterator[str]:  # made anew rather than kept: prompts are long
         return (render(text, reading, kind) for text in examples.texts)
 
-    path = folder / f"{_cache_key(texts(), tokenizer)}.safetensors"
-    kept = read_kept(path, "numpy")  # the name is a hash of the content
+    digest = hashlib.sha256(tokenizer_fingerprint(tokenizer).encode())
+    for text in texts():
+        raw = text.encode()
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    path = folder / f"{digest.hexdigest()[:32]}.safetensors"
+    kept = read_kept(path, "numpy")
     if kept is not None:
         ids = TokenRows(kept[0]["ids"], kept[0]["lengths"])
     else:
-        ids = _token_rows(texts(), tokenizer)
+        flat: list[Ids] = []
+        lengths: list[int] = []
+        remaining = texts()
+        while chunk := list(islice(remaining, TEXTS_AT_ONCE)):
+            rows = tokenize(chunk, tokenizer)
+            flat.append(np.fromiter(chain.from_iterable(rows), dtype=np.int32))
+            lengths += map(len, rows)
+        ids = TokenRows(np.concatenate(flat), np.asarray(lengths, dtype=np.int32))
         try_to_keep(path, {"ids": ids.flat, "lengths": ids.row_lengths})
     if not ids.row_lengths.all():
         row = int(np.argmin(ids.row_lengths)) + 1
@@ -276,16 +275,6 @@ def encode(
     return Encoded(ids, examples.labels)
 
 
-def _token_rows(texts: Iterator[str], tokenizer: Any) -> TokenRows:
-    flat: list[Ids] = []
-    lengths: list[int] = []
-    while chunk := list(islice(texts, TEXTS_AT_ONCE)):
-        rows = tokenize(chunk, tokenizer)
-        flat.append(np.fromiter(chain.from_iterable(rows), dtype=np.int32))
-        lengths += map(len, rows)
-    return TokenRows(np.concatenate(flat), np.asarray(lengths, dtype=np.int32))
-
-
 def tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
     """Token ids of each text, with what the tokenizer adds (BOS), never cut off."""
     # verbose off: the tokenizer warns of inputs over its nominal length, which are dropped here
@@ -293,14 +282,59 @@ def tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
     return list(tokenizer(texts, add_special_tokens=True, verbose=False)["input_ids"])
 
 
-def _cache_key(texts: Iterator[str], tokenizer: Any) -> str:
-    digest = hashlib.sha256(tokenizer_fingerprint(tokenizer).encode())
-    for text in texts:
-        raw = text.encode()
-        digest.update(len(raw).to_bytes(8, "little") + raw)
-    return digest.hexdigest()[:32]
-
-
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """A hash of everything that decides how the tokenizer cuts a text."""
     return hash_of(tokenizer.backend_tokenizer.to_str())
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A batch on the device. A GPU fetches it from memory that stays where it is, while the
+    processor goes on."""
+    pinned = device.type == "cuda"
+    return {
+        name: (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
+        for name, tensor in batch.items()
+    }
+
+
+def training_batches(
+    lengths: Sequence[int], batch_size: int, bucket_batches: int, seed: str
+) -> list[list[int]]:
+    """One epoch: every example exactly once, shuffled, examples of similar length together.
+
+    Buckets of `bucket_batches` batches are sorted by length and cut into batches, and all batches
+    are shuffled; with 0 the batches are cut from the shuffled examples, the smaller one last. The
+    examples of a smaller batch, which weigh more in its mean loss, are drawn before anything is
+    sorted, so that their weight does not depend on their length.
+    """
+    shuffler = random.Random(seed)
+    order = list(range(len(lengths)))
+    shuffler.shuffle(order)
+    full = len(order) - len(order) % batch_size
+    order, rest = order[:full], order[full:]
+    if bucket_batches:
+        size = bucket_batches * batch_size
+        buckets = [order[start : start + size] for start in range(0, full, size)]
+        order = [row for bucket in buckets for row in sorted(bucket, key=lambda r: lengths[r])]
+    batches = [order[start : start + batch_size] for start in range(0, full, batch_size)]
+    if rest:
+        batches.append(rest)
+    if bucket_batches:
+        shuffler.shuffle(batches)
+    return batches
+
+
+def evaluation_batches(
+    lengths: Sequence[int], most_examples: int, most_tokens: int | None = None
+) -> list[list[int]]:
+    """Every example exactly once, longest first, so that a lack of memory shows at once. A batch
+    has at most so many examples, and at most so many tokens, padding counted, or one example."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    batches, start = [], 0
+    while start < len(order):
+        size = most_examples
+        if most_tokens is not None:
+            size = max(1, min(size, most_tokens // max(1, lengths[order[start]])))
+        batches.append(order[start : start + size])
+        start += size
+    return batches

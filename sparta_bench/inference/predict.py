@@ -18,12 +18,11 @@ import torch
 from sparta_bench.adapters.load_adapter import Loaded
 from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.adapters.multi_head import MultiHead
-from sparta_bench.data.batches import evaluation_batches
-from sparta_bench.data.examples import BadRowError, is_unicode, parse_texts
+from sparta_bench.data.examples import BadRowError, is_unicode, parse_texts, render
 from sparta_bench.data.local_files import json_object, numbered_lines
-from sparta_bench.data.prompts import render
 from sparta_bench.data.tokenize import (
     Encoded,
+    evaluation_batches,
     shared_prefix_length,
     shortest_and_longest,
     tokenize,
@@ -87,7 +86,12 @@ def read_texts(lines: Iterable[Line], about: Manifest, jsonl: bool) -> Iterator[
             if not jsonl:
                 yield source, _fields(line, about.columns)
             elif line.strip():
-                yield source, _columns(line, about.columns)
+                row, columns = json_object(line), about.columns
+                if isinstance(row, BadRowError):
+                    raise row
+                if len(columns) == 1 and columns[0] not in row and "text" in row:
+                    columns = ["text"]
+                yield source, parse_texts(row, columns)
         except BadRowError as problem:
             raise InputError(f"{source}: {problem}") from None
 
@@ -106,23 +110,11 @@ def _fields(line: str, columns: list[str]) -> Texts:
     )
 
 
-def _columns(line: str, columns: list[str]) -> Texts:
-    row = json_object(line)
-    if isinstance(row, BadRowError):
-        raise row
-    if len(columns) == 1 and columns[0] not in row and "text" in row:
-        columns = ["text"]
-    return parse_texts(row, columns)
-
-
 # ------------------------------------------------------------------------------- predicting
 def ready(loaded: Loaded, device: torch.device, dtype: str | None) -> str:
     """Bring a classifier to the device and the dtype in which it is to compute; its weights keep
-    the values that training left. Returns the dtype.
-
-    Without a `dtype` that of training: the same predictions as in the run's evaluation. But on a
-    CPU float32 instead of bfloat16, which is far slower there.
-    """
+    the values that training left. Returns the dtype. Without one that of training: the same
+    predictions as in the run's evaluation; but on a CPU float32, where bfloat16 is far slower."""
     if loaded.sparta is not None:
         loaded.merge_and_unload()
     return move(loaded.classifier, loaded.about.dtypes["model"], device, dtype)
@@ -240,23 +232,19 @@ def _predict_all(
             try:
                 by_reader.append(_predict(reader, encoded, batch_size))
             except (RuntimeError, MemoryError) as error:
-                if is_lack_of_memory(error):
-                    raise _too_long(chunk, encoded) from None
-                raise
+                if not is_lack_of_memory(error):
+                    raise
+                row = int(np.argmax(encoded.lengths()))
+                raise InputError(
+                    f"{chunk[row][0]}: {encoded.lengths()[row]:,} tokens, the most of those read "
+                    "together, for which the memory does not suffice; a smaller --batch-size helps "
+                    "where it is not this text alone"
+                ) from None
         # a text without a token ends what one reader can give
         if merged := [dict(ChainMap(*parts)) for parts in zip(*by_reader, strict=False)]:
             yield merged
     if fault is not None:
         raise fault
-
-
-def _too_long(chunk: list[Example], encoded: Encoded) -> InputError:
-    lengths = encoded.lengths()
-    row = int(np.argmax(lengths))
-    return InputError(
-        f"{chunk[row][0]}: {lengths[row]:,} tokens, the most of those read together, for which the "
-        "memory does not suffice; a smaller --batch-size helps where it is not this text alone"
-    )
 
 
 def _encode(
@@ -267,21 +255,20 @@ def _encode(
     rows = tokenize(inputs, reader.tokenizer) if inputs else []
     context = context_of(reader.model.backbone.config)
     for number, row in enumerate(rows):
-        if problem := _why_unreadable(len(row), context):
+        problem = ""
+        if not row:
+            problem = (
+                "an empty text, and the tokenizer adds no BOS token, so the model would have "
+                "nothing to read"
+            )
+        elif context is not None and len(row) > context:
+            problem = (
+                f"shorten it; it has {len(row):,} tokens, and the model reads {context:,} at most"
+            )
+        if problem:
             rows, fault = rows[:number], InputError(f"{chunk[number][0]}: {problem}")
             break
     return Encoded([np.asarray(row, dtype=np.int32) for row in rows], [0] * len(rows)), fault
-
-
-def _why_unreadable(tokens: int, context: int | None) -> str | None:
-    if not tokens:
-        return (
-            "an empty text, and the tokenizer adds no BOS token, so the model would have nothing "
-            "to read"
-        )
-    if context is not None and tokens > context:
-        return f"shorten it; it has {tokens:,} tokens, and the model reads {context:,} at most"
-    return None
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparta_bench.models.last_layer import knows_last_layer
+from sparta_bench.models.packed_attention import knows_last_layer
 from sparta_bench.sparta.sharded import is_sharded, whole
 
 

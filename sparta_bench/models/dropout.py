@@ -35,11 +35,8 @@ class _Setting(NamedTuple):
         return float(getattr(self.holder, self.key))
 
     def set(self, value: float) -> None:
-        setattr(self.holder, self.key, value)
-
-    def clear(self) -> None:
         kind = type(getattr(self.holder, self.key))  # configurations check their types
-        setattr(self.holder, self.key, kind(0))
+        setattr(self.holder, self.key, kind(value) if value == 0 else value)
 
     @property
     def of_attention(self) -> bool:
@@ -82,8 +79,16 @@ def set_dropout(backbone: nn.Module, rate: float) -> None:
 
 def no_dropout(backbone: nn.Module) -> None:
     """Set all dropout that the modules have to 0, and in their configurations, which some read."""
-    for setting in [*_settings(backbone), *_settings_of_configurations(backbone)]:
-        setting.clear()
+    values = [getattr(module, "config", None) for module in backbone.modules()]
+    settings, seen = list(_settings(backbone)), set[int]()
+    while values:
+        config = values.pop()
+        if isinstance(config, PreTrainedConfig) and id(config) not in seen:
+            seen.add(id(config))
+            values += vars(config).values()
+            settings += _numbers(config, type(config).__name__)
+    for setting in settings:
+        setting.set(0)
 
 
 def dropout_of(backbone: nn.Module) -> dict[str, float]:
@@ -101,17 +106,6 @@ def _settings(backbone: nn.Module) -> Iterator[_Setting]:
             yield from _numbers(module, owner)
 
 
-def _settings_of_configurations(backbone: nn.Module) -> Iterator[_Setting]:
-    values = [getattr(module, "config", None) for module in backbone.modules()]
-    seen: set[int] = set()
-    while values:
-        config = values.pop()
-        if isinstance(config, PreTrainedConfig) and id(config) not in seen:
-            seen.add(id(config))
-            values += vars(config).values()
-            yield from _numbers(config, type(config).__name__)
-
-
 def _numbers(holder: Any, owner: str) -> Iterator[_Setting]:
     for name, value in list(vars(holder).items()):
         if ("drop" in name or name in NOISE) and type(value) in (int, float):
@@ -125,9 +119,8 @@ def _draws(backbone: nn.Module) -> bool:
     before = random_states(backbone)
     first = states_of_a_few_tokens(backbone)
     drawn = not same(before, random_states(backbone))
-    changed = drawn and any(
-        not same([first], [states_of_a_few_tokens(backbone)]) for _ in range(PASSES - 1)
-    )
+    others = (states_of_a_few_tokens(backbone) for _ in range(PASSES - 1))
+    changed = drawn and any(not same([first], [other]) for other in others)
     backbone.train(was_training)
     return changed
 

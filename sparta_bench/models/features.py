@@ -18,9 +18,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sparta_bench.data.tensor_cache import read_kept, try_to_keep
 from sparta_bench.data.tokenize import Encoded
 from sparta_bench.errors import TrainingError
+from sparta_bench.files import read_kept, try_to_keep
 from sparta_bench.models.classifier import Classifier, logits_dtype, logits_of, why_not_finite
 from sparta_bench.models.dropout import random_states, same, states_of_a_few_tokens
 

@@ -1,13 +1,16 @@
-"""Build the classifier of an experiment, with its weights."""
+"""Build the classifier of an experiment, with its weights; the head of an instruction model is the
+vocabulary rows of the answers' first tokens (section 6.3)."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
@@ -15,27 +18,39 @@ from sparta_bench.config.schema import Config, ModelConfig
 from sparta_bench.devices import heavy_imports
 from sparta_bench.errors import InputError, log
 from sparta_bench.files import json_of
-from sparta_bench.models.answers import answer_tokens, vocabulary_rows
-from sparta_bench.models.attention import attention_of, with_attention
 from sparta_bench.models.classifier import Classifier, checkpoint_gradients, random_head
 from sparta_bench.models.dropout import set_dropout
 from sparta_bench.models.dtypes import STORED_DTYPES, Precision
 from sparta_bench.models.load_sharded import build_sharded, read_rows
-from sparta_bench.models.source import cannot_be_loaded, folder_of, folder_with_weights, label_of
-from sparta_bench.models.weight_files import checkpoint_files, is_head, open_file
+from sparta_bench.models.source import answer_tokens, cannot_be_loaded, folder_of, label_of
+from sparta_bench.models.stored_tensors import (
+    checkpoint_files,
+    file_with,
+    folder_with_weights,
+    is_head,
+    open_file,
+)
+from sparta_bench.sparta.sharded import whole
 
 ADAPTER = "adapter_config.json"  # peft's
 OTHER_WEIGHTS = "transformers_weights"
 # `layers.0.mlp.experts.3.w1.weight`: one of a list of modules
 EXPERT = re.compile(r".*experts\.\d+\.")
+# What transformers' language models do to their logits, by the key of the configuration: multiply
+# (1) or divide (-1). A model_type that does otherwise is named with the key; 0 is not at all.
+SCALES = {
+    "logit_scale": 1,  # Cohere
+    "lm_head_multiplier": 1,  # Falcon-H1
+    "output_multiplier": 1,  # Muse
+    "logits_scaling": -1,  # Granite, MiniCPM
+    "logits_mup_width_multiplier": -1,  # Inkling
+}
+OTHERWISE = {("hyperclovax", "logits_scaling"): 1, ("mpt", "logit_scale"): 0}
+T = TypeVar("T")
 
 
 def load_classifier(
-    config: Config,
-    tokenizer: Any,
-    precision: Precision,
-    device: torch.device,
-    backbone: Any = None,
+    config: Config, tokenizer: Any, precision: Precision, device: torch.device, backbone: Any = None
 ) -> Classifier:
     """The pretrained backbone in `precision.model_dtype` with its head, all frozen, on `device`.
 
@@ -108,7 +123,9 @@ def load_sharded(model: ModelConfig, dtype: torch.dtype, device: torch.device) -
         _refuse_quantised(label, path)
     try:
         with heavy_imports():  # of the model's own code
-            backbone = build_sharded(folder, dtype, device, get_world_size())
+            backbone = with_attention(
+                partial(build_sharded, folder, dtype, device, get_world_size())
+            )
     except Exception as error:  # transformers raises many kinds for a broken configuration
         raise cannot_be_loaded(model, error) from None
     names = (name for name, _ in backbone.named_parameters())
@@ -183,3 +200,52 @@ def fit_embeddings(backbone: Any, tokenizer: Any, added: int, seed: int) -> None
         )
     torch.manual_seed(seed)
     backbone.resize_token_embeddings(tokens, mean_resizing=False)
+
+
+def with_attention(build: Callable[[str], T]) -> T:
+    """What `build` makes with "sdpa", torch's fused attention; with "eager", the model's own code,
+    where transformers has no other for the architecture (gemma-2, bloom)."""
+    try:
+        return build("sdpa")
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+    return build("eager")
+
+
+def attention_of(backbone: Any) -> str:
+    """ "sdpa" or "eager": what transformers computes this model's attention with."""
+    return str(backbone.config._attn_implementation)
+
+
+def vocabulary_rows(backbone: nn.Module, folder: Path, ids: list[int]) -> Tensor:
+    """Rows of the vocabulary head (len(ids) x hidden, float32), copied, times the model's own
+    scale of logits: so the head starts with the logits that the model itself has for the answers.
+    (Where the model caps its logits, or its head has a bias, before that.)
+
+    A tied head is the embedding. An untied one is read from the checkpoint row by row, so that
+    the whole of it is never in memory.
+    """
+    scale = scale_of_logits(backbone.config)
+    if backbone.config.tie_word_embeddings:  # type: ignore[union-attr]
+        embedding: Tensor = backbone.get_input_embeddings().weight  # type: ignore[operator, union-attr, assignment]
+        return whole(embedding)[ids].float() * scale
+    file = open_file(file_with("lm_head.weight", folder))
+    if "lm_head.weight" not in file.keys():
+        raise InputError(
+            f"model.path={folder}: the checkpoint has no lm_head.weight, and an instruction "
+            "model needs its answers' rows (model.kind=base starts from a random head)"
+        )
+    rows = file.get_slice("lm_head.weight")
+    return torch.cat([rows[i : i + 1] for i in ids]).float() * scale
+
+
+def scale_of_logits(config: Any) -> float:
+    """By what a language model of this transformers configuration multiplies its logits."""
+    shape, scale = config.get_text_config(), 1.0
+    for key, power in SCALES.items():
+        power = OTHERWISE.get((shape.model_type, key), power)
+        value = getattr(shape, key, None)
+        if value is not None and power:
+            scale *= value**power
+    return scale

@@ -9,25 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from sparta_bench.errors import InputError, log
-from sparta_bench.models.attention import with_attention
-from sparta_bench.models.stored_tensors import Checkpoint
-from sparta_bench.models.weight_files import checkpoint_files, is_head
+from sparta_bench.models.stored_tensors import Checkpoint, checkpoint_files, is_head
 from sparta_bench.sparta.sharded import mesh_of, rows_of, sharded
 
 
-def build_sharded(folder: Path, dtype: torch.dtype, device: torch.device, processes: int) -> Any:
+def build_sharded(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    processes: int,
+    attention: str = "sdpa",
+) -> Any:
     """Build the decoder of a folder on the meta device, cut over all processes of the run; it has
     no weights yet."""
     from accelerate import init_empty_weights
     from torch.distributed.device_mesh import init_device_mesh
     from transformers import AutoConfig, AutoModel
 
-    def build(attention: str) -> Any:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with init_empty_weights(include_buffers=False):  # buffers are computed, not stored
-            return AutoModel.from_config(config, dtype=dtype, attn_implementation=attention)
-
-    backbone = with_attention(build)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with init_empty_weights(include_buffers=False):  # buffers are computed, not stored
+        backbone = AutoModel.from_config(config, dtype=dtype, attn_implementation=attention)
     cut(backbone, init_device_mesh(device.type, (processes,)))
     return backbone
 

@@ -1,21 +1,26 @@
-"""Attention of a packed batch: one row that holds the shared prefix, then each input's own tokens.
+"""Attention of a packed batch, one row that holds the shared prefix, then each input's own tokens;
+and the last decoder layer for each input's last token, the only one that a classifier reads.
 
 All else in a decoder works token by token and needs no change; attention alone must know which
 tokens see which. The layout travels with the arguments that transformers' models hand down to
 their attention, so it is there again where gradient checkpointing runs a layer twice.
+The last layer needs the keys and values of all tokens, but query, output projection, residuals,
+norms and MLP of the last token alone. A hook computes keys and values, then hands the layer the
+last tokens: its own code does the rest.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 LAYOUT = "packed_layout"  # the argument's name
 KINDS = ("sdpa", "eager")
+# of which attention and layer are known to be as `_last_tokens_alone` takes them
+ARCHITECTURES = ("gemma", "gemma2", "llama", "mistral", "qwen2")
 
 
 class Layout:
@@ -31,7 +36,7 @@ class Layout:
     ) -> None:
         self.prefix, self.rows, self.own, self.last = prefix, rows, own, last
         self.cuts_last_layer = cuts_last_layer
-        self._seen: dict[Any, Tensor] = {}  # what layers need again
+        self._masks: dict[Any, Tensor] = {}  # what layers need again
 
     @property
     def positions(self) -> Tensor:
@@ -57,7 +62,7 @@ class Layout:
         """Keys or values of each input (rows x heads x tokens x size) from their parts."""
         return torch.cat([prefix.expand(self.rows, -1, -1, -1), own], 2) if self.prefix else own
 
-    def seen(self, part: str, window: int | None, like: Tensor, kind: str) -> Tensor | None:
+    def mask(self, part: str, window: int | None, like: Tensor, kind: str) -> Tensor | None:
         """Which keys the queries of a part see, as the kind of attention takes it: those of the
         `prefix` itself; those of `own` tokens, or of the `last`, all of their input.
 
@@ -68,27 +73,22 @@ class Layout:
         square = part == "prefix" or (part == "own" and not self.prefix)
         if kind == "sdpa" and square and (window is None or window >= queries):
             return None
-        if (part, window) not in self._seen:
-            self._seen[part, window] = self._mask(part, window, like, kind)
-        return self._seen[part, window]
-
-    def _mask(self, part: str, window: int | None, like: Tensor, kind: str) -> Tensor:
+        if (part, window) in self._masks:
+            return self._masks[part, window]
         tokens = torch.arange(self.prefix + self.own, device=like.device)
-        before, after = tokens[: self.prefix], tokens[self.prefix :]
-        keys = before if part == "prefix" else tokens
+        keys = tokens[: self.prefix] if part == "prefix" else tokens
         if part == "last":
-            queries = self.prefix + self.last[:, None, None, None]
+            at = self.prefix + self.last[:, None, None, None]
         else:
-            queries = (before if part == "prefix" else after)[None, None, :, None]
-        seen = keys <= queries
+            at = (keys if part == "prefix" else tokens[self.prefix :])[None, None, :, None]
+        mask = keys <= at
         if window is not None:
-            seen &= keys > queries - window
-        if kind == "sdpa":
-            return seen
-        lowest = torch.finfo(like.dtype).min
-        return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill(
-            ~seen, lowest
-        )
+            mask &= keys > at - window
+        if kind == "eager":
+            lowest = torch.finfo(like.dtype).min
+            mask = torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, lowest)
+        self._masks[part, window] = mask
+        return mask
 
 
 class LastTokens(Layout):
@@ -108,34 +108,28 @@ def know_layouts(kind: str) -> None:
     AttentionInterface.register(kind, {"sdpa": _sdpa, "eager": _eager}[kind])
 
 
-def _sdpa(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **named: Any) -> Any:
+def _sdpa(module: Any, *states: Any, **named: Any) -> Any:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    return _attention("sdpa", sdpa_attention_forward, module, query, key, value, mask, named)
+    return _attention("sdpa", sdpa_attention_forward, module, *states, **named)
 
 
-def _eager(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **named: Any) -> Any:
+def _eager(module: Any, *states: Any, **named: Any) -> Any:
     plain = sys.modules[type(module).__module__].eager_attention_forward
-    return _attention("eager", plain, module, query, key, value, mask, named)
+    return _attention("eager", plain, module, *states, **named)
 
 
 def _attention(
-    kind: str,
-    plain: Callable[..., Any],
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Any,
-    named: dict[str, Any],
-) -> Any:
+    kind: str, plain: Any, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any,
+    **named: Any,
+) -> Any:  # fmt: skip
     layout: Layout | None = named.pop(LAYOUT, None)
     if layout is None:
         return plain(module, query, key, value, mask, **named)
     window = named.get("sliding_window")
 
     def attend(part: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out: Tensor = plain(module, q, k, v, layout.seen(part, window, q, kind), **named)[0]
+        out: Tensor = plain(module, q, k, v, layout.mask(part, window, q, kind), **named)[0]
         return out.reshape(1, -1, *out.shape[2:])  # tokens x heads x size
 
     if isinstance(layout, LastTokens):
@@ -146,3 +140,65 @@ def _attention(
     if layout.prefix:
         out = torch.cat([attend("prefix", shared_q, shared_k, shared_v), out], dim=1)
     return out, None
+
+
+# ------------------------------------------------------------------- what a model can do of it
+def plain_model(backbone: nn.Module) -> Any:
+    """transformers' own model, also where peft has wrapped it."""
+    unwrap = getattr(backbone, "get_base_model", None)
+    return backbone if unwrap is None else unwrap()
+
+
+def is_causal(backbone: nn.Module) -> bool:
+    """Whether tokens see only those before them."""
+    config = plain_model(backbone).config
+    both_ways = getattr(config, "use_bidirectional_attention", False)
+    return getattr(config, "is_causal", True) and not both_ways
+
+
+def knows_last_layer(backbone: nn.Module) -> bool:
+    """Whether the last layer can be cut to the last token."""
+    config = plain_model(backbone).config
+    known = config.model_type in ARCHITECTURES
+    return known and is_causal(backbone) and config._attn_implementation in KINDS
+
+
+def cannot_share(backbone: nn.Module) -> str | None:
+    """Why inputs cannot share a prefix, in words, by what the architecture says of itself."""
+    model = plain_model(backbone)
+    config, name = model.config, type(model).__name__
+    if config._attn_implementation not in KINDS or not model._supports_attention_backend:
+        return f"{name}'s attention is not transformers' common one"
+    if not is_causal(backbone):
+        return f"{name}'s tokens see the tokens after them"
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    if any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds):
+        return f"{name}'s positions depend on the length of the input"
+    return None
+
+
+def cut_last_layer(backbone: nn.Module) -> None:
+    """Let the last layer compute the last tokens alone. Without a layout it is as it was."""
+    layer = plain_model(backbone).layers[-1]
+    if _last_tokens_alone not in layer._forward_pre_hooks.values():
+        layer.register_forward_pre_hook(_last_tokens_alone, with_kwargs=True)
+
+
+def _last_tokens_alone(layer: Any, args: Any, named: dict[str, Any]) -> Any:
+    layout = named.get(LAYOUT)
+    if not isinstance(layout, Layout) or not layout.cuts_last_layer:
+        return None
+    (hidden,) = args
+    attention, read = layer.self_attn, layout.last_tokens
+    cos, sin = named["position_embeddings"]
+    normed = layer.input_layernorm(hidden)
+    by_head = (*hidden.shape[:-1], -1, attention.head_dim)
+    keys = attention.k_proj(normed).view(by_head).transpose(1, 2)
+    values = attention.v_proj(normed).view(by_head).transpose(1, 2)
+    _, keys = sys.modules[type(attention).__module__].apply_rotary_pos_emb(keys, keys, cos, sin)
+    return (hidden[:, read],), named | {
+        LAYOUT: LastTokens(layout, *(layout.with_prefix(*layout.parts(s)) for s in (keys, values))),
+        "position_ids": named["position_ids"][:, read],
+        "position_embeddings": (cos[:, read], sin[:, read]),
+    }

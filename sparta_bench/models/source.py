@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparta_bench.config.schema import ModelConfig
-from sparta_bench.data.prompts import SEP_TOKEN, Reading
+from sparta_bench.data.examples import SEP_TOKEN, Reading
 from sparta_bench.devices import heavy_imports
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.files import hash_of, json_of, sha256_of
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(str(resources.files("sparta_bench") / "tiny_models"))
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+CONTEXT = "Response:"  # how every prompt ends
 
 
 def is_local(model: ModelConfig) -> bool:
@@ -59,24 +60,9 @@ def hub_folder(label: str, repo: str, revision: str, without: str) -> Path:
         ) from None
 
 
-def folder_with_weights(model: ModelConfig) -> Path:
-    """The same with the weights, downloaded where the cache lacks them."""
-    folder = folder_of(model)
-    if not is_local(model):
-        from sparta_bench.models.weight_files import download_weights
-
-        download_weights(label_of(model), str(model.hub_id), folder)
-    return folder
-
-
 def load_architecture(model: ModelConfig) -> PreTrainedConfig:
-    """Load the transformers configuration: of the folder, or of the shape in the YAML.
-
-    Raises
-    ------
-    InputError
-        If there is neither, or the folder's shape is not the one that the YAML states.
-    """
+    """Load the transformers configuration: of the folder, or of the shape in the YAML. Raises
+    InputError if there is neither, or the folder's shape is not the one that the YAML states."""
     with heavy_imports():
         from transformers import AutoConfig
 
@@ -92,8 +78,7 @@ def load_architecture(model: ModelConfig) -> PreTrainedConfig:
         raise
     except Exception as error:  # the libraries raise many kinds for a broken configuration
         raise cannot_be_loaded(model, error) from None
-    stated = (model.shape or {}) if model.path is not None else {}
-    for key, value in stated.items():
+    for key, value in (model.shape or {}).items() if model.path is not None else ():
         if getattr(config, key, value) != value:
             raise InputError(
                 f"model.path={model.path}: {key} is {getattr(config, key)}, "
@@ -120,7 +105,18 @@ def load_tokenizer(model: ModelConfig, task: Reading) -> Any:
     """Load the model's tokenizer, with the authors' separator token if it is asked for."""
     folder = Path(model.tokenizer) if model.tokenizer else folder_of(model)
     label = f"model.tokenizer={folder}" if model.tokenizer else label_of(model)
-    _check_tokenizer_files(label, folder)
+    # from a folder without a tokenizer transformers builds an empty one, that knows no word
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise InputError(f"{label}: the folder has no tokenizer ({', '.join(TOKENIZERS)})")
+    keys: dict[str, Any] = {}
+    for path in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
+        try:
+            keys = dict(json_of(path)) if path.exists() else keys
+        except (OSError, ValueError, TypeError):
+            raise InputError(f"{path}: cannot be read, is not JSON, or cut short") from None
+    elsewhere = [key for key in keys if key.endswith("_file") and isinstance(keys[key], str)]
+    if elsewhere and not (folder / "tokenizer.json").is_file():  # else they are not looked at
+        raise InputError(f"{path}: {elsewhere[0]} points elsewhere, and is not followed")
     with heavy_imports():
         from transformers import AutoTokenizer
 
@@ -139,30 +135,60 @@ def load_tokenizer(model: ModelConfig, task: Reading) -> Any:
     return tokenizer
 
 
-def _check_tokenizer_files(label: str, folder: Path) -> None:
-    # From a folder without a tokenizer transformers builds an empty one, that knows no word.
-    if not any((folder / name).is_file() for name in TOKENIZERS):
-        raise InputError(f"{label}: the folder has no tokenizer ({', '.join(TOKENIZERS)})")
-    keys: dict[str, Any] = {}
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        path = folder / name
-        if not path.exists():
-            continue
-        try:
-            keys = dict(json_of(path))
-        except (OSError, ValueError, TypeError):
-            raise InputError(f"{path}: cannot be read, is not JSON, or cut short") from None
-    elsewhere = [key for key in keys if key.endswith("_file") and isinstance(keys[key], str)]
-    if elsewhere and not (folder / "tokenizer.json").is_file():  # else they are not looked at
-        raise InputError(f"{path}: {elsewhere[0]} points elsewhere, and is not followed")
+class PlainTokenizer:
+    """What `data` and `plan` ask of a tokenizer, for an embedded model without transformers. That
+    takes these `tokenizer.json` as they are, so that the ids are the same ones."""
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self.backend_tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        unknown = json_of(folder / "tokenizer_config.json")["unk_token"]
+        self.unk_token_id: int | None = self.backend_tokenizer.token_to_id(unknown)
+
+    def __call__(self, texts: str | list[str], **settings: Any) -> dict[str, Any]:
+        """Token ids of a text, or of each, special tokens added."""
+        if isinstance(texts, str):
+            return {"input_ids": self.backend_tokenizer.encode(texts).ids}
+        return {"input_ids": [one.ids for one in self.backend_tokenizer.encode_batch(texts)]}
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return str(self.backend_tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def answer_tokens(tokenizer: Any, answers: list[str]) -> list[int]:
+    """The token with which each answer begins after the prompt, leading space included (section
+    6.3). Raises InputError if an answer does not begin with a token of its own."""
+    prefix = tokenizer(CONTEXT)["input_ids"]
+    ids, lines = [], []
+    for answer in answers:
+        tokens = tokenizer(f"{CONTEXT} {answer}")["input_ids"]
+        token = tokens[len(prefix)] if tokens[: len(prefix)] == prefix < tokens else None
+        text = "" if token is None else tokenizer.decode([token]).strip()
+        # some tokenizers lower-case what they read
+        begins = bool(text) and answer.casefold().startswith(text.casefold())
+        if token is None or token == tokenizer.unk_token_id or not begins:
+            lines.append(
+                f"task.prompt.answers: {answer!r} is not one token's start after {CONTEXT!r} in "
+                f"this tokenizer (it reads {text!r})"
+            )
+        else:
+            ids.append(token)
+    if lines:
+        raise InputError(*lines)
+    if len(set(ids)) < len(ids):
+        raise InputError(
+            f"task.prompt.answers={answers}: two answers begin with the same token ({ids})"
+        )
+    return ids
 
 
 def source_fingerprint(model: ModelConfig) -> str:
     """What identifies the base model: its files' hash, or the hub's commit."""
     tokenizer = [Path(model.tokenizer)] if model.tokenizer else []
     if is_local(model):
-        folders = [folder_of(model), *tokenizer]
-        return hash_of("".join(map(_hash_folder, folders)))
+        return hash_of("".join(map(_hash_folder, [folder_of(model), *tokenizer])))
     return "+".join([folder_of(model).name, *map(_hash_folder, tokenizer)])
 
 

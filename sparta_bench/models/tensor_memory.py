@@ -48,7 +48,11 @@ class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._held: dict[int, weakref.ref[UntypedStorage]] = {}
-        for tensor in _all_tensors() if existing is None else existing:
+        if existing is None:
+            gc.collect()
+            # isinstance would ask, and wake, lazy objects
+            existing = [one for one in gc.get_objects() if issubclass(type(one), Tensor)]
+        for tensor in existing:
             self._hold(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -77,12 +81,6 @@ class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._held[key] = weakref.ref(storage, let_go)
             self.live += size
         self.peak = max(self.peak, self.live)
-
-
-def _all_tensors() -> Iterable[Tensor]:
-    gc.collect()
-    # isinstance would ask, and wake, lazy objects
-    return (one for one in gc.get_objects() if issubclass(type(one), Tensor))
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:

@@ -7,7 +7,6 @@ floating-point sums, where the backbone draws nothing at random.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,20 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparta_bench.errors import reason_of
-from sparta_bench.models.classifier import (
-    Classifier,
-    last_token,
-    logits_of,
-    pooled_right_padded,
-)
-from sparta_bench.models.last_layer import (
+from sparta_bench.models.classifier import Classifier, last_token, logits_of, pooled_right_padded
+from sparta_bench.models.counts import MIN_PREFIX_TOKENS
+from sparta_bench.models.packed_attention import (
+    LAYOUT,
+    Layout,
+    cannot_share,
     cut_last_layer,
-    is_causal,
+    know_layouts,
     knows_last_layer,
     plain_model,
 )
-from sparta_bench.models.packed_attention import KINDS, LAYOUT, Layout, know_layouts
-from sparta_bench.models.step_work import MIN_PREFIX_TOKENS
 from sparta_bench.sparta.sharded import whole
 
 # What sums in another order may change: of the features, and of the first layer's gradient, as a
@@ -72,7 +68,11 @@ class TokensOnce:
         if not shared and not self.last_layer:
             return pooled_right_padded(backbone, input_ids, attention_mask)
         last = last_token(attention_mask)
-        _refuse_other_inputs(input_ids, shared, attention_mask, last)
+        same = (input_ids[:, :shared] == input_ids[:1, :shared]).all()
+        right = (attention_mask.sum(dim=1) == last + 1).all() & (last >= shared).all()
+        torch._assert_async(  # type: ignore[no-untyped-call]  # on CUDA nobody waits for the answer
+            same & right, f"inputs that do not share {shared} tokens, or are padded on the left"
+        )
         if len(input_ids) == 1:
             shared = 0  # nobody to share with
         own = input_ids[:, shared:]
@@ -90,16 +90,6 @@ class TokensOnce:
         }
         states: Tensor = backbone(**named).last_hidden_state[0]
         return states if self.last_layer else states[layout.last_tokens]
-
-
-def _refuse_other_inputs(ids: Tensor, tokens: int, mask: Tensor, last: Tensor) -> None:
-    """Raises where the inputs do not begin with the same tokens and go on, or padding is not on
-    the right; on CUDA some time later, since nobody waits for the answer."""
-    same = (ids[:, :tokens] == ids[:1, :tokens]).all()
-    right = (mask.sum(dim=1) == last + 1).all() & (last >= tokens).all()
-    torch._assert_async(  # type: ignore[no-untyped-call]
-        same & right, f"inputs that do not share {tokens} tokens, or are padded on the left"
-    )
 
 
 def choose(
@@ -137,33 +127,12 @@ def tokens_once(
     backbone: nn.Module, share: str | bool, prefix_tokens: int, draws: bool = False
 ) -> tuple[TokensOnce, str | None]:
     """What to compute with `train.share_prefix` (auto, true or false); and why the prefix is not
-    shared though it was asked for, in words.
-
-    Parameters
-    ----------
-    draws
-        Whether training draws dropout. `auto` then shares in evaluation alone.
-    """
-    wanted = prefix_tokens >= (MIN_PREFIX_TOKENS if share == "auto" else 1)
-    why_not = cannot_share(backbone) if share and wanted else None
-    shared = prefix_tokens if share and wanted and why_not is None else 0
-    in_training = share is True or not draws
-    return TokensOnce(shared, knows_last_layer(backbone), in_training), why_not
-
-
-def cannot_share(backbone: nn.Module) -> str | None:
-    """Why inputs cannot share a prefix, in words, by what the architecture says of itself."""
-    model = plain_model(backbone)
-    config = model.config
-    if config._attn_implementation not in KINDS or not model._supports_attention_backend:
-        return f"{type(model).__name__}'s attention is not transformers' common one"
-    if not is_causal(backbone):
-        return f"{type(model).__name__}'s tokens see the tokens after them"
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
-    if any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds):
-        return f"{type(model).__name__}'s positions depend on the length of the input"
-    return None
+    shared though it was asked for, in words. Where training `draws` dropout, `auto` shares in
+    evaluation alone."""
+    wanted = bool(share) and prefix_tokens >= (MIN_PREFIX_TOKENS if share == "auto" else 1)
+    why_not = cannot_share(backbone) if wanted else None
+    shared = prefix_tokens if wanted and why_not is None else 0
+    return TokensOnce(shared, knows_last_layer(backbone), share is True or not draws), why_not
 
 
 def disagreement(
@@ -177,13 +146,28 @@ def disagreement(
     is left behind. `model` is a `Classifier`; where gradients are off, and features are compared
     alone and in evaluation mode, anything that has a `backbone`.
     """
-    was_training, with_gradients = model.training, torch.is_grad_enabled()
-    model.train(with_gradients and not draws)
-    trained = _first_trained(model.backbone) if with_gradients else []
+    was_training, trained = model.training, list[Tensor]()
+    model.train(torch.is_grad_enabled() and not draws)
+    if torch.is_grad_enabled():
+        embeddings = [m for m in model.backbone.modules() if isinstance(m, nn.Embedding)]
+        looked_up = {id(parameter) for m in embeddings for parameter in m.parameters()}
+        every = (p for p in model.backbone.parameters() if p.requires_grad)
+        # the first two: of LoRA's, the first one has no gradient at the beginning
+        trained = [p for p in every if id(p) not in looked_up][:2]
+
+    def computed(way: TokensOnce) -> tuple[Tensor, Tensor]:
+        """Features and gradient, both as one vector of float64."""
+        with torch.set_grad_enabled(bool(trained)):
+            states = way.pooled(model.backbone, batch["input_ids"], batch["attention_mask"])
+        if not trained:
+            return states.double().flatten(), states.new_zeros(1, dtype=torch.float64)
+        loss = F.cross_entropy(logits_of(states, model.head_weight), batch["labels"])
+        grads = torch.autograd.grad(loss, trained, materialize_grads=True)
+        flat = torch.cat([whole(g).double().flatten() for g in grads])
+        return states.detach().double().flatten(), flat
+
     try:
-        whole, mine = (
-            _features_and_gradient(model, way, batch, trained) for way in (TokensOnce(), once)
-        )
+        pairs = zip(computed(TokensOnce()), computed(once), strict=True)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # many kinds, where a model does not take a layout
@@ -191,32 +175,8 @@ def disagreement(
     finally:
         model.train(was_training)
     tolerances = TOLERANCES[next(model.backbone.parameters()).dtype]
-    for what, tolerance, a, b in zip(
-        ("features", "gradients"), tolerances, whole, mine, strict=True
-    ):
+    for what, tolerance, (a, b) in zip(("features", "gradients"), tolerances, pairs, strict=True):
         difference = (a - b).norm() / a.norm().clamp(min=torch.finfo(a.dtype).tiny)
         if not difference <= tolerance:
             return f"its {what} differ by {float(difference):.1e} of their size"
     return None
-
-
-def _first_trained(backbone: nn.Module) -> Sequence[Tensor]:
-    """The first two: of LoRA's, the first one has no gradient at the beginning."""
-    embeddings = {
-        id(p) for m in backbone.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
-    }
-    return [p for p in backbone.parameters() if p.requires_grad and id(p) not in embeddings][:2]
-
-
-def _features_and_gradient(
-    model: Any, once: TokensOnce, batch: dict[str, Tensor], trained: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Both as one vector of float64."""
-    with torch.set_grad_enabled(bool(trained)):
-        states = once.pooled(model.backbone, batch["input_ids"], batch["attention_mask"])
-    if not trained:
-        return states.double().flatten(), states.new_zeros(1, dtype=torch.float64)
-    loss = F.cross_entropy(logits_of(states, model.head_weight), batch["labels"])
-    grads = torch.autograd.grad(loss, trained, materialize_grads=True)
-    flat = torch.cat([whole(g).double().flatten() for g in grads])
-    return states.detach().double().flatten(), flat

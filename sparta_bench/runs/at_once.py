@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import IO, NamedTuple
 
-from sparta_bench.config.lengths import lengths_for
+from sparta_bench.config.presets import lengths_for
 from sparta_bench.config.schema import Config
 from sparta_bench.devices import WORKER_THREADS, free_bytes, is_one_of_several
 from sparta_bench.errors import InputError, log

@@ -8,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sparta_bench.adapters.export import check_whole, write_whole
 from sparta_bench.adapters.manifest import Manifest
-from sparta_bench.adapters.whole_model import check_whole, write_whole
 from sparta_bench.config.presets import guessed_rate
-from sparta_bench.data.batches import BatchSource, evaluation_batches
-from sparta_bench.data.classes import check_classes
+from sparta_bench.data.examples import check_classes
 from sparta_bench.data.tokenize import (
+    BatchSource,
     EncodedSplits,
     cache_folder,
+    evaluation_batches,
     shortest_and_longest,
     tokenizer_fingerprint,
 )
@@ -24,10 +25,8 @@ from sparta_bench.errors import InputError, TrainingError, log, reason_of
 from sparta_bench.files import whole_folder
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import Trained
-from sparta_bench.models.attention import attention_of
 from sparta_bench.models.classifier import Classifier
-from sparta_bench.models.counts import count_parameters
-from sparta_bench.models.decoder_shapes import shapes_of
+from sparta_bench.models.counts import count_parameters, draws_dropout, shapes_of
 from sparta_bench.models.dropout import dropout_of
 from sparta_bench.models.features import (
     FeatureClassifier,
@@ -36,8 +35,8 @@ from sparta_bench.models.features import (
     features_key,
     is_deterministic,
 )
+from sparta_bench.models.load import attention_of
 from sparta_bench.models.source import is_local
-from sparta_bench.models.step_work import draws_dropout
 from sparta_bench.models.tokens_once import TokensOnce, choose
 from sparta_bench.records.read import read_json
 from sparta_bench.records.record import METRICS, PROTOCOL, SAVED

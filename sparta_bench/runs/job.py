@@ -26,7 +26,7 @@ def run_composed(composed: Any) -> Outcome:
     quiet_libraries()
     try:
         config = from_dict(to_plain(composed))
-        from sparta_bench.data.own_task import complete
+        from sparta_bench.data.splits import complete
         from sparta_bench.runs.grid import attempt
 
         outcome, _ = attempt(complete(config), assets())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparta_bench.data.tensor_cache import read_kept, write_kept
+from sparta_bench.files import read_kept, write_kept
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from sparta_bench.data.batches import BatchSource, evaluation_batches, to_device
+from sparta_bench.data.tokenize import BatchSource, evaluation_batches, to_device
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.features import FeatureClassifier
 from sparta_bench.training.metrics import score

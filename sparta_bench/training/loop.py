@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sparta_bench.config.schema import TrainConfig
-from sparta_bench.data.batches import BatchSource, to_device, training_batches
+from sparta_bench.data.tokenize import BatchSource, to_device, training_batches
 from sparta_bench.errors import TrainingError, refusal_of
 from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier, why_not_finite

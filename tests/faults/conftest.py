@@ -15,7 +15,7 @@ from faults.harness import LONG
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with few rows of the tiny task like SST-2: a run then takes a second."""
-    from sparta_bench.data.generated.data_sets import generate
+    from sparta_bench.data.generated import generate
 
     folder = tmp_path_factory.mktemp("rows")
     made = generate("sst2")

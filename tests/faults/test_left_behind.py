@@ -14,7 +14,7 @@ import pytest
 from forks import Forks
 
 from faults.harness import check_whole, completed, leftovers, outcome, records
-from sparta_bench.data.tensor_cache import read_kept, write_kept
+from sparta_bench.files import read_kept, write_kept
 
 pytestmark = pytest.mark.faults
 Small = Callable[..., list[str]]

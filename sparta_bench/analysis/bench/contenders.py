@@ -17,8 +17,7 @@ from sparta_bench.config.schema import Config
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import HEAD
 from sparta_bench.models.classifier import Classifier
-from sparta_bench.models.counts import empty_backbone
-from sparta_bench.models.decoder_shapes import shapes_of
+from sparta_bench.models.counts import empty_backbone, shapes_of
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.models.source import load_architecture
 from sparta_bench.paper import PAPER_DENSITIES

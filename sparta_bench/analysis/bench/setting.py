@@ -11,14 +11,12 @@ from transformers import AutoModel
 
 from sparta_bench.config.compose import compose
 from sparta_bench.config.schema import Config
-from sparta_bench.models.attention import with_attention
 from sparta_bench.models.classifier import Classifier, checkpoint_gradients, random_head
-from sparta_bench.models.counts import Shapes
-from sparta_bench.models.decoder_shapes import shapes_of
+from sparta_bench.models.counts import Once, Shapes, planned, shapes_of
 from sparta_bench.models.dropout import no_dropout
 from sparta_bench.models.dtypes import Precision, precision_of
+from sparta_bench.models.load import with_attention
 from sparta_bench.models.source import load_architecture
-from sparta_bench.models.step_work import Once, planned
 from sparta_bench.models.tokens_once import TokensOnce
 
 

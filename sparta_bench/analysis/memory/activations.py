@@ -23,7 +23,7 @@ from sparta_bench.errors import InputError, reason_of
 from sparta_bench.methods.full_ft import train_all
 from sparta_bench.methods.lora import wrap_in_lora
 from sparta_bench.models.classifier import Classifier
-from sparta_bench.models.decoder_shapes import shapes_for
+from sparta_bench.models.counts import shapes_for
 from sparta_bench.models.packed_attention import LAYOUT
 from sparta_bench.models.source import load_architecture
 from sparta_bench.models.tensor_memory import TensorMemory

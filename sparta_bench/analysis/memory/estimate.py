@@ -18,8 +18,7 @@ from sparta_bench.analysis.memory.parts import (
     parts_of,
     transient_of,
 )
-from sparta_bench.models.counts import ParameterCounts, count_parameters, empty_backbone
-from sparta_bench.models.decoder_shapes import shapes_of
+from sparta_bench.models.counts import ParameterCounts, count_parameters, empty_backbone, shapes_of
 from sparta_bench.models.source import load_architecture
 from sparta_bench.paper import PAPER_DENSITIES
 

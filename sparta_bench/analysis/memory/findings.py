@@ -16,8 +16,7 @@ from sparta_bench.analysis.memory.estimate import estimate as estimate_of
 from sparta_bench.analysis.memory.measured_memory import measure
 from sparta_bench.analysis.memory.parts import Footprint, parts_of, per_scalar
 from sparta_bench.errors import InputError
-from sparta_bench.models.counts import count_parameters, empty_backbone
-from sparta_bench.models.decoder_shapes import shapes_of
+from sparta_bench.models.counts import count_parameters, empty_backbone, shapes_of
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.models.source import load_architecture
 from sparta_bench.paper import rows_of

@@ -11,8 +11,7 @@ from torch import nn
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory.formula import PerScalar
 from sparta_bench.config.schema import LoraConfig, SpartaConfig
-from sparta_bench.models.counts import ParameterCounts, lora_sizes
-from sparta_bench.models.decoder_shapes import shapes_of
+from sparta_bench.models.counts import ParameterCounts, lora_sizes, shapes_of
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.models.load_sharded import parts_to_cut
 from sparta_bench.sparta.sample import sampled_tensors

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparta_bench.adapters.merging.merge_methods import Rule
+from sparta_bench.adapters.merging import Rule
 from sparta_bench.analysis.merging.merger import Merger, base_of_both
 from sparta_bench.analysis.merging.pairs import Pair, groups_of
 from sparta_bench.config.compose import compose

@@ -8,10 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from sparta_bench.adapters.merging.combine import merge_into
-from sparta_bench.adapters.merging.merge_methods import Rule
-from sparta_bench.adapters.merging.overlap import overlaps_of
-from sparta_bench.adapters.merging.task_vectors import Base, refuse_mixed, refuse_other_rows
+from sparta_bench.adapters.merging import (
+    Base,
+    Rule,
+    merge_into,
+    overlaps_of,
+    refuse_mixed,
+    refuse_other_rows,
+)
 from sparta_bench.adapters.read_folder import TaskVector, read_manifest
 from sparta_bench.analysis.merging.pairs import Pair, folder_of
 from sparta_bench.config.schema import Config

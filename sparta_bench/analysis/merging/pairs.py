@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from sparta_bench.adapters.merging.merge_methods import Rule
+from sparta_bench.adapters.merging import Rule
 from sparta_bench.files import hash_of
 from sparta_bench.records.read import saved_by
 from sparta_bench.records.record import MERGE_SCHEMA, PROTOCOL, SAVED, Record

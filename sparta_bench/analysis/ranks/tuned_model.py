@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from sparta_bench.adapters import read_folder
-from sparta_bench.adapters.base import refuse_other_base
-from sparta_bench.adapters.changes import Change, Tuned
+from sparta_bench.adapters.load_adapter import refuse_other_base
+from sparta_bench.adapters.read_folder import Change, Tuned
 from sparta_bench.errors import InputError
 from sparta_bench.models.dtypes import DTYPES
-from sparta_bench.models.stored_tensors import Checkpoint, open_checkpoint
-from sparta_bench.models.weight_files import is_head
+from sparta_bench.models.stored_tensors import Checkpoint, is_head, open_checkpoint
 
 
 class TunedModel:

@@ -1,1 +1,0 @@
-"""Several trained models of one base in one backbone (section 8)."""

@@ -1,1 +1,0 @@
-"""Generated text: eight small data sets."""
