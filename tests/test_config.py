@@ -130,6 +130,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     "train.share_prefix=yes: must be auto, true or false": (),
     "train.gradient_checkpointing=yes: must be true or false": (),
     f"train.checkpoint_every=0: {NUMBERS} 1, or null": (),
+    "train.sharding=true: must be none or fsdp": (),
     "search.name=half: must be grid or race": (),
     f"search.confirm=0: {NUMBERS} 1": (),
     "search.margin=0: must be a number above 0": (),

@@ -138,6 +138,29 @@ def test_parts_of_every_method_by_hand() -> None:
 
 
 @pytest.mark.usefixtures("no_dry_runs")
+def test_of_eight_gpus_each_holds_an_eighth_but_for_indices_and_what_is_small() -> None:
+    def on_eight(name: str) -> Estimate:
+        return estimate.estimate(name, setting_for(), 8)
+
+    eighth = -(-BACKBONE // 8)
+    trained = eighth + HEAD
+    assert on_eight("full_ft").parts == Parts(
+        2 * eighth, 4 * trained, 0, 0, 4 * trained, 8 * trained
+    )
+    small = LORA + HEAD
+    assert on_eight("lora").parts == Parts(2 * eighth, 4 * small, 0, 0, 4 * small, 8 * small)
+    chosen = round(0.05 * (BACKBONE - WORDS * HIDDEN))
+    own = -(-chosen // 8)
+    assert on_eight("sparta-0.05").parts == Parts(
+        2 * eighth, 4 * (own + HEAD), 4 * chosen, 2 * own, 4 * (own + HEAD), 8 * (own + HEAD)
+    )
+    one, eight = estimate.estimate("head", setting_for()), on_eight("head")
+    layer = ONE_LAYER + 2 * HIDDEN  # with its norms
+    assert eight.gathered == parts.GATHERED * 2 * layer
+    assert eight.activation_bytes(64, False) == one.activation_bytes(8, False)
+
+
+@pytest.mark.usefixtures("no_dry_runs")
 def test_full_ft_trains_the_weights_themselves_where_dtypes_are_the_same() -> None:
     on_cpu = estimate.estimate("full_ft", setting_for("device=cpu")).parts
     assert on_cpu == Parts(

@@ -40,7 +40,8 @@ class SpartaTrained(Trained):
 
     def __init__(self, adapter: SpartaAdapter, head_weight: nn.Parameter) -> None:
         self.sparta, self.flat = adapter, None if adapter.is_sharded else adapter.flatten()
-        deltas, sharded = adapter.deltas, None
+        deltas: dict[str, nn.Parameter] = adapter.deltas
+        sharded: dict[str, nn.Parameter] = {}
         if self.flat is None:
             values, sharded = parts_of(deltas, adapter.dtype), deltas
         else:

@@ -39,7 +39,9 @@ class Trained:
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Optimizer groups; the head is never decayed."""
         body = [value for name, value in self.values.items() if name != HEAD]
-        groups = [{"params": body, "weight_decay": weight_decay}] if body else []
+        groups: list[dict[str, Any]] = []
+        if body:
+            groups.append({"params": body, "weight_decay": weight_decay})
         groups.append({"params": [self.values[HEAD]], "weight_decay": 0.0})
         if (
             self.sharded

@@ -58,8 +58,10 @@ def load_classifier(
     """
     sharded = config.train.sharding == "fsdp"
     if backbone is None:
-        load = partial(load_sharded, device=device) if sharded else load_backbone
-        backbone = load(config.model, precision.model_dtype)
+        if sharded:
+            backbone = load_sharded(config.model, precision.model_dtype, device)
+        else:
+            backbone = load_backbone(config.model, precision.model_dtype)
         added = 1 if config.task.separator == "sep_token" else 0
         fit_embeddings(backbone, tokenizer, added, config.seed)
     classes = len(config.task.labels)

@@ -93,11 +93,11 @@ def read_rows(
     for name, parameter in wanted.items():
         own = stored[name]
         assert own is not None
-        shape = checkpoint.shape_of(own)
-        if shape != tuple(parameter.shape):
+        shape, found = tuple(parameter.shape), checkpoint.shape_of(own)
+        if found != shape:
             raise InputError(
-                f"{label}: the checkpoint's {name} has the shape {shape}, where "
-                f"{tuple(parameter.shape)} follows from config.json"
+                f"{label}: the checkpoint's {name} has the shape {found}, where {shape} follows "
+                "from config.json"
             )
         mesh = mesh_of(parameter)
         first, last = rows_of(len(parameter), mesh)

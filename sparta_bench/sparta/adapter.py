@@ -363,7 +363,7 @@ class SpartaAdapter:
         if any(
             module.sparta_mesh is None and is_sharded(_deltas((module, name)))
             for module in self._patched
-            for name in module.sparta_entries  # type: ignore[union-attr, operator]
+            for name in module.sparta_entries  # type: ignore[union-attr]
         ):
             raise ValueError(
                 "load the base model anew: fully_shard came after the adapter and keeps its deltas "

@@ -21,12 +21,12 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "device_mesh")
 
 
-def mesh_of(tensor: Tensor) -> Any:
+def mesh_of(tensor: Any) -> Any:
     """The processes that share a tensor; None for a plain one. Raises ValueError for a tensor that
     is cut in another way than along its rows."""
     if not is_sharded(tensor):
         return None
-    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    mesh, placements = tensor.device_mesh, tensor.placements
     if mesh.ndim != 1 or not placements[0].is_shard(0):
         raise ValueError(
             f"shard with fully_shard over one row of processes: a tensor is cut as {placements} "
@@ -35,16 +35,16 @@ def mesh_of(tensor: Tensor) -> Any:
     return mesh
 
 
-def local(tensor: Tensor) -> Tensor:
+def local(tensor: Any) -> Tensor:
     """This process's rows, in their own memory; a plain tensor is itself."""
-    rows: Tensor = tensor.detach()
-    return rows.to_local() if is_sharded(tensor) else rows  # type: ignore[operator, no-any-return]
+    rows: Tensor = tensor.detach().to_local() if is_sharded(tensor) else tensor.detach()
+    return rows
 
 
-def whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Any) -> Tensor:
     """All rows, in every process; a plain tensor is itself."""
-    rows: Tensor = tensor.detach()
-    return rows.full_tensor() if is_sharded(tensor) else rows  # type: ignore[operator, no-any-return]
+    rows: Tensor = tensor.detach().full_tensor() if is_sharded(tensor) else tensor.detach()
+    return rows
 
 
 def rows_of(count: int, mesh: Any) -> tuple[int, int]:
@@ -67,7 +67,8 @@ def reduced(gradient: Tensor, mesh: Any) -> Tensor:
     from torch.distributed.tensor import DTensor, Partial, Shard
 
     summands = DTensor.from_local(gradient, mesh, [Partial()], run_check=False)
-    return summands.redistribute(placements=[Shard(0)]) / mesh.size()  # type: ignore[no-any-return]
+    mean: Tensor = summands.redistribute(placements=[Shard(0)]) / mesh.size()
+    return mean
 
 
 class OwnEntries(NamedTuple):
@@ -99,7 +100,10 @@ class OwnEntries(NamedTuple):
         padded = F.pad(own, (0, most - len(own)))  # all give as much
         gathered = whole(sharded(padded, self.mesh, (most * len(self.counts),)))
         return torch.cat(
-            [part[:count] for part, count in zip(gathered.split(most), self.counts, strict=True)]
+            [
+                part[:count]
+                for part, count in zip(torch.split(gathered, most), self.counts, strict=True)
+            ]
         )
 
 
@@ -112,8 +116,8 @@ def own_entries(tensor: Tensor, indices: Tensor) -> OwnEntries | None:
     rows, world = len(tensor), mesh.size()
     step, width = -(-rows // world), tensor.numel() // max(rows, 1)
     starts = [min(rank * step, rows) * width for rank in range(world + 1)]
-    like = {"dtype": indices.dtype, "device": indices.device}
-    cuts = torch.searchsorted(indices, torch.tensor(starts, **like)).tolist()
+    limits = torch.tensor(starts, dtype=indices.dtype, device=indices.device)
+    cuts = torch.searchsorted(indices, limits).tolist()
     counts = tuple(last - first for first, last in pairwise(cuts))
     rank = mesh.get_local_rank()
     return OwnEntries(counts, rank, starts[rank], mesh)

@@ -232,7 +232,8 @@ class Training:
         if not self.rows:
             return norm
         own = get_total_norm([v.grad for v in values if v.grad is not None and id(v) in self.rows])
-        return (self.accelerator.reduce(own.square(), "sum") + norm.square()).sqrt()
+        squares: Tensor = self.accelerator.reduce(own.square(), "sum")
+        return (squares + norm.square()).sqrt()
 
     def _seed_step(self, stream: int | str) -> None:
         """Seed torch's generators for one stream of this step. Nothing that ran before changes what
