@@ -161,7 +161,7 @@ def _started(name: str, record: Mapping[str, Any], folder: Path) -> Any:
         "wandb": {**grouped, "settings": {"console": "off", "disable_git": True,
                   "disable_code": True, "x_disable_meta": True, "x_disable_stats": True,
                   "x_save_requirements": False}},
-        "mlflow": {"run_name": title, "tags": {"group": cell, "mlflow.user": "unknown",
+        "mlflow": {"run_name": title, "tags": {"mlflow.user": "unknown",
                    "mlflow.source.name": PROJECT}},
     }  # fmt: skip
     project = "" if name == "tensorboard" else PROJECT
@@ -170,6 +170,9 @@ def _started(name: str, record: Mapping[str, Any], folder: Path) -> Any:
     if name == "trackio":
         tracker.run.config["_Username"] = None
     if name == "mlflow":
+        import mlflow
+
+        mlflow.set_tag("group", cell)  # the tags above are those of the experiment as well
         tracker.store_init_configuration(parameters)
     if name != "tensorboard":
         return tracker
