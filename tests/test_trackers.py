@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import sqlite3
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from forged_records import forge as forged
-from forged_records import write
+from forged_records import forge, write
+from forks import Forks
 from test_cli import call
 from test_run import quick
 
@@ -26,7 +27,7 @@ from sparta_bench.training.optimizer import learning_rate_at
 Scalars = dict[str, list[tuple[int, float]]]
 LONGER = ("train.max_steps=24", "train.eval_every=12")
 tensorboard = pytest.mark.skipif(
-    importlib.util.find_spec("tensorboard") is None, reason="the extra is not installed"
+    find_spec("tensorboard") is None, reason="the extra is not installed"
 )
 
 
@@ -154,7 +155,7 @@ def test_records_are_replayed_once(
     for method in ("sparta", "head"):
         record = trained(method)[1]
         write(tmp_path, record)
-    write(tmp_path, forged(status="failed"))
+    write(tmp_path, forge(status="failed"))
     words = ["export", "tensorboard", str(tmp_path)]
     out = tmp_path / "tensorboard"
     left_out = ["sparta-bench: export: 1 record not of completed runs, or not readable"]
@@ -185,3 +186,36 @@ def test_a_record_from_elsewhere_leads_to_no_other_folder(
         code, out, (line,) = call(capsys, "export", "tensorboard", str(folder))
         assert (code, out) == (2, "") and line.startswith(f"sparta-bench: {path}: lacks a key")
         assert not list(folder.rglob("*tfevents*"))
+
+
+@pytest.mark.skipif(find_spec("trackio") is None, reason="the extra is not installed")
+def test_trackio_has_what_the_records_have_once(forks: Forks, trained: Any, tmp_path: Path) -> None:
+    for method in ("sparta", "head"):
+        record = trained(method)[1]
+        write(tmp_path, record)
+    out = tmp_path / "out"
+    words = ["export", "trackio", str(tmp_path), "--out", str(out)]
+    for line in (
+        "2 runs added to trackio, 0 there already",
+        "0 runs added to trackio, 2 there already",
+    ):
+        done = forks.call(*words)
+        assert (done.code, done.out) == (0, f"{out}: {line}\n")
+    database = sqlite3.connect(out / "sparta-bench.db")
+    title = f"tiny-sst2 tiny-gemma head seed 0 {record['run_id']}"
+    rows = database.execute(
+        "SELECT step, metrics FROM metrics WHERE run_name = ? ORDER BY id", [title]
+    )
+    shown: Scalars = {}
+    for step, metrics in rows:
+        for name, value in json.loads(metrics).items():
+            shown.setdefault(name, []).append((step, value))
+    speed = record["training"]["tokens_per_second"]
+    assert shown.pop("train/tokens_per_second") == [(4, speed)]
+    single = {name: [(s, float(np.float32(v))) for s, v in steps] for name, steps in shown.items()}
+    assert single == of_record(record)
+    (text,) = database.execute("SELECT config FROM configs WHERE run_name = ?", [title]).fetchone()
+    config = json.loads(text)
+    assert (config["run_id"], config["seed"]) == (record["run_id"], 0)
+    assert config["_Group"] == "tiny-sst2 tiny-gemma head" and config["_Username"] is None
+    assert "allow_val_change" not in config

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from pathlib import Path
 
 from sparta_bench.cli.options import Parser, add_outputs, check_folder, check_there
 from sparta_bench.config.rules import why_no_tracker
-from sparta_bench.errors import InputError, log, refusal_of
+from sparta_bench.errors import InputError, log, reason_of, refusal_of
 from sparta_bench.records.read import read_records
 from sparta_bench.text import counted
 
@@ -42,8 +43,9 @@ def main(arguments: list[str]) -> None:
     place = folder / name if out is None else out
     try:
         added = sum(replay(name, record, place) for record in completed)
-    except OSError as error:
-        raise InputError(f"export: {refusal_of(error)}") from None
+    except (OSError, ValueError, sqlite3.Error) as error:
+        reason = refusal_of(error) if isinstance(error, OSError) else reason_of(error)
+        raise InputError(f"export: {reason}") from None
     if left_out := len(excluded) + len(records) - len(completed):
         log(f"export: {counted(left_out, 'record')} not of completed runs, or not readable")
     where = "" if name == "trackio" and out is None else f"{place}: "

@@ -7,6 +7,7 @@ and density), as far as the tracker has groups.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -22,6 +23,7 @@ from sparta_bench.records.write import Findings, RunResult, RunSpec, as_record
 from sparta_bench.runs.lock import agreed
 from sparta_bench.training.loop import Track, untracked
 
+Steps = Sequence[tuple[int, Mapping[str, Any]]]
 PROJECT = "sparta-bench"
 NAMES = {  # in a tracker, by the loop's and the record's own
     "epoch": "epoch",
@@ -43,13 +45,17 @@ def tracked(spec: RunSpec) -> Iterator[Track]:
     tracker cannot be started.
     """
     name, fault, tracker = spec.config.logger, None, None
-    if name != "none" and spec.accelerator.is_main_process:
+    if name == "none":
+        yield untracked
+        return
+    if spec.accelerator.is_main_process:
         record = as_record(spec, RunResult(Findings(), "interrupted", finished=None))
         try:
             folder = _events_folder(Path(spec.config.results_dir, name), record)
             if name == "tensorboard":
                 remove_folder(folder)  # of an earlier run of the same, whose steps these are
-            tracker = _started(name, record, folder)
+            with redirect_stdout(sys.stderr):  # standard output is for results
+                tracker = _started(name, record, folder)
         except Exception as error:  # of any kind: four libraries, disks and servers
             fault = f"{type(error).__name__}: {reason_of(error)}"
     if (fault := agreed(spec.accelerator, fault)) is not None:
@@ -74,7 +80,7 @@ class _Guarded:
         if not self.works:
             return
         try:
-            with redirect_stdout(sys.stderr):  # standard output is for results
+            with redirect_stdout(sys.stderr):
                 call()
         except Exception as error:
             self.works = False
@@ -107,25 +113,36 @@ def replay(name: str, record: Record, out: Path) -> bool:
             raise TypeError
     except MISSHAPEN:
         raise InputError(f"{record.path}: {INCOMPLETE}") from None
-    if name == "tensorboard":
-        if folder.exists():
-            return False
-        with whole_folder(folder) as temporary:
-            _log_all(_started(name, raw, temporary), steps)
-    else:
-        from trackio.sqlite_storage import SQLiteStorage
+    add = _add_to_trackio if name == "trackio" else _add_to_tensorboard
+    with redirect_stdout(io.StringIO()):  # two lines for each run
+        return add(raw, folder, steps)
 
-        if _title(raw) in SQLiteStorage.get_runs(PROJECT):
-            return False
-        _log_all(_started(name, raw, folder), steps)
+
+def _add_to_tensorboard(record: Mapping[str, Any], folder: Path, steps: Steps) -> bool:
+    if folder.exists():
+        return False
+    with whole_folder(folder) as temporary:
+        _log_all(_started("tensorboard", record, temporary), steps)
     return True
 
 
-def _log_all(tracker: Any, steps: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-    with redirect_stdout(sys.stderr):
-        for step, values in steps:
-            tracker.log(_shown(values), step=step)
-        tracker.finish()
+def _add_to_trackio(record: Mapping[str, Any], folder: Path, steps: Steps) -> bool:
+    from trackio.sqlite_storage import SQLiteStorage
+
+    title = _title(record)
+    if title in SQLiteStorage.get_runs(PROJECT):
+        return False
+    _log_all(_started("trackio", record, folder), steps)
+    if len(SQLiteStorage.get_logs(PROJECT, title)) != len(steps):  # of which trackio only warns
+        SQLiteStorage.delete_run(PROJECT, title)
+        raise OSError(f"{title} could not be written whole")
+    return True
+
+
+def _log_all(tracker: Any, steps: Steps) -> None:
+    for step, values in steps:
+        tracker.log(_shown(values), step=step)
+    tracker.finish()
 
 
 # ------------------------------------------------------------------------------- trackers
@@ -144,19 +161,21 @@ def _started(name: str, record: Mapping[str, Any], folder: Path) -> Any:
         "wandb": {**grouped, "settings": {"console": "off", "disable_git": True,
                   "disable_code": True, "x_disable_meta": True, "x_disable_stats": True,
                   "x_save_requirements": False}},
-        "mlflow": {"run_name": title, "tags": {"group": cell, "mlflow.user": "unknown",
+        "mlflow": {"run_name": title, "tags": {"mlflow.user": "unknown",
                    "mlflow.source.name": PROJECT}},
     }  # fmt: skip
     project = "" if name == "tensorboard" else PROJECT
-    with redirect_stdout(sys.stderr):
-        tracker = LOGGER_TYPE_TO_CLASS[name](project, **how[name])
-        tracker.start()
-        if name == "trackio":
-            tracker.run.config["_Username"] = None
-        if name == "mlflow":
-            tracker.store_init_configuration(parameters)
-        if name != "tensorboard":
-            return tracker
+    tracker = LOGGER_TYPE_TO_CLASS[name](project, **how[name])
+    tracker.start()
+    if name == "trackio":
+        tracker.run.config["_Username"] = None
+    if name == "mlflow":
+        import mlflow
+
+        mlflow.set_tag("group", cell)  # the tags above are those of the experiment as well
+        tracker.store_init_configuration(parameters)
+    if name != "tensorboard":
+        return tracker
     # accelerate would write them as another run, beside which no scores are shown
     from torch.utils.tensorboard.summary import hparams
 
