@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparta_bench.config.compose import compose
 from sparta_bench.errors import InputError
 from sparta_bench.models.checkpoint_names import check_source
 from sparta_bench.models.dtypes import STORED_DTYPES
@@ -98,6 +97,8 @@ def open_checkpoint(source: str) -> Checkpoint:
     check_source(source)
     repo, revision = source, "main"
     if "/" not in source:
+        from sparta_bench.config.compose import compose  # Hydra takes a while
+
         model = compose([f"model={source}"]).model
         if model.embedded:
             return Checkpoint(source, checkpoint_files(source, folder_of(model)))
