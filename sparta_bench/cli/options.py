@@ -89,8 +89,8 @@ def check_there(folders: Sequence[Path]) -> None:
 
 def check_settings(command: str, settings: Sequence[str], with_task: bool = True) -> None:
     """Raise InputError with a line for each `key=value` that does not say where data or work is."""
-    known = ["task", "limit"] if with_task else []
-    known += ["device", "cache_dir", "train.eval_tokens", "train.eval_batch_size"]
+    known = ["task"] * with_task + ["device", "cache_dir", "train.eval_tokens"]
+    known += ["train.eval_batch_size"] + ["limit"] * with_task
     lines = [
         f"{command}: {text}: must be a setting of {', '.join(known)} or task.*, as key=value"
         for text in settings

@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sparta_bench import hub
-from sparta_bench.config.compose import compose
 from sparta_bench.config.conf_folder import check_source
 from sparta_bench.config.schema import ModelConfig
 from sparta_bench.errors import InputError, reason_of
@@ -192,7 +191,11 @@ def open_checkpoint(source: str) -> Checkpoint:
     if not folder.is_dir():
         check_source(source)
         repo, revision = source, "main"
-        model = None if "/" in source else compose([f"model={source}"]).model
+        model = None
+        if "/" not in source:
+            from sparta_bench.config.compose import compose  # Hydra takes a while
+
+            model = compose([f"model={source}"]).model
         if model is not None:
             repo, revision = str(model.hub_id), model.revision
         if model is not None and model.embedded:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sparta_bench.config.schema import TrainConfig
 
-EVAL_TOKENS = {"cpu": 4096, "cuda": 32768}  # `train.eval_tokens`; measured: docs/benchmark.md
+EVAL_TOKENS = {"cpu": 8192, "cuda": 32768}  # `train.eval_tokens`; measured: docs/benchmark.md
 
 
 @dataclass
