@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forks import Forks
+from forks import Forks, Server, start_server
 from quick import QUICK_RUN, write_few_rows
 
 _HOME = tempfile.TemporaryDirectory(prefix="sparta-bench-tests-")
@@ -28,6 +28,16 @@ os.environ |= {
 # A shell without job control starts what it puts in the background deaf to Ctrl-C, and processes
 # hand that on: those that the tests interrupt would never end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_FORKED: list[Server] = []
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fork the server of `forks`: by now the tests have imported nearly all that it needs, and none
+    has computed a gradient, which torch allows no child of a process that has."""
+    if any("forks" in getattr(item, "fixturenames", ()) for item in session.items):
+        _FORKED.append(start_server())
+
 
 WORDS = (
     "<unk>", "<s>", "</s>", "Yes", "No", "Entail", "Neutral", "Contradict", "Response", ":", ".",
@@ -89,7 +99,8 @@ def forks_without(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
 
     def make(*forbidden: str) -> Forks:
         if forbidden not in made:
-            made[forbidden] = Forks(tmp_path_factory.mktemp("told"), *forbidden)
+            server = start_server(*forbidden) if forbidden else _FORKED.pop()
+            made[forbidden] = Forks(tmp_path_factory.mktemp("told"), server)
         return made[forbidden]
 
     yield make

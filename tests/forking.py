@@ -1,9 +1,10 @@
 """Commands of sparta-bench in children of a process that has imported everything already.
 
 To import torch takes longer than a tiny run. So one process imports, and forks a child for each
-command that is asked for: a real process, with files, locks and a death of its own. Run as a
-script, this is that process. It reads one JSON object per line and answers each with one. Its
-arguments are packages that nobody may import, here or in a child.
+command that is asked for: a real process, with files, locks and a death of its own. That process is
+a fork of the tests' own, or this script, whose arguments are packages that nobody may import, there
+or in a child. It begins with an empty line, then reads one JSON object per line and answers each
+with one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 
 
 def main(forbidden: list[str]) -> None:
+    if not sys.stdin.readline():
+        return  # nobody has needed it
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what an import prints is no answer
     sys.modules |= dict.fromkeys(forbidden)  # type: ignore[arg-type]  # importing it raises

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
+import signal
 import sys
 import time
+import traceback
+import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
+
+import forking
 
 SECONDS = 120.0  # that no command here needs
 
@@ -55,29 +59,63 @@ class Command:
         return self.err.read_text(encoding="utf-8")
 
 
-class Forks:
-    """The process that forks (forking.py), and its commands."""
+class Server(NamedTuple):
+    """A process that forks commands (forking.py), and its pipes."""
 
-    def __init__(self, folder: Path, *forbidden: str) -> None:
-        self.folder = folder
+    pid: int
+    questions: IO[str]
+    answers: IO[str]
+
+
+def start_server(*forbidden: str) -> Server:
+    """A new process in which nobody can import these packages; without any, a fork of this one,
+    which has imported nearly all and must not have computed a gradient yet."""
+    asked, questions = os.pipe()
+    answers, answered = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(asked, 0)
+            os.dup2(answered, 1)
+            os.closerange(3, 4096)
+            if forbidden:
+                words = [sys.executable, str(Path(__file__).with_name("forking.py")), *forbidden]
+                os.execv(sys.executable, words)
+            _serve()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    os.close(asked)
+    os.close(answered)
+    return Server(pid, os.fdopen(questions, "w"), os.fdopen(answers))
+
+
+def _serve() -> None:
+    """Undo what pytest has done to this process, and answer."""
+    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
+    warnings.resetwarnings()
+    for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", category)
+    forking.main([])
+
+
+class Forks:
+    """Commands of a server."""
+
+    def __init__(self, folder: Path, server: Server) -> None:
+        self.folder, self.server = folder, server
         self.count = 0
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("forking.py")), *forbidden],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        print(file=server.questions, flush=True)
         assert self._answer() == "ready"
 
     def ask(self, **what: Any) -> Any:
         """One question, one answer."""
-        assert self.process.stdin is not None
-        print(json.dumps(what), file=self.process.stdin, flush=True)
+        print(json.dumps(what), file=self.server.questions, flush=True)
         return self._answer()
 
     def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
+        return json.loads(self.server.answers.readline())
 
     def start(
         self,
@@ -122,8 +160,7 @@ class Forks:
 
     def close(self) -> None:
         """End the forking process, which has nothing to lose."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.kill()
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        os.kill(self.server.pid, signal.SIGKILL)
+        os.waitpid(self.server.pid, 0)
+        self.server.questions.close()
+        self.server.answers.close()

@@ -155,6 +155,7 @@ def test_auto_takes_what_memory_and_cores_have_room_for(
     assert at_once.processes_for(grid, 5) == min(5, len(grid.pending))
 
 
+@pytest.mark.slow  # a dry run; test_memory.py and test_price.py have its parts
 def test_the_memory_of_a_run_on_a_cpu_is_estimated() -> None:
     small, large = (compose(["method=head", f"train.batch_size={n}"]) for n in (8, 32))
     ((peak, of),) = price.step_peaks([(small, 0), (large, 0)], "cpu")

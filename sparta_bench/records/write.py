@@ -8,6 +8,7 @@ import sys
 import traceback
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -179,11 +180,7 @@ def environment(device: torch.device, precision: Precision, processes: int) -> d
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {
-        "versions": {
-            "sparta_bench": __version__,
-            "python": platform.python_version(),
-            **{package: metadata.version(package) for package in PACKAGES},
-        },
+        "versions": dict(_versions()),
         "platform": f"{sys.platform} {platform.machine()}",
         "device": {"type": device.type, "name": name, "threads": torch.get_num_threads()},
         "processes": processes,
@@ -202,6 +199,14 @@ def processor_name() -> str:
     return names[0] if names else platform.processor()
 
 
+# Both are asked once a process: what it has imported stays what it is.
+@cache
+def _versions() -> dict[str, str]:
+    versions = {package: metadata.version(package) for package in PACKAGES}
+    return {"sparta_bench": __version__, "python": platform.python_version(), **versions}
+
+
+@cache
 def _revision() -> dict[str, Any]:
     """The code's git revision and whether tracked files differ from it; None in no checkout."""
 
