@@ -24,14 +24,8 @@ def __getattr__(name: str) -> Any:
 def run(overrides: list[str]) -> dict[str, Any]:
     """Run the experiment of overrides such as `["task=tiny-rte", "method=lora"]`.
 
-    Returns the record, as in `result.json`; a run that is done already is not repeated.
-
-    Raises
-    ------
-    InputError
-        If the configuration or the input is wrong, with a line for every fault.
-    RuntimeError
-        If the run fails.
+    Returns the record, as in `result.json`; a run that is done already is not repeated. Raises
+    InputError with a line for every fault of configuration or input, RuntimeError if the run fails.
     """
     from sparta_bench.config.compose import compose
     from sparta_bench.data.splits import complete

@@ -32,10 +32,8 @@ from sparta_bench.sparta import SpartaAdapter, peft_sparta, store
 
 @dataclass
 class Loaded:
-    """A classifier from disk, on the CPU, frozen, in evaluation mode, in the dtypes of training.
-
-    `sparta` is the attached adapter, where it is one; `merge_and_unload` makes the backbone plain.
-    """
+    """A classifier from disk, on the CPU, frozen, in evaluation mode, in the dtypes of training,
+    with the attached adapter where it is SpaRTA's; `merge_and_unload` makes the backbone plain."""
 
     classifier: Classifier
     tokenizer: Any

@@ -73,11 +73,9 @@ def open_task_vectors(
     tokenizer: str | None = None,
     names: Sequence[str] | None = None,
 ) -> tuple[Base, list[TaskVector]]:
-    """Open adapters and whole classifiers of one base, checked, and that base.
-
-    `base` and `tokenizer` say where these are, if not where the first says. `names` are those of
-    the heads; None: each task's own, numbered where one stands twice.
-    """
+    """Open adapters and whole classifiers of one base, checked, and that base. `base` and
+    `tokenizer` say where these are, if not where the first says. `names` are those of the heads;
+    None: each task's own, numbered where one stands twice."""
     manifests = [read_manifest(folder) for folder in folders]
     refuse_mixed(folders, manifests)
     if not names:

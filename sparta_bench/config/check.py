@@ -129,11 +129,8 @@ def _rule_faults(raw: Mapping[str, Any]) -> Faults:
 
 
 def _named_model(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Name a model by its folder where it has no name.
-
-    An embedded model with a folder is a model of its own, as with `model=local`: it may be
-    anything, and must not bear the embedded one's name in a record.
-    """
+    """Name a model by its folder where it has no name. An embedded model with a folder is a model
+    of its own, as with `model=local`: it must not bear the embedded one's name in a record."""
     path = model.get("path")
     if model.get("embedded") is True and path is not None:
         model = {**model, "embedded": False, "name": None}

@@ -104,11 +104,9 @@ def _compose(job: list[str]) -> Config:
 
 # ---------------------------------------------------------------------------- what Hydra composes
 def composed_choices(chosen: dict[str, str]) -> dict[str, Any]:
-    """Return all settings with these choices of groups, no other override applied.
-
-    A file of a group sets the group's own keys alone, so that what Hydra composed of it is kept,
-    and serves beside any choice of the other groups.
-    """
+    """Return all settings with these choices of groups, no other override applied. A file of a
+    group sets the group's own keys alone, so that what Hydra composed of it is kept, and serves
+    beside any choice of the other groups."""
     folders = (config_dir(), *own_folders())
     if any((folders, group, chosen.get(group)) not in _parts for group in GROUPS):
         try:

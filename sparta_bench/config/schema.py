@@ -71,10 +71,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """The data, its splits and how a model reads it; see `conf/task/_base.yaml`.
-
-    Columns, labels, sets and prompt are empty until `data.splits.complete` has found them.
-    """
+    """The data, its splits and how a model reads it; see `conf/task/_base.yaml`. Columns, labels,
+    sets and prompt are empty until `data.splits.complete` has found them in the data."""
 
     name: str
     hub: Hub | None

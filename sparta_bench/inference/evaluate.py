@@ -149,11 +149,9 @@ def as_text(evaluations: Sequence[dict[str, Any]]) -> str:
 def evaluation_of(
     loaded: Loaded, config: Config, what: str, dtype: str | None = None
 ) -> dict[str, Any]:
-    """The scores of a classifier from disk, with what they are scores of; for JSON.
-
-    `what` is the user's name for the classifier, `dtype` that of `ready`. InputError: the
-    classifier does not fit the task, or the data cannot be had.
-    """
+    """The scores of a classifier from disk, with what they are scores of; for JSON. `what` is the
+    user's name for the classifier, `dtype` that of `ready`. Raises InputError if the classifier
+    does not fit the task, or the data cannot be had."""
     about, task = loaded.about, config.task
     check_fits(about, task, what)
     sets = sets_of(about, loaded.tokenizer, config, loaded.classifier.backbone)

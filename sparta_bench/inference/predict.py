@@ -136,11 +136,9 @@ def move(
 def predict(
     loaded: Loaded, examples: Iterable[Example], batch_size: int, batches: int = 1
 ) -> Iterator[list[Prediction]]:
-    """Predictions in the order of the examples, `batch_size` times `batches` of them at a time,
-    of which those of similar length go through the model together.
-
-    InputError: a text gives no token, or `examples` raises it; all before have been predicted then.
-    """
+    """Predictions in the order of the examples, `batch_size` times `batches` of them at a time, of
+    which those of similar length go through the model together. Raises InputError for a text
+    without a token, or where `examples` does; all before have been predicted then."""
     classifier = loaded.classifier
     model = MultiHead(classifier.backbone, {"": classifier.head_weight}).eval()
     reader = _Reader(model, loaded.tokenizer, {"": loaded.about})

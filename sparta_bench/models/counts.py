@@ -286,15 +286,10 @@ def forward_flops(shape: Shape, work: Work) -> float:
 
 
 def step_flops(shape: Shape, work: Work, dense_share: float | None, recomputed: bool) -> float:
-    """Of a training step, forward and backward.
+    """Of a training step, forward and backward; `recomputed`: activations are computed twice.
 
-    Parameters
-    ----------
-    dense_share
-        Share of the matrices whose gradient is computed as a whole (`dense_share_of`); None where
-        nothing in the backbone trains, so that there is no backward pass through it.
-    recomputed
-        Whether activations are computed again in the backward pass.
+    `dense_share` is that of the matrices whose gradient is computed as a whole (`dense_share_of`);
+    None where nothing in the backbone trains, so that there is no backward pass through it.
     """
     products, attention = _flops(shape, work)
     if dense_share is None:
@@ -313,10 +308,8 @@ def _flops(shape: Shape, work: Work) -> tuple[float, float]:
 def dense_share_of(
     shapes: Shapes, method: MethodConfig, tokens: float, device_kind: str, threads: int = 1
 ) -> float | None:
-    """As `step_flops` takes it, for a method and a batch of so many tokens on `cpu` or `cuda`.
-
-    The device need not be there; `threads` is how many compute where it is a CPU.
-    """
+    """As `step_flops` takes it, for a method and a batch of so many tokens on `cpu` or `cuda`,
+    which need not be there; `threads` is how many compute where it is a CPU."""
     if method.name == "head":
         return None
     if not isinstance(method, SpartaConfig):

@@ -73,11 +73,9 @@ def is_deterministic(classifier: Classifier) -> bool:
 
 
 def features_key(identity: Mapping[str, Any], data: Encoded) -> str:
-    """A hash of everything that decides the features of `data` (32 hex digits).
-
-    `identity` has plain values that stand for the base model, the dtypes, the machine and the batch
-    size: rows that stand together are padded together, and that can change the last bits.
-    """
+    """A hash of everything that decides the features of `data` (32 hex digits): `identity` has
+    plain values for the base model, the dtypes, the machine and the batch size, since rows that
+    stand together are padded together, and that can change the last bits."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     digest.update(np.asarray(data.lengths(), dtype=np.int64).tobytes())
     for ids in data.ids:

@@ -52,10 +52,8 @@ T = TypeVar("T")
 def load_classifier(
     config: Config, tokenizer: Any, precision: Precision, device: torch.device, backbone: Any = None
 ) -> Classifier:
-    """The pretrained backbone in `precision.model_dtype` with its head, all frozen, on `device`.
-
-    A `backbone` that another run has used, and restored, is taken in place of the one on disk.
-    """
+    """The pretrained backbone in `precision.model_dtype` with its head, all frozen, on `device`. A
+    `backbone` that another run has used, and restored, is taken in place of the one on disk."""
     sharded = config.train.sharding == "fsdp"
     if backbone is None:
         if sharded:
@@ -187,11 +185,9 @@ def _refuse_other_weights(label: str, folder: Path) -> None:
 
 
 def fit_embeddings(backbone: Any, tokenizer: Any, added: int, seed: int) -> None:
-    """Make room for `added` tokens of the tokenizer, such as the authors' `<sep>`.
-
-    The new rows are random, drawn from `seed`, and frozen in every method but full_ft. Raises
-    InputError if the tokenizer has still more tokens: it is another model's.
-    """
+    """Make room for `added` tokens of the tokenizer, such as the authors' `<sep>`: random rows,
+    drawn from `seed`, and frozen in every method but full_ft. Raises InputError if the tokenizer
+    has still more tokens: it is another model's."""
     rows, tokens = backbone.get_input_embeddings().num_embeddings, len(tokenizer)
     if tokens <= rows:
         return
@@ -222,12 +218,9 @@ def attention_of(backbone: Any) -> str:
 
 def vocabulary_rows(backbone: nn.Module, folder: Path, ids: list[int]) -> Tensor:
     """Rows of the vocabulary head (len(ids) x hidden, float32), copied, times the model's own
-    scale of logits: so the head starts with the logits that the model itself has for the answers.
-    (Where the model caps its logits, or its head has a bias, before that.)
-
-    A tied head is the embedding. An untied one is read from the checkpoint row by row, so that
-    the whole of it is never in memory.
-    """
+    scale of logits: so the head starts with the logits that the model itself has for the answers,
+    before it caps them or adds a bias. A tied head is the embedding; an untied one is read from the
+    checkpoint row by row, so that the whole of it is never in memory."""
     scale = scale_of_logits(backbone.config)
     if backbone.config.tie_word_embeddings:  # type: ignore[union-attr]
         embedding: Tensor = backbone.get_input_embeddings().weight  # type: ignore[operator, union-attr, assignment]
