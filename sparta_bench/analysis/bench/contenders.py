@@ -33,9 +33,9 @@ RATE = 1e-5  # the learning rate of all: no step is to lead anywhere
 
 def names() -> list[str]:
     """Return all contenders: kind, and density where there is one."""
-    sparse = ("sparta", "peft-sparta", "shira")
-    plain = ["full_ft", FULL_FT_BFLOAT16, "head", "lora"]
-    return plain + [f"{kind}-{density}" for density in PAPER_DENSITIES for kind in sparse]
+    kinds = ("sparta", "peft-sparta", "shira")
+    sparse = [f"{kind}-{density}" for density in PAPER_DENSITIES for kind in kinds]
+    return ["full_ft", FULL_FT_BFLOAT16, "head", "lora", *sparse]
 
 
 def missing(name: str, device: torch.device) -> str | None:
@@ -129,9 +129,8 @@ def _peft_sparta(setting: Setting, density: float) -> Ready:
 
     indices = _indices(setting, density)
     classifier = setting.classifier()
-    theirs = package.SpaRTA(
-        classifier, 1 - density, sorted(shapes_of(classifier.backbone).embeddings)
-    )
+    embeddings = sorted(shapes_of(classifier.backbone).embeddings)
+    theirs = package.SpaRTA(classifier, 1 - density, embeddings)
     rows: dict[str, Tensor] = {}
     for name, tensor in classifier.named_parameters():
         flat = indices.get(name.removeprefix("backbone."), torch.empty(0, dtype=torch.int32))
@@ -156,9 +155,8 @@ def _shira(setting: Setting, density: float) -> Ready:
     layers = linear_layers(classifier.backbone)
     per_rank = sum(layer.in_features + layer.out_features for layer in layers.values())
     rank = max(round(wanted / per_rank), 1)
-    settings = ShiraConfig(
-        r=rank, mask_type="random", random_seed=setting.config.seed, target_modules=list(layers)
-    )
+    seed, targets = setting.config.seed, list(layers)
+    settings = ShiraConfig(r=rank, mask_type="random", random_seed=seed, target_modules=targets)
     torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]  # as it is; not said, torch warns
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft asks transformers things under their old names
