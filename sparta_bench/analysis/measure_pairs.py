@@ -53,7 +53,6 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """For people."""
         first, second = self.one, self.other
         density = "" if first.cell.density is None else f" {100 * first.cell.density:.3g} %"
         return (
@@ -74,10 +73,7 @@ class Pair:
 
 
 def groups_of(
-    records: Sequence[Record],
-    same_seeds: bool,
-    model: str | None = None,
-    method: str | None = None,
+    records: Sequence[Record], same_seeds: bool, model: str | None = None, method: str | None = None
 ) -> list[list[Pair]]:
     """Return the pairs of each model and method, by the best setting of each task
     (`tables.select`) among the runs whose adapters are there.
@@ -260,7 +256,6 @@ class MeasuredPairs:
     refused: list[str] = field(default_factory=list)
 
     def add(self, pair: Pair, record: dict[str, Any]) -> None:
-        """Take in a pair's record."""
         self.records.append(record)
         scores = [
             f"{alone['test']['accuracy']:.1%} → {merged['test']['accuracy']:.1%}"

@@ -137,7 +137,6 @@ def _data(config: Config) -> tuple[dict[str, Any] | None, list[str], list[dict[s
 
 
 def as_text(planned: dict[str, Any]) -> str:
-    """The plan for people."""
     lines = [f"{planned['method']} on {planned['task']} with {planned['model']}", ""]
     lines += _section("parameters", planned["parameters"])
     data = dict(planned["data"] or {})
@@ -191,5 +190,4 @@ def _text(value: Any) -> str:
 
 
 def as_json(planned: dict[str, Any]) -> str:
-    """The plan for machines."""
     return json.dumps(planned, indent=2)

@@ -180,7 +180,6 @@ def table_of_prices(prices: dict[str, Price], device: str | None) -> Table:
 
 
 def as_dict(price: Price) -> dict[str, Any]:
-    """The values of the JSON."""
     values = asdict(price)
     for name in ("seconds", "race_seconds"):
         values[name] = values[name] and Range(*values[name])._asdict()

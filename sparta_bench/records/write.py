@@ -19,15 +19,7 @@ from sparta_bench.config.schema import Config, ModelConfig, SpartaConfig
 from sparta_bench.errors import without_secrets
 from sparta_bench.files import hash_of, remove_folder, write_json
 from sparta_bench.records.read import read_json
-from sparta_bench.records.record import (
-    PROTOCOL,
-    RACE,
-    RACE_SCHEMA,
-    RESULT,
-    SAVED,
-    SCHEMA,
-    Setting,
-)
+from sparta_bench.records.record import PROTOCOL, RACE, RACE_SCHEMA, RESULT, SAVED, SCHEMA, Setting
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +48,6 @@ class RunSpec:
 
     @property
     def path(self) -> Path:
-        """The run's record."""
         return self.folder / RESULT
 
 

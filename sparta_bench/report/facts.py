@@ -61,12 +61,10 @@ def training_seconds(record: Record) -> float | None:
 
 
 def peak_bytes(record: Record) -> float | None:
-    """Memory at its peak."""
     return training_value(record, "peak_memory_bytes")
 
 
 def median(values: Iterable[float | None]) -> float | None:
-    """The median of the values that are there."""
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
 
@@ -100,12 +98,10 @@ def tone_of(method: str) -> str:
 
 
 def task_of(task: str) -> str:
-    """A task's name, as a title has it."""
     return shortened(task_name(task), 40)
 
 
 def name_of(chosen: Chosen) -> str:
-    """Method and density."""
     return shortened(row_name(chosen.cell.method, chosen.cell.density), 40)
 
 
@@ -138,7 +134,6 @@ class Group(NamedTuple):
         return shortened(self.model, 60) + (" (embedded tiny model)" if self.embedded else "")
 
     def tasks(self) -> dict[str, list[Chosen]]:
-        """The cells of each task, in their order."""
         by_task: dict[str, list[Chosen]] = defaultdict(list)
         for chosen in self.cells:
             by_task[chosen.cell.task].append(chosen)
@@ -236,7 +231,6 @@ def days_of(records: Iterable[Record]) -> str:
 
 
 def environments(records: Iterable[Record]) -> Table:
-    """Where the records were made: name, then values with their counts."""
     by_name: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         for name, value in _environment(record):

@@ -126,7 +126,6 @@ def check_matplotlib(option: str) -> None:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The style of all figures."""
     import matplotlib
 
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
@@ -169,7 +168,6 @@ class Frame:
         return line
 
     def axes(self, left: float, right: float, top: float, bottom: float) -> Axes:
-        """Axes of matplotlib with these margins."""
         width, height = self.drawing.get_size_inches() * UNITS_PER_INCH
         x, y = (self.left + left) / width, (self.top - self.height + bottom) / height
         across, up = self.width - left - right, self.height - top - bottom

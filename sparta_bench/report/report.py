@@ -145,9 +145,7 @@ def _keys(methods: Iterable[str], cards: Sequence[Card]) -> tuple[Key, ...]:
     return (*method_keys(methods), *([PAPER] if any(card.printed for card in cards) else []))
 
 
-def _models(
-    panels: Sequence[tuple[Group, dict[str, list[Panel | None]]]],
-) -> list[dict[str, Any]]:
+def _models(panels: Sequence[tuple[Group, dict[str, list[Panel | None]]]]) -> list[dict[str, Any]]:
     """The models as the template needs them, with a row of drawings a task, up to a limit."""
     numbers = count()
     models = []

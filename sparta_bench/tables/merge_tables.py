@@ -62,7 +62,6 @@ class Merge:
         return float(self.raw[state][task]["test"][metric])
 
     def mean(self, state: str, metric: str) -> float:
-        """Over both tasks."""
         return (self.score(state, 0, metric) + self.score(state, 1, metric)) / 2
 
     def points(self, state: str) -> float:

@@ -65,7 +65,6 @@ def _index(order: tuple[str, ...], name: str) -> tuple[int, str]:
 
 
 def cell_order(cell: Cell) -> tuple[Any, ...]:
-    """What sorts cells by model, task and method."""
     model, task, method, density = cell
     return (*model_order(model), *task_order(task), *method_order(method, density))
 
@@ -122,7 +121,6 @@ class Row(NamedTuple):
     density: float | None
 
     def has(self, density: float | None) -> bool:
-        """Whether a density lies in the row's band."""
         if self.density is None or density is None:
             return self.density is density
         return abs(density - self.density) <= BAND * self.density
@@ -180,7 +178,6 @@ class Layout:
         return " or ".join(map(percent, sorted(filter(None, ran or {self.rows[row].density}))))
 
     def name(self, row: int, chosen: Mapping[At, Chosen]) -> str:
-        """The row's name with the densities that ran."""
         densities = self.densities(row, chosen)
         return row_name(self.rows[row].method) + (f" ({densities})" if densities else "")
 

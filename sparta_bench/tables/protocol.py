@@ -30,7 +30,6 @@ LEAST_EPOCHS_TO_STOP_IN = 10
 
 
 def is_of_paper(model: str, task: str) -> bool:
-    """Whether a table of the paper has this model on this task."""
     return model in MODELS and task in TASKS
 
 

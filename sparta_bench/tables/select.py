@@ -76,7 +76,6 @@ class Selection:
 
     @property
     def used(self) -> int:
-        """How many runs are shown."""
         return sum(len(chosen.runs) for chosen in self.cells.values())
 
 

@@ -32,7 +32,6 @@ RATE = 1e-5  # the learning rate of all: no step is to lead anywhere
 
 
 def names() -> list[str]:
-    """Return all contenders: kind, and density where there is one."""
     kinds = ("sparta", "peft-sparta", "shira")
     sparse = [f"{kind}-{density}" for density in PAPER_DENSITIES for kind in kinds]
     return ["full_ft", FULL_FT_BFLOAT16, "head", "lora", *sparse]
@@ -66,7 +65,6 @@ class Ready:
         self.optimizer = AdamW(self.values, lr=RATE, weight_decay=0.0, fused=True)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the batch's mean loss."""
         logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         return F.cross_entropy(logits, batch["labels"])
 
@@ -78,14 +76,12 @@ class Ready:
         return loss.detach()
 
     def update(self) -> None:
-        """Do what follows the backward pass."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.write()
 
 
 def build(name: str, setting: Setting) -> Ready:
-    """Build the contender of this name on a classifier of its own."""
     if name == FULL_FT_BFLOAT16:
         own = setting.changed("method=full_ft", "train.trained_dtype=bfloat16")
         return with_own_optimizer(own.classifier(), own)
@@ -171,5 +167,4 @@ def _shira(setting: Setting, density: float) -> Ready:
 
 
 def linear_layers(backbone: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linear layers by their names in the backbone."""
     return {name: m for name, m in backbone.named_modules() if isinstance(m, nn.Linear)}

@@ -197,7 +197,6 @@ class Timed:
 
     @property
     def measured(self) -> bool:
-        """Whether nothing has kept it from its steps."""
         return bool(self.row["status"] == "measured")
 
     def count(self) -> None:
@@ -228,7 +227,6 @@ class Timed:
         return self._ready
 
     def free(self) -> None:
-        """Free its memory."""
         self._ready = None
         if "peft.tuners.shira.layer" in sys.modules:
             # peft keeps the SHiRA layers that it has warned about, and their weights with them
@@ -238,7 +236,6 @@ class Timed:
             torch.cuda.empty_cache()
 
     def summarize(self, product_speed: float, repeats: int) -> None:
-        """Add to the row what follows from the seconds."""
         seconds = [second for one in self.rounds for second in one]
         several = len(seconds) > 1
         quartiles = statistics.quantiles(seconds, method="inclusive") if several else seconds * 3

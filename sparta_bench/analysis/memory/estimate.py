@@ -25,12 +25,7 @@ from sparta_bench.config.schema import LoraConfig, SpartaConfig
 from sparta_bench.errors import InputError, reason_of
 from sparta_bench.methods.full_ft import train_all
 from sparta_bench.methods.lora import wrap_in_lora
-from sparta_bench.models.counts import (
-    ParameterCounts,
-    count_parameters,
-    empty_backbone,
-    lora_sizes,
-)
+from sparta_bench.models.counts import ParameterCounts, count_parameters, empty_backbone, lora_sizes
 from sparta_bench.models.decoder_shapes import shapes_for, shapes_of
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.models.packed_attention import LAYOUT
@@ -324,11 +319,9 @@ class Estimate:
         return {**parts.as_dict(), "gradients": gradients, "activations": activations}
 
     def peak_bytes(self, rows: int, checkpointing: bool) -> int:
-        """Return the most in a step."""
         return sum(self.at_peak(rows, checkpointing).values())
 
     def footprint(self, checkpointing: bool) -> Footprint:
-        """Return what is compared with a measurement."""
         smallest, peak = (self.peak_bytes(n, checkpointing) for n in (0, self.setting.rows))
         return Footprint(self.parts, self.parts.held, smallest, peak)
 

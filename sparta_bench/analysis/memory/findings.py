@@ -92,7 +92,6 @@ class Estimates(NamedTuple):
     excluded: dict[str, str]
 
     def heading(self) -> dict[str, Any]:
-        """Return what the JSON says of the setting."""
         setting, counts = self.setting, self.methods[0].counts
         return {
             "model": setting.config.model.name,

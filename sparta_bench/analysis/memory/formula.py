@@ -36,7 +36,6 @@ class PerScalar(NamedTuple):
     chosen: int
 
     def of_sparta(self, sparsity: int) -> float:
-        """Return the bytes for each scalar with SpaRTA at a sparsity in percent."""
         return self.frozen + self.chosen * (100 - sparsity) / 100
 
     @property

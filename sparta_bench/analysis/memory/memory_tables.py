@@ -169,7 +169,6 @@ class Bar(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The sum, as it stands at the bar's end."""
         return as_bytes(sum(self.sizes))
 
 
@@ -182,7 +181,6 @@ def peaks(name: str, settings: list[dict[str, Any]]) -> Figure:
 
 
 def bars_of(setting: dict[str, Any]) -> list[Bar]:
-    """Return the bars of one model, from the top."""
     return [
         Bar(label, tuple(float(method[way]["at_peak_bytes"][part]) for part in PARTS))
         for method in setting["methods"]

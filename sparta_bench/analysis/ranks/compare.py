@@ -13,12 +13,7 @@ import torch
 from tqdm import tqdm
 
 from sparta_bench.analysis.ranks.rank_tables import place_of, printed_ranks
-from sparta_bench.analysis.ranks.spectrum import (
-    MatrixChange,
-    ModelChanges,
-    TunedModel,
-    change_of,
-)
+from sparta_bench.analysis.ranks.spectrum import MatrixChange, ModelChanges, TunedModel, change_of
 from sparta_bench.errors import InputError
 from sparta_bench.models.stored_tensors import Checkpoint, open_checkpoint
 from sparta_bench.text import as_duration, counted
@@ -40,7 +35,6 @@ class Compared:
 
     @property
     def title(self) -> str:
-        """Of table and figure."""
         labels = ", ".join(model.label for model in self.models)
         return f"Rank of the change from {self.base} to {labels}"
 

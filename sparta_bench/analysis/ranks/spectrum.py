@@ -276,7 +276,6 @@ class Noise:
         self.columns += variance.sum(dim=0).double().cpu()
 
     def largest(self) -> float:
-        """The estimate for all rows so far."""
         return (math.sqrt(self.row) + math.sqrt(float(self.columns.max()))) / math.sqrt(12)
 
 
