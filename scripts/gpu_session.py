@@ -204,7 +204,7 @@ def _cuda_tests(task: Task) -> int:
 # --------------------------------------------------------------------------------- crossover
 def crossover(task: Task) -> None:
     """Dense against sampled gradient, and the cost model's constants that fit best."""
-    from sparta_bench.analysis.bench.sampled_gradient import gradient_seconds
+    from sparta_bench.analysis.bench.timing import gradient_seconds
     from sparta_bench.sparta.sampling_cost import COSTS
 
     base = _setting(task.settings("mistral-7b", "imdb"), 1, 1)
@@ -335,7 +335,7 @@ def compile_layers(task: Task) -> None:
     import torch
 
     from sparta_bench.analysis.bench.contenders import build
-    from sparta_bench.analysis.bench.counters import seconds_of
+    from sparta_bench.analysis.bench.timing import seconds_of
 
     # layers differ in how many scalars were chosen; with fixed sizes each is a graph of its own
     torch._dynamo.config.force_parameter_static_shapes = False
@@ -366,7 +366,7 @@ def compile_layers(task: Task) -> None:
 
 
 def _median_step(ready: Any, batch: Any, task: Task) -> float:
-    from sparta_bench.analysis.bench.counters import seconds_of
+    from sparta_bench.analysis.bench.timing import seconds_of
 
     ready.step(batch)
     seconds = (

@@ -24,9 +24,8 @@ from sparta_bench.files import whole_file
 from sparta_bench.records.read import read_records
 from sparta_bench.records.record import Record
 from sparta_bench.runs import race
-from sparta_bench.tables.format import rate_text
-from sparta_bench.tables.paper_tables import row_name, score_of
-from sparta_bench.tables.render import write_texts
+from sparta_bench.tables.paper_tables import rate_text, row_name, score_of
+from sparta_bench.tables.table import write_texts
 from sparta_bench.tables.views import paired_test
 
 OUT = Path(__file__).resolve().parent.parent / "results" / "race"

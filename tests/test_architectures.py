@@ -11,7 +11,7 @@ from small_models import backbone
 from test_models import CPU, FLOAT32, config_for, save_model
 
 from sparta_bench.analysis.bench.setting import Setting
-from sparta_bench.analysis.memory.activations import activations_of
+from sparta_bench.analysis.memory.estimate import activations_of
 from sparta_bench.errors import InputError
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.dropout import dropout_of, set_dropout

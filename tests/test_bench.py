@@ -13,9 +13,8 @@ import torch
 
 from sparta_bench.analysis.bench import contenders, timing
 from sparta_bench.analysis.bench.contenders import build
-from sparta_bench.analysis.bench.counters import flops_of
-from sparta_bench.analysis.bench.sampled_gradient import CROSSOVER_DENSITIES
 from sparta_bench.analysis.bench.setting import Setting
+from sparta_bench.analysis.bench.timing import CROSSOVER_DENSITIES, flops_of
 from sparta_bench.cli import bench_command
 from sparta_bench.cli.main import main
 from sparta_bench.errors import InputError

@@ -17,12 +17,18 @@ import torch
 
 from sparta_bench.analysis.bench import setting as setting_module
 from sparta_bench.analysis.bench.setting import Setting
-from sparta_bench.analysis.memory import estimate, findings, formula, parts
-from sparta_bench.analysis.memory.activations import Activations, activations_of
-from sparta_bench.analysis.memory.estimate import METHODS, Estimate, setting_of
-from sparta_bench.analysis.memory.memory_tables import tables_of
-from sparta_bench.analysis.memory.parts import Parts, Transient, per_scalar
-from sparta_bench.analysis.memory.peak_figure import PARTS, bars_of, peaks
+from sparta_bench.analysis.memory import estimate, findings, formula
+from sparta_bench.analysis.memory.estimate import (
+    METHODS,
+    Activations,
+    Estimate,
+    Parts,
+    Transient,
+    activations_of,
+    per_scalar,
+    setting_of,
+)
+from sparta_bench.analysis.memory.memory_tables import PARTS, bars_of, peaks, tables_of
 from sparta_bench.cli import memory_command
 from sparta_bench.cli.main import main
 from sparta_bench.errors import InputError
@@ -156,7 +162,7 @@ def test_of_eight_gpus_each_holds_an_eighth_but_for_indices_and_what_is_small() 
     )
     one, eight = estimate.estimate("head", setting_for()), on_eight("head")
     layer = ONE_LAYER + 2 * HIDDEN  # with its norms
-    assert eight.gathered == parts.GATHERED * 2 * layer
+    assert eight.gathered == estimate.GATHERED * 2 * layer
     assert eight.activation_bytes(64, False) == one.activation_bytes(8, False)
 
 
@@ -243,7 +249,7 @@ def test_stochastic_rounding_needs_room_for_a_piece_of_the_largest_tensor(
     counts = estimate.estimate("sparta-0.05", setting_for()).counts
     assert update("sparta-0.05") == 25 * counts.sampled  # all deltas are one tensor
     assert estimate.estimate("full_ft", setting_for()).transient.update == 0
-    monkeypatch.setattr(parts, "PIECE", 100)
+    monkeypatch.setattr(estimate, "PIECE", 100)
     assert update("full_ft") == 25 * 100
     assert update("head") == 25 * HEAD
 

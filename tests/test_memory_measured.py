@@ -11,11 +11,9 @@ import torch
 from sparta_bench.analysis.bench import setting as setting_module
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory import estimate, findings
-from sparta_bench.analysis.memory.activations import Activations
-from sparta_bench.analysis.memory.estimate import METHODS, Estimate
-from sparta_bench.analysis.memory.measured_memory import _nothing_else, measure
+from sparta_bench.analysis.memory.estimate import METHODS, Activations, Estimate, Footprint, Parts
+from sparta_bench.analysis.memory.findings import _nothing_else, measure
 from sparta_bench.analysis.memory.memory_tables import tables_of
-from sparta_bench.analysis.memory.parts import Footprint, Parts
 from sparta_bench.cli import memory_command
 from sparta_bench.cli.bench_command import SMALL, SMALL_ROWS
 from sparta_bench.models.tensor_memory import live_bytes, peak_of

@@ -15,8 +15,7 @@ from quick import FEW_ROWS
 from test_cli import call
 
 from sparta_bench.adapters.merging import Rule
-from sparta_bench.analysis.merging.measure_pairs import _path_of, measure_pairs
-from sparta_bench.analysis.merging.pairs import Pair, groups_of
+from sparta_bench.analysis.measure_pairs import Pair, _path_of, groups_of, measure_pairs
 from sparta_bench.errors import InputError
 from sparta_bench.paper import rows_of
 from sparta_bench.records.read import read_merge, record_of

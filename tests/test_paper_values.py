@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from sparta_bench import paper
 from sparta_bench.paper import half_unit, number_of, results_of, rows_of
 from sparta_bench.tables.protocol import BACKBONE, GLUE, MODELS, TASKS
 
@@ -33,7 +32,7 @@ NAMES_OF_COLUMNS = {
 
 def test_every_table_with_numbers_is_there_and_has_as_many_values_as_printed() -> None:
     values = {}
-    for number in paper.TABLES:
+    for number in map(str, range(1, 14)):
         rows = rows_of(f"table{number}")
         assert all(None not in row and None not in row.values() for row in rows)  # ragged lines
         values[number] = [

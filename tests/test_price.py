@@ -14,7 +14,7 @@ from test_cli import call
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparta_bench.analysis import price
-from sparta_bench.analysis.bench.counters import ATTENTION
+from sparta_bench.analysis.bench.timing import ATTENTION
 from sparta_bench.analysis.price import Priced, price_of, table_of_prices
 from sparta_bench.analysis.run_cost import cost_of, estimated_seconds
 from sparta_bench.config.compose import compose
@@ -33,7 +33,7 @@ from sparta_bench.models.counts import (
 from sparta_bench.models.tokens_once import TokensOnce
 from sparta_bench.paper import number_of, rows_of
 from sparta_bench.runs.time_estimates import recorded_seconds
-from sparta_bench.tables.render import as_markdown
+from sparta_bench.tables.table import as_markdown
 from sparta_bench.training.step_time import (
     DEVICES,
     Range,

@@ -19,8 +19,7 @@ from sparta_bench.cli.experiments import _job
 from sparta_bench.cli.main import main
 from sparta_bench.config.compose import compose, compose_all
 from sparta_bench.config.sweeps import sweep_jobs
-from sparta_bench.records.races import read_races
-from sparta_bench.records.read import read_records
+from sparta_bench.records.read import read_races, read_records
 from sparta_bench.runs import grid as grid_module
 from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.grid import Grid

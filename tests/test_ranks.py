@@ -25,10 +25,10 @@ from sparta_bench.analysis.ranks.spectrum import (
     MatrixChange,
     ModelChanges,
     Noise,
+    TunedModel,
     change_of,
     singular_values,
 )
-from sparta_bench.analysis.ranks.tuned_model import TunedModel
 from sparta_bench.errors import InputError
 from sparta_bench.models.stored_tensors import Checkpoint, open_checkpoint
 

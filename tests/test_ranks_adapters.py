@@ -105,7 +105,7 @@ def test_an_adapter_has_the_ranks_of_its_baked_model(
 
 
 def test_rows_of_an_adapter_do_not_depend_on_the_block(trained: Any) -> None:
-    from sparta_bench.analysis.ranks.tuned_model import TunedModel
+    from sparta_bench.analysis.ranks.spectrum import TunedModel
     from sparta_bench.models.stored_tensors import open_checkpoint
 
     base = open_checkpoint("tiny-gemma")

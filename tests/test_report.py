@@ -25,7 +25,7 @@ from sparta_bench.paper import number_of, results_of
 from sparta_bench.records.read import read_records, record_of
 from sparta_bench.records.record import Record
 from sparta_bench.report import plots, report
-from sparta_bench.report.cards import cards_of
+from sparta_bench.report.facts import cards_of
 from sparta_bench.report.pictures import _curves, thinned
 from sparta_bench.report.plots import TONES, Lines, Panel, inline_svg, style
 from sparta_bench.tables.paper_tables import score_of

@@ -30,8 +30,7 @@ from sparta_bench.records.record import MERGE
 from sparta_bench.runs.lock import run_lock
 from sparta_bench.runs.run import run
 from sparta_bench.sparta import store
-from sparta_bench.tables.render import as_csv
-from sparta_bench.tables.table import Heading, Table
+from sparta_bench.tables.table import Heading, Table, as_csv
 
 PACKAGE = Path(experiment.__file__).parents[1]
 UP = ("../out", "..", "/etc/passwd", "a/../../b", "C:\\x", "x\0y", "\ud800", ".", "", "~root")

@@ -15,8 +15,8 @@ from forks import Forks
 
 from sparta_bench.cli.main import main
 from sparta_bench.config.sweeps import Sweep, sweeps_of
-from sparta_bench.records.races import Setting, write_race
-from sparta_bench.records.record import LOCK, PROTOCOL, RUNNING
+from sparta_bench.records.record import LOCK, PROTOCOL, RUNNING, Setting
+from sparta_bench.records.write import write_race
 from sparta_bench.tables.paper_tables import LAYOUTS
 
 RUNS = {"table3": 72, "table4": 2646, "table5": 2646, "table10": 2646, "table11": 2646}

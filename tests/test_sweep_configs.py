@@ -16,7 +16,7 @@ from sparta_bench.config.conf_folder import choices, config_dir
 from sparta_bench.config.schema import Config, LoraConfig, SpartaConfig
 from sparta_bench.config.sweeps import read_sweep, sweep_jobs, sweep_names, sweeps_of
 from sparta_bench.errors import InputError
-from sparta_bench.paper.densities import DENSITIES, LORA_DENSITY
+from sparta_bench.paper import DENSITIES, LORA_DENSITY
 
 METHODS = ("full_ft", "sparta", "lora", "head")
 GLUE_TABLES = {

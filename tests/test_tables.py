@@ -25,14 +25,23 @@ from sparta_bench.paper import number_of, results_of
 from sparta_bench.records.read import record_of
 from sparta_bench.records.record import Record
 from sparta_bench.tables.build import TINY_NOTE, build_tables
-from sparta_bench.tables.format import rate_text
-from sparta_bench.tables.paper_tables import LAYOUTS, Layout, score_of
-from sparta_bench.tables.render import as_csv, as_latex, as_markdown, flat_headings
+from sparta_bench.tables.paper_tables import LAYOUTS, Layout, rate_text, score_of
 from sparta_bench.tables.select import Spread, select
-from sparta_bench.tables.settings_tables import is_the_papers, settings_tables
-from sparta_bench.tables.split_counts import count_tables, read_plans
-from sparta_bench.tables.table import Heading, Table
-from sparta_bench.tables.table_files import LIST
+from sparta_bench.tables.setup_tables import (
+    count_tables,
+    is_the_papers,
+    read_plans,
+    settings_tables,
+)
+from sparta_bench.tables.table import (
+    LIST,
+    Heading,
+    Table,
+    as_csv,
+    as_latex,
+    as_markdown,
+    flat_headings,
+)
 from sparta_bench.tables.views import holm, paired_test, ranks_of
 from sparta_bench.text import as_bytes, as_duration, counted, padded, signed, spread_text
 

@@ -16,7 +16,7 @@ from forks import Forks
 from test_cli import call
 from test_run import quick
 
-from sparta_bench.config import relations
+from sparta_bench.config import rules
 from sparta_bench.errors import InputError
 from sparta_bench.records.record import METRICS
 from sparta_bench.runs.assets import AssetCache
@@ -139,7 +139,7 @@ def test_a_package_that_is_missing_is_named_before_anything_is_loaded(
 ) -> None:
     # a folder of that name, which wandb leaves where it runs, looks like a package to Python
     specs = {"wandb": ModuleSpec("wandb", None)}
-    monkeypatch.setattr(relations, "find_spec", specs.get)
+    monkeypatch.setattr(rules, "find_spec", specs.get)
     for name in ("wandb", "tensorboard"):
         code, out, err = call(capsys, f"logger={name}")
         needs = f"needs a package that is not there: pip install 'sparta-bench[{name}]'"

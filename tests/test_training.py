@@ -20,7 +20,7 @@ from sklearn.metrics import accuracy_score, log_loss, matthews_corrcoef
 from test_methods import METHODS
 from test_models import CPU, config_for, save_model
 
-from sparta_bench.analysis.memory.parts import STOCHASTIC_UPDATE
+from sparta_bench.analysis.memory.estimate import STOCHASTIC_UPDATE
 from sparta_bench.config.compose import compose
 from sparta_bench.data.tokenize import Encoded
 from sparta_bench.errors import TrainingError

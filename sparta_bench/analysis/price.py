@@ -70,7 +70,11 @@ def price_of(
             counted[key] = counts = count_parameters(shapes[name], labels, config.method)
             scalar = precision_of(config, torch.device("cuda")).trained_dtype.itemsize
             checkpoint = max(checkpoint, SCALARS_IN_CHECKPOINT * scalar * counts.trainable)
-        kept += _saved_bytes(config, counted[key], WEIGHT_BYTES)
+        counts = counted[key]
+        if config.save == "full":
+            kept += WEIGHT_BYTES * counts.total
+        elif config.save == "adapter":  # a scalar takes four bytes, and its index as many
+            kept += 4 * counts.trainable + 4 * (counts.sampled or 0)
         cells[repr((name, config.task.name, config.method))].append(config)
     scalars = sum(math.prod(size) for one in shapes.values() for size in one.tensors.values())
     needs = step_peaks(((job.config, job.data.shared) for job in jobs), "cuda", peaks)
@@ -112,14 +116,21 @@ def step_peaks(
     known = {} if known is None else known
     largest: dict[str, tuple[Config, int]] = {}
     for run in runs:
-        decides = _memory_key(run[0])
+        train, model = run[0].train, run[0].model
+        ways = (train.gradient_checkpointing, train.trained_dtype, train.share_prefix)
+        # base and instruction models may be of one shape
+        shape = model.shape or model.name
+        decides = repr((shape, model.dtype, run[0].method, ways, train.dropout))
         largest[decides] = max(largest.get(decides, run), run, key=lambda one: _tokens_of(*one))
     found = []
     for decides, (config, shared) in largest.items():
         key = f"{decides} {_tokens_of(config, shared)}"
         if key not in known:
             known[key] = _peak_bytes(config, shared, kind)
-        found.append((known[key], _described(config)))
+        density = getattr(config.method, "density", None)
+        method = config.method.name if density is None else f"{config.method.name} {density:g}"
+        rows, tokens = rows_at_once(config), config.task.max_train_tokens
+        found.append((known[key], f"{method} on {config.model.name}, {rows} × {tokens} tokens"))
     return found
 
 
@@ -127,14 +138,6 @@ def _tokens_of(config: Config, shared: int) -> int:
     """The most that go through a layer in training."""
     rows, tokens = rows_at_once(config), config.task.max_train_tokens
     return rows * (tokens - shared) + shared
-
-
-def _memory_key(config: Config) -> str:
-    """What decides the memory of a run, but for its batch."""
-    model, train = config.model, config.train
-    shape = model.shape or model.name  # base and instruction models may be of one shape
-    kept = (train.gradient_checkpointing, train.trained_dtype, train.share_prefix, train.dropout)
-    return repr((shape, model.dtype, config.method, kept))
 
 
 def _peak_bytes(config: Config, shared: int, kind: str) -> int:
@@ -145,27 +148,11 @@ def _peak_bytes(config: Config, shared: int, kind: str) -> int:
     return estimate_of("", setting, ways=(on,)).peak_bytes(setting.rows, on)
 
 
-def _described(config: Config) -> str:
-    density = getattr(config.method, "density", None)
-    method = config.method.name if density is None else f"{config.method.name} {density:g}"
-    rows, tokens = rows_at_once(config), config.task.max_train_tokens
-    return f"{method} on {config.model.name}, {rows} × {tokens} tokens"
-
-
-def _saved_bytes(config: Config, counts: ParameterCounts, weight: int) -> int:
-    """What a run leaves beside its record; a scalar of an adapter takes four bytes, and its index
-    as many."""
-    if config.save == "full":
-        return weight * counts.total
-    if config.save == "adapter":
-        return 4 * counts.trainable + 4 * (counts.sampled or 0)
-    return 0
-
-
 # -------------------------------------------------------------------------------- for people
 def table_of_prices(prices: dict[str, Price], device: str | None) -> Table:
     """A row for each sweep, as Markdown, CSV or LaTeX may show it."""
-    limit = DEVICES[device].memory_gib if device else None
+    gib = DEVICES[device].memory_gib if device else None
+    limit = None if gib is None else (gib << 30) - KEPT_FREE
     rows = [
         [
             name,
@@ -175,16 +162,18 @@ def table_of_prices(prices: dict[str, Price], device: str | None) -> Table:
             as_bytes(price.disk_bytes),
             as_bytes(price.peak_bytes),
             price.peak_of,
-            "-" if limit is None else "yes" if _fits(price, limit) else "no",
+            "-" if limit is None else "yes" if price.peak_bytes <= limit else "no",
         ]
         for name, price in prices.items()
     ]
     title = DEVICES[device].title if device else "this device"
     heads = ["sweep", "runs", "hours, grid", "hours, race", "disk", "peak of a step", "of"]
-    heads.append("fits" if limit is None else f"fits {limit} GiB")
+    heads.append("fits" if gib is None else f"fits {gib} GiB")
     assumed = any("assumed" in price.sources for price in prices.values())
     notes = [
-        f"Hours on one {title}, an estimate {basis_of(device)}." if device else NO_TIME,
+        f"Hours on one {title}, an estimate {basis_of(device)}."
+        if device
+        else "No time is known for this device; --gpu names one that is.",
         "Training and evaluation alone; where training may stop early, to its end.",
         "Lengths are those of conf/lengths.csv" + (", some of them assumed." if assumed else "."),
         "disk: the base models, the records, one checkpoint, and what runs save. peak: the longest "
@@ -198,19 +187,11 @@ def table_of_prices(prices: dict[str, Price], device: str | None) -> Table:
     return table_of("price", f"What sweeps take on one {title}", heads, rows, *notes)
 
 
-NO_TIME = "No time is known for this device; --gpu names one that is."
-
-
 def as_dict(price: Price) -> dict[str, Any]:
-    """The values of the JSON."""
     values = asdict(price)
     for name in ("seconds", "race_seconds"):
         values[name] = values[name] and Range(*values[name])._asdict()
     return values
-
-
-def _fits(price: Price, limit_gib: int) -> bool:
-    return price.peak_bytes <= (limit_gib << 30) - KEPT_FREE
 
 
 def _hours(seconds: Range | None) -> str:

@@ -51,15 +51,12 @@ def cost_of(config: Config, shapes: Shapes, data: Lengths, device: str | None) -
     """Of a run on a device of `step_time.DEVICES`. Where training may stop early, it is taken to
     go on to the end."""
     train, method = config.train, config.method
-    shape = shape_of(shapes)
-    once = planned(shapes, train, method, data.shared)
-    kind = "cpu" if device == "cpu" else "cuda"
-    threads = threads_for(config)
-    rows = rows_at_once(config)
+    shape, once = shape_of(shapes), planned(shapes, train, method, data.shared)
+    kind, threads = "cpu" if device == "cpu" else "cuda", threads_for(config)
+    rows, parts = rows_at_once(config), train.accumulation_steps
 
     def flops_of(work: Work) -> float:
         dense = dense_share_of(shapes, method, work.tokens, kind, threads)
-        parts = train.accumulation_steps
         return parts * step_flops(shape, work, dense, train.gradient_checkpointing)
 
     shared = once.prefix_tokens if once.in_training else 0
@@ -71,9 +68,8 @@ def cost_of(config: Config, shapes: Shapes, data: Lengths, device: str | None) -
     size = evaluation_size(train, kind)
     at_once = max(1, min(size.examples, int(size.tokens / data.eval_tokens)))
     work = work_of(at_once, data.eval_tokens, once.prefix_tokens, once.last_layer)
-    forward = seconds_of(
-        device, forward_flops(shape, work), shape.layers, is_step=False, threads=threads
-    )
+    flops = forward_flops(shape, work)
+    forward = seconds_of(device, flops, shape.layers, is_step=False, threads=threads)
 
     def evaluation(examples: int) -> Range:
         return forward.times(math.ceil(examples / at_once))
@@ -84,7 +80,7 @@ def cost_of(config: Config, shapes: Shapes, data: Lengths, device: str | None) -
     if not trains and not draws_dropout(train, method):  # features once, then next to nothing
         return Cost(step, whole, once, seconds.plus(evaluation(data.train)))
     counts = count_parameters(shapes, len(config.task.labels), method)
-    layers = shape.layers * train.accumulation_steps
+    layers = shape.layers * parts
     one = seconds_of(device, step, layers, is_step=trains, threads=threads)
     dtype = config.dtypes(kind)["trained"]
     one = one.plus(update_seconds(device, counts.trainable, dtype))

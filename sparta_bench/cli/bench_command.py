@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from sparta_bench.analysis.bench.bench_report import as_text
 from sparta_bench.analysis.bench.contenders import names
-from sparta_bench.analysis.bench.sampled_gradient import crossover
 from sparta_bench.analysis.bench.setting import Setting
-from sparta_bench.analysis.bench.timing import measure
+from sparta_bench.analysis.bench.timing import as_text, crossover, measure
 from sparta_bench.cli import options as shared
 from sparta_bench.config.compose import compose
 from sparta_bench.devices import device_for

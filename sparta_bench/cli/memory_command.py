@@ -6,12 +6,11 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from sparta_bench.analysis.memory.memory_tables import tables_of
-from sparta_bench.analysis.memory.peak_figure import peaks
+from sparta_bench.analysis.memory.memory_tables import peaks, tables_of
 from sparta_bench.cli import options as shared
 from sparta_bench.config.compose import compose
 from sparta_bench.errors import InputError, log
-from sparta_bench.tables.render import FORMATS
+from sparta_bench.tables.table import FORMATS
 
 if TYPE_CHECKING:
     from sparta_bench.analysis.bench.setting import Setting

@@ -205,7 +205,7 @@ def _rule(options: Namespace) -> Rule:
 def _pairs(options: Namespace) -> int:
     check_there([options.folder])
     check_settings("merge pairs", options.settings, with_task=False)
-    from sparta_bench.analysis.merging.measure_pairs import measure_pairs
+    from sparta_bench.analysis.measure_pairs import measure_pairs
 
     measured = measure_pairs(
         options.folder,

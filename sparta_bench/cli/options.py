@@ -153,7 +153,7 @@ def write_outputs(
     their endings, and what `draw` gives for the figure's name. Raises InputError if a file cannot
     be written."""
     from sparta_bench.report.plots import write_figures
-    from sparta_bench.tables.render import write_texts
+    from sparta_bench.tables.table import write_texts
 
     try:
         if options.out is not None:

@@ -71,7 +71,7 @@ def _sweeps(options: argparse.Namespace) -> None:
         )
     from sparta_bench.analysis.price import Priced, as_dict, price_of, table_of_prices
     from sparta_bench.devices import device_kind
-    from sparta_bench.tables.render import as_markdown
+    from sparta_bench.tables.table import as_markdown
     from sparta_bench.training.step_time import device_named
 
     first = next(iter(configs.values()))[0]

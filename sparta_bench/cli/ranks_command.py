@@ -11,7 +11,7 @@ from sparta_bench.config.conf_folder import check_source
 from sparta_bench.errors import InputError, log
 from sparta_bench.files import write_json
 from sparta_bench.report.plots import check_matplotlib, write_figures
-from sparta_bench.tables.render import FORMATS, as_markdown, write_texts
+from sparta_bench.tables.table import FORMATS, as_markdown, write_texts
 
 
 def _parser() -> Parser:
@@ -54,8 +54,7 @@ def main(arguments: list[str]) -> None:
 
     device = device_of(options.device, f"ranks: --device {options.device}")
     from sparta_bench.analysis.ranks.compare import compare
-    from sparta_bench.analysis.ranks.rank_tables import rank_table
-    from sparta_bench.analysis.ranks.spectra_figure import spectra
+    from sparta_bench.analysis.ranks.rank_tables import rank_table, spectra
     from sparta_bench.analysis.ranks.spectrum import WORK_DTYPES
 
     compared = compare(options.base, options.tuned, WORK_DTYPES[options.dtype], device)

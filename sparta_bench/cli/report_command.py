@@ -10,7 +10,7 @@ from sparta_bench.errors import InputError
 from sparta_bench.records.read import folders_of, read_records
 from sparta_bench.report.plots import check_matplotlib, write_figures
 from sparta_bench.report.report import report
-from sparta_bench.tables.render import write_texts
+from sparta_bench.tables.table import write_texts
 from sparta_bench.text import counted
 
 

@@ -6,21 +6,19 @@ from pathlib import Path
 
 from sparta_bench.cli.options import Parser, add_folders
 from sparta_bench.errors import InputError
-from sparta_bench.records.races import read_races
-from sparta_bench.records.read import folders_of, only_own, read_records
-from sparta_bench.tables.build import build_tables
-from sparta_bench.tables.merge_tables import merging_tables, read_merges
-from sparta_bench.tables.render import FORMATS
-from sparta_bench.tables.select import select
-from sparta_bench.tables.split_counts import count_tables, read_plans
-from sparta_bench.tables.table_files import (
+from sparta_bench.records.read import folders_of, only_own, read_races, read_records
+from sparta_bench.tables.build import (
+    build_tables,
     merge_notes,
     missing,
     overview,
     summary,
     tables_as_json,
-    write_tables,
 )
+from sparta_bench.tables.merge_tables import merging_tables, read_merges
+from sparta_bench.tables.select import select
+from sparta_bench.tables.setup_tables import count_tables, read_plans
+from sparta_bench.tables.table import FORMATS, write_tables
 
 
 def _parser() -> Parser:
@@ -64,7 +62,7 @@ def main(arguments: list[str]) -> None:
     merges, unread_merges = read_merges(places, selection)
     tables = [*count_tables(sizes), *build_tables(selection), *merging_tables(merges)]
     if options.settings:
-        from sparta_bench.tables.settings_tables import settings_tables
+        from sparta_bench.tables.setup_tables import settings_tables
 
         tables += settings_tables()
     notes = [*(f"plans: {fault}" for fault in faults), *missing(tables)]

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 DEFAULT = Path("results")  # where commands look that no folder is given to
 SCHEMA = 1
 PROTOCOL = 4  # counted up when the code changes in a way that changes outcomes
-MERGE, MERGE_SCHEMA = "merge.json", 1  # of two merged runs (analysis/merging)
+MERGE, MERGE_SCHEMA = "merge.json", 1  # of two merged runs (analysis/measure_pairs)
+RACE, RACE_SCHEMA = "race.json", 1  # of a decided race, in a folder beside its runs
 STATUSES = ("completed", "failed", "interrupted", "stopped")
 RESULT = "result.json"  # in a run's folder
 LOCK = ".lock"  # beside it, held by the process that is at it
@@ -103,8 +104,7 @@ class Record:
     @property
     def train(self) -> dict[str, Any]:
         """The resolved training settings, `config.train`."""
-        train: dict[str, Any] = self.raw["config"]["train"]
-        return train
+        return dict(self.raw["config"]["train"])
 
     def score(self, split: str, metric: str) -> float:
         """`dev` or `test`; loss in nats per example, accuracy 0 to 1, mcc -1 to 1."""
@@ -118,3 +118,16 @@ class Excluded:
     path: Path
     reason: str
     cell: Cell | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that took part in a race: `config.train` of its runs, and their run_ids by seed,
+    the first one's, on which the settings were compared, first."""
+
+    train: dict[str, Any]
+    run_ids: dict[int, str]
+
+    @property
+    def first(self) -> str:
+        return next(iter(self.run_ids.values()))

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -17,9 +18,9 @@ from sparta_bench import __version__
 from sparta_bench.config.presets import guessed_rate
 from sparta_bench.config.schema import Config, ModelConfig, SpartaConfig
 from sparta_bench.errors import without_secrets
-from sparta_bench.files import remove_folder, write_json
+from sparta_bench.files import hash_of, remove_folder, write_json
 from sparta_bench.records.read import read_json
-from sparta_bench.records.record import PROTOCOL, RESULT, SAVED, SCHEMA
+from sparta_bench.records.record import PROTOCOL, RACE, RACE_SCHEMA, RESULT, SAVED, SCHEMA, Setting
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,6 @@ class RunSpec:
 
     @property
     def path(self) -> Path:
-        """The run's record."""
         return self.folder / RESULT
 
 
@@ -103,8 +103,17 @@ def write_record(spec: RunSpec, result: RunResult) -> dict[str, Any]:
 
 
 def as_record(spec: RunSpec, result: RunResult) -> dict[str, Any]:
-    """The record as it stands in `result.json`."""
-    config = spec.config
+    """The record as it stands in `result.json`. Folders are there by their own names: records
+    travel, machines' paths do not."""
+    config, results_dir = spec.config, Path(spec.config.results_dir)
+    data, data_dir = _name(config.task.data), _name(config.task.data_dir)
+    without_paths = replace(
+        config,
+        model=model_without_paths(config.model),
+        task=replace(config.task, data=data, data_dir=data_dir),
+        results_dir=results_dir.name if results_dir.is_absolute() else config.results_dir,
+        cache_dir=_name(config.cache_dir),
+    )
     return {
         "schema": SCHEMA,
         "protocol": PROTOCOL,
@@ -116,7 +125,7 @@ def as_record(spec: RunSpec, result: RunResult) -> dict[str, Any]:
         "method": config.method.name,
         "density": density_of(config),
         "seed": config.seed,
-        "config": _without_paths(config).as_dict(),
+        "config": without_paths.as_dict(),
         "guessed": {} if (rate := guessed_rate(config)) is None else {"train.learning_rate": rate},
         "base_model": {"name": config.model.name, "fingerprint": spec.base_fingerprint},
         "finished": result.finished,
@@ -130,21 +139,6 @@ def density_of(config: Config) -> float | None:
     return config.method.density if isinstance(config.method, SpartaConfig) else None
 
 
-def _without_paths(config: Config) -> Config:
-    """A folder by its own name: records travel, machines' paths do not."""
-
-    results_dir = Path(config.results_dir)
-    return replace(
-        config,
-        model=model_without_paths(config.model),
-        task=replace(
-            config.task, data=_name(config.task.data), data_dir=_name(config.task.data_dir)
-        ),
-        results_dir=results_dir.name if results_dir.is_absolute() else config.results_dir,
-        cache_dir=_name(config.cache_dir),
-    )
-
-
 def model_without_paths(model: ModelConfig) -> ModelConfig:
     """The base model as it is named where no path may stand."""
     return replace(model, path=_name(model.path), tokenizer=_name(model.tokenizer))
@@ -152,6 +146,20 @@ def model_without_paths(model: ModelConfig) -> ModelConfig:
 
 def _name(path: str | None) -> str | None:
     return None if path is None else Path(path).resolve().name
+
+
+def write_race(method_folder: Path, settings: Iterable[Setting]) -> None:
+    """Write a race down in the folder of its method's runs. Who ran it too writes the same."""
+    listed = [
+        {
+            "train": setting.train,
+            "runs": [{"seed": seed, "run_id": run_id} for seed, run_id in setting.run_ids.items()],
+        }
+        for setting in settings
+    ]
+    folder = method_folder / f"race-{hash_of(str(listed), 12)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RACE, {"schema": RACE_SCHEMA, "settings": listed})
 
 
 def error_of(error: BaseException) -> dict[str, str]:
@@ -175,7 +183,8 @@ def _module_file(filename: str) -> str:
 
 
 def environment(device: torch.device, precision: Precision, processes: int) -> dict[str, Any]:
-    """Versions, device, dtypes and the code's revision."""
+    """Versions, device, dtypes, and the code's git revision with whether tracked files differ from
+    it (None in no checkout)."""
     import torch
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
@@ -187,16 +196,6 @@ def environment(device: torch.device, precision: Precision, processes: int) -> d
         "dtypes": precision.as_dict(),
         **_revision(),
     }
-
-
-def processor_name() -> str:
-    """The CPU's name as the system tells it; empty where it does not."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 # Both are asked once a process: what it has imported stays what it is.
@@ -217,7 +216,17 @@ def _revision() -> dict[str, Any]:
     try:
         # an installed package may lie inside somebody else's repository
         git("ls-files", "--error-unmatch", Path(__file__).name)
-        changes = git("status", "--porcelain", "--untracked-files=no")
-        return {"git_revision": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+        return {"git_revision": git("rev-parse", "HEAD"), "dirty": dirty}
     except (FileNotFoundError, subprocess.CalledProcessError):  # no git, no repository
         return {"git_revision": None, "dirty": None}
+
+
+def processor_name() -> str:
+    """The CPU's name as the system tells it; empty where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())

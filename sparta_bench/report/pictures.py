@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sparta_bench.records.record import Cell, Record
-from sparta_bench.report.cards import Card, test_score
 from sparta_bench.report.facts import (
     METHODS,
+    Card,
     Group,
     device_of,
     median,
@@ -19,6 +19,7 @@ from sparta_bench.report.facts import (
     peak_bytes,
     share_of,
     task_of,
+    test_score,
     tone_of,
     training_seconds,
     training_value,
@@ -144,7 +145,11 @@ def density_panel(task: str, cells: Sequence[Chosen]) -> Panel | None:
         look = {"ls": "-" if method.startswith("sparta") else "", "marker": MARKS[tone]}
         shares, scores = zip(*points, strict=True)
         lines.append(Lines(shares, [score.mean for score in scores], tone, look))
-        bars = [((share,) * 2, _ends(score)) for share, score in points if score.std]
+        bars = [
+            ((share, share), (score.mean - score.std, score.mean + score.std))
+            for share, score in points
+            if score.std
+        ]
         lines.append(Lines(*joined(bars), tone, {"lw": 1}))
     if not lines:
         return None
@@ -154,10 +159,6 @@ def density_panel(task: str, cells: Sequence[Chosen]) -> Panel | None:
         frame.chart(lines, "% of all scalars trained", log_x=True)
 
     return Panel(task_of(task), what, f"{what} on {task_of(task)}: {'; '.join(said)}", draw)
-
-
-def _ends(score: Spread) -> tuple[float, float]:
-    return score.mean - (score.std or 0.0), score.mean + (score.std or 0.0)
 
 
 # ------------------------------------------------------------------------------------- loss
@@ -294,7 +295,7 @@ def cost_panels(group: Group) -> list[Panel]:
 
 def _cost_panel(group: Group, device: str, time: bool) -> Panel | None:
     """A row for each method and density, a dot for each task: the median over seeds."""
-    title, cost, show = COSTS[time]
+    title, cost = ("Training time", training_seconds) if time else ("Peak memory", peak_bytes)
     rows: dict[str, tuple[str, list[float]]] = {}
     for chosen in group.cells:
         value = median(cost(run) for run in chosen.runs if device_of(run) == device)
@@ -317,12 +318,9 @@ def _cost_panel(group: Group, device: str, time: bool) -> Panel | None:
         names, limits = [shortened(name, 18) for name in rows], (len(rows) - 0.4, -0.6)
         frame.chart(lines, unit, names=names, x=(0.0, 1.04 * most / size), y=limits)
 
-    said = "; ".join(f"{name} {', '.join(map(show, values))}" for name, (_, values) in rows.items())
+    said = "; ".join(
+        f"{name} {', '.join(as_duration(one, 1) if time else as_bytes(one) for one in values)}"
+        for name, (_, values) in rows.items()
+    )
     note = shortened(device, 36) + (f", {left_out} more not drawn" if left_out > 0 else "")
     return Panel(title, note, f"{title} on {device}: {said}", draw, WIDTH, 68 + ROW * len(rows))
-
-
-COSTS: dict[bool, tuple[str, Callable[[Record], float | None], Callable[[float], str]]] = {
-    True: ("Training time", training_seconds, lambda seconds: as_duration(seconds, 1)),
-    False: ("Peak memory", peak_bytes, as_bytes),
-}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
     from matplotlib.lines import Line2D
-    from matplotlib.transforms import Transform, TransformedBbox
+    from matplotlib.transforms import Transform
 
 
 class Tone(NamedTuple):
@@ -126,7 +126,6 @@ def check_matplotlib(option: str) -> None:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The style of all figures."""
     import matplotlib
 
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
@@ -169,7 +168,6 @@ class Frame:
         return line
 
     def axes(self, left: float, right: float, top: float, bottom: float) -> Axes:
-        """Axes of matplotlib with these margins."""
         width, height = self.drawing.get_size_inches() * UNITS_PER_INCH
         x, y = (self.left + left) / width, (self.top - self.height + bottom) / height
         across, up = self.width - left - right, self.height - top - bottom
@@ -182,6 +180,8 @@ class Frame:
     ) -> None:  # fmt: skip
         """Lines on a grid with round numbers; `x` and `y` are limits, `names` those of rows 0, 1, …
         instead of numbers. What lies beyond given limits is cut off."""
+        from matplotlib.transforms import Bbox, TransformedBbox
+
         left, right = 108.0 if names else 44.0, self.width - 10
         upper, lower = 24.0, self.height - 36
         to_x, x_ticks = _axis([one.xs for one in lines], x, log_x, left, right)
@@ -199,13 +199,8 @@ class Frame:
         for one in lines:
             line = self.line(map(to_x, one.xs), map(to_y, one.ys), one.tone, **one.look)
             if y is not None:
-                line.set_clip_box(self._box(left, upper, right, lower))
-
-    def _box(self, left: float, upper: float, right: float, lower: float) -> TransformedBbox:
-        from matplotlib.transforms import Bbox, TransformedBbox
-
-        corners = (self.left + left, self.top - lower), (self.left + right, self.top - upper)
-        return TransformedBbox(Bbox(corners), self._units())
+                ends = (self.left + left, self.top - lower), (self.left + right, self.top - upper)
+                line.set_clip_box(TransformedBbox(Bbox(ends), self._units()))
 
 
 def joined(lines: Iterable[Iterable[Iterable[float]]]) -> tuple[list[float], list[float]]:

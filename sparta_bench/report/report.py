@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -14,11 +14,10 @@ import jinja2
 from markupsafe import Markup
 
 from sparta_bench import __version__
-from sparta_bench.records.races import read_races
+from sparta_bench.records.read import read_races
 from sparta_bench.records.record import Cell, Excluded, Record
 from sparta_bench.report import facts
-from sparta_bench.report.cards import Card, cards_of, tables_without_runs
-from sparta_bench.report.facts import Group, groups_of, numbers_table
+from sparta_bench.report.facts import Card, Group, cards_of, groups_of, numbers_table
 from sparta_bench.report.pictures import (
     card_panel,
     cost_panels,
@@ -56,7 +55,17 @@ def report(
     compared: dict[Cell, list[Record]] = defaultdict(list)
     for record in selection.not_selected:
         compared[record.cell].append(record)
-    panels = [(group, _panels(group, compared)) for group in groups_of(selection, shown)]
+    # what there is to look at of a model, by kind: a panel a task, and the costs
+    panels: list[tuple[Group, dict[str, list[Panel | None]]]] = []
+    for group in groups_of(selection, shown):
+        tasks = group.tasks().items()
+        kinds: dict[str, list[Panel | None]] = {
+            "density": [density_panel(task, cells) for task, cells in tasks],
+            "loss": [loss_panel(task, cells, group.failed) for task, cells in tasks],
+            "settings": [settings_panel(task, cells, compared) for task, cells in tasks],
+            "cost": [*cost_panels(group)],
+        }
+        panels.append((group, kinds))
     methods = [chosen.cell.method for group, _ in panels for chosen in group.cells]
     with style():
         text = _page(
@@ -74,7 +83,7 @@ def report(
                 for number, (card, panel) in enumerate(cards)
             ],
             keys=_keys(methods, [card for card, _ in cards]),
-            without_runs=tables_without_runs(selection),
+            without_runs=facts.tables_without_runs(selection),
             models=_models(panels),
             tables=_tables(selection),
             failures=facts.failures(failed, folders),
@@ -89,10 +98,15 @@ def report(
         legend = method_keys(chosen.cell.method for chosen in group.cells)
         figures += [
             Figure(f"{kind} {group.name}", kind, tuple(drawn), legend)
-            for kind, found in kinds.items()
-            if (drawn := [*filter(None, found)])
+            for kind, of_kind in kinds.items()
+            if (drawn := [*filter(None, of_kind)])
         ]
-    return text, _named(figures)
+    names: list[str] = []  # of files, each once, of letters, digits and hyphens
+    for one in figures:
+        base = re.sub(r"[^a-z0-9]+", "-", plain(one.name).lower()).strip("-")[:60] or "figure"
+        numbered = (base if number == 1 else f"{base}-{number}" for number in count(1))
+        names.append(next(name for name in numbered if name not in names))
+    return text, [replace(one, name=name) for one, name in zip(figures, names, strict=True)]
 
 
 def _page(**values: Any) -> str:
@@ -131,20 +145,7 @@ def _keys(methods: Iterable[str], cards: Sequence[Card]) -> tuple[Key, ...]:
     return (*method_keys(methods), *([PAPER] if any(card.printed for card in cards) else []))
 
 
-def _panels(group: Group, compared: Mapping[Cell, list[Record]]) -> dict[str, list[Panel | None]]:
-    """What there is to look at of a model, by kind: a panel a task, and the costs."""
-    tasks = group.tasks().items()
-    return {
-        "density": [density_panel(task, cells) for task, cells in tasks],
-        "loss": [loss_panel(task, cells, group.failed) for task, cells in tasks],
-        "settings": [settings_panel(task, cells, compared) for task, cells in tasks],
-        "cost": [*cost_panels(group)],
-    }
-
-
-def _models(
-    panels: Sequence[tuple[Group, dict[str, list[Panel | None]]]],
-) -> list[dict[str, Any]]:
+def _models(panels: Sequence[tuple[Group, dict[str, list[Panel | None]]]]) -> list[dict[str, Any]]:
     """The models as the template needs them, with a row of drawings a task, up to a limit."""
     numbers = count()
     models = []
@@ -152,9 +153,9 @@ def _models(
         *by_task, costs = kinds.values()
         rows, left = [], 0
         for row in (*zip(*by_task, strict=True), costs):
-            named = [(f"m{next(numbers)}", panel) for panel in row if panel is not None]
-            drawn = [pair for pair in named if int(pair[0][1:]) < MAX_PANELS]
-            rows.append([Markup(inline_svg(panel, name)) for name, panel in drawn])
+            named = [(next(numbers), panel) for panel in row if panel is not None]
+            drawn = [pair for pair in named if pair[0] < MAX_PANELS]
+            rows.append([Markup(inline_svg(panel, f"m{number}")) for number, panel in drawn])
             left += len(named) - len(drawn)
         models.append({
             "group": group,
@@ -178,13 +179,3 @@ def _tables(selection: Selection) -> list[tuple[str, bool, list[Table]]]:
     return [
         (name, tiny, tables[tiny, name]) for tiny, name in sorted(tables, key=lambda key: key[0])
     ]
-
-
-def _named(figures: list[Figure]) -> list[Figure]:
-    """Each with a name of its own, of letters, digits and hyphens."""
-    taken: dict[str, None] = {}
-    for one in figures:
-        base = re.sub(r"[^a-z0-9]+", "-", plain(one.name).lower()).strip("-")[:60] or "figure"
-        names = (base if number == 1 else f"{base}-{number}" for number in count(1))
-        taken[next(name for name in names if name not in taken)] = None
-    return [replace(one, name=name) for one, name in zip(figures, taken, strict=True)]

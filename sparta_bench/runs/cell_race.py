@@ -12,9 +12,9 @@ from typing import Any
 from sparta_bench.analysis.run_cost import race_share
 from sparta_bench.config.schema import Config, SpartaConfig, TrainConfig, plain
 from sparta_bench.errors import InputError
-from sparta_bench.records.races import Setting, settings_text, write_race
-from sparta_bench.records.read import read_records
-from sparta_bench.records.record import Cell
+from sparta_bench.records.read import read_records, settings_text
+from sparta_bench.records.record import Cell, Setting
+from sparta_bench.records.write import write_race
 from sparta_bench.runs.race import Point, best_of, middle, needed, share_done
 from sparta_bench.runs.run import advice, name_of, run_folder
 from sparta_bench.tables.select import select

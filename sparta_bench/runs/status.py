@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparta_bench.config.sweeps import Sweep, sweeps_of
-from sparta_bench.records.races import Setting, read_races
-from sparta_bench.records.read import files_below, read_record, read_records, seconds_of
-from sparta_bench.records.record import LOCK, PROTOCOL, RUNNING, Cell, Record
+from sparta_bench.records.read import (
+    files_below,
+    read_races,
+    read_record,
+    read_records,
+    seconds_of,
+)
+from sparta_bench.records.record import LOCK, PROTOCOL, RUNNING, Cell, Record, Setting
 from sparta_bench.runs.lock import is_held
 from sparta_bench.runs.race import share_done
 from sparta_bench.runs.time_estimates import Times

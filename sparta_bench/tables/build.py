@@ -1,36 +1,37 @@
-"""From a selection of records to tables: the paper's, the tiny models', and other models'."""
+"""From a selection of records to tables: the paper's, the tiny models', and other models'; and what
+`sparta-bench tables` says beside them."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from sparta_bench.paper import half_unit, number_of, results_of, rows_of
-from sparta_bench.records.races import settings_text
-from sparta_bench.records.record import Cell
-from sparta_bench.tables.format import (
-    MISSING,
-    SCALE,
-    mean_of,
-    rate_text,
-    seeds_differ,
-    spread_of,
-)
+from sparta_bench.records.read import settings_text
+from sparta_bench.records.record import Cell, Excluded
+from sparta_bench.tables.merge_tables import Merge
 from sparta_bench.tables.paper_tables import (
     LAYOUTS,
+    MISSING,
+    SCALE,
     At,
     Layout,
     lines_and_tasks,
+    mean_of,
     model_order,
+    rate_text,
     row_name,
     score_of,
+    spread_of,
     task_name,
 )
 from sparta_bench.tables.protocol import MODELS, TINY_MODELS
-from sparta_bench.tables.select import Ahead, Chosen, Selection
-from sparta_bench.tables.table import Heading, Table, table_of
+from sparta_bench.tables.select import Chosen, Selection
+from sparta_bench.tables.setup_tables import COUNTED
+from sparta_bench.tables.table import Heading, Table, as_markdown, flat_headings, table_of
 from sparta_bench.tables.views import views_of
 from sparta_bench.text import counted, signed
 
@@ -50,139 +51,109 @@ MOST_NAMED = 6  # cells with another number of seeds than most
 
 def build_tables(selection: Selection) -> list[Table]:
     """Every table that has a record: the paper's, the tiny and other models', and comparisons."""
-    usage = _Usage(selection)
     rest = dict(selection.cells)
     tables: list[Table] = []
     for layout in LAYOUTS:
-        if found := layout.take(rest):
-            tables += [_marked(table, layout.tiny) for table in _tables_of(layout, found, usage)]
-    for cells, make in ((rest, usage.model_tables), (selection.cells, views_of)):
+        if cells_of := layout.take(rest):
+            for table in _tables_of(layout, cells_of, selection):
+                notes = (TINY_NOTE, *table.notes) if layout.tiny else table.notes
+                tables.append(replace(table, notes=notes))
+    for cells, own in ((rest, True), (selection.cells, False)):
         for model in sorted({cell.model for cell in cells}, key=model_order):
             of_model = {cell: chosen for cell, chosen in cells.items() if cell.model == model}
-            tables += [_of_model(table, model) for table in make(model, of_model)]
-    return _with_own_keys(tables)
+            made = _model_tables(model, of_model, selection) if own else views_of(model, of_model)
+            for table in made:
+                if model in TINY_MODELS:
+                    title = f"{table.title} (tiny model, generated text)"
+                    table = replace(table, title=title, notes=(TINY_NOTE, *table.notes))
+                tables.append(table)
+    # keys that can name files, each once, on file systems that fold case too
+    seen: set[str] = set()
+    for index, table in enumerate(tables):
+        key = plain = re.sub(r"[^A-Za-z0-9._+-]", "-", table.key)[:100]
+        number = 1
+        while key.lower() in seen:
+            number += 1
+            key = f"{plain}-{number}"
+        seen.add(key.lower())
+        tables[index] = replace(table, key=key)
+    return tables
 
 
-class _Usage:
-    """What became of the records, by cell, and by model and task."""
+# ---------------------------------------------------------------------------------------- notes
+def _notes(
+    cells: Sequence[Chosen], columns: Sequence[tuple[str, str]], by_model: bool,
+    selection: Selection,
+) -> list[str]:  # fmt: skip
+    """What became of the records of one table, whose columns are of a model and a task each."""
 
-    def __init__(self, selection: Selection) -> None:
-        self.not_selected = Counter(record.cell for record in selection.not_selected)
-        self.excluded: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-        for left in selection.excluded:
-            if left.cell is not None:
-                self.excluded[left.cell.model, left.cell.task][left.reason] += 1
+    def name_of(cell: Cell) -> str:
+        where = cell.model if by_model else task_name(cell.task)
+        return f"{row_name(cell.method, cell.density)} on {where}"
 
-    def notes(
-        self, found: Iterable[Chosen], columns: Iterable[tuple[str, str]], by_model: bool
-    ) -> list[str]:
-        """Of the cells of one table, whose columns are of a model and a task each."""
-        cells = list(found)
-        not_selected = sum(self.not_selected[chosen.cell] for chosen in cells)
-        failed = sum(chosen.failed for chosen in cells)
-        parts = [f"{counted(sum(len(chosen.runs) for chosen in cells), 'record')} used"]
-        if not_selected:
-            parts.append(f"{not_selected:,} of settings with a higher dev loss")
-        if failed:
-            parts.append(f"{failed:,} failed")
-        if stopped := sum(chosen.stopped for chosen in cells):
-            parts.append(f"{stopped:,} stopped by a race")
-        notes = [*_seed_notes(cells, by_model), "; ".join(parts) + "."]
-        notes += _race_notes(cells)
-        notes += [_ahead_note(one, one.ahead, by_model) for one in cells if one.ahead]
-        excluded = sum((self.excluded.get(at, Counter()) for at in columns), Counter[str]())
-        if excluded:
-            why = "; ".join(f"{number:,}: {reason}" for reason, number in excluded.most_common())
-            notes.append(f"{counted(excluded.total(), 'record')} left out: {why}.")
-        return notes
-
-    def model_tables(self, model: str, found: dict[Cell, Chosen]) -> list[Table]:
-        """One model's cells that stand in none of the paper's tables, in the same layout."""
-        lines, tasks = lines_and_tasks(found)
-        with_n = seeds_differ(found.values())
-        headings = _headings([(task_name(task) + _cap(task, found), task) for task in tasks])
-        rows = []
-        for line in lines:
-            cells = [row_name(*line)]
-            for task in tasks:
-                chosen = found.get(Cell(model, task, *line))
-                cells.append(spread_of(chosen, "loss", 3, with_n=with_n))
-                cells.append(spread_of(chosen, score_of(task), 1, with_n=with_n))
-            rows.append(tuple(cells))
-        about = self.notes(found.values(), [(model, task) for task in tasks], by_model=False)
-        notes = (SPREAD_NOTE if with_n else SPREAD_NOTE.replace(" (seeds)", ""), *about)
-        title = f"{model}: test loss and accuracy"
-        if model in (*MODELS, *TINY_MODELS):
-            title += " of runs that have no place in the paper's tables"
-        ordered = [
-            (task_name(task), found[cell])
-            for task in tasks
-            for line in lines
-            if (cell := Cell(model, task, *line)) in found
-        ]
-        return [
-            Table(f"model-{model}", title, headings, tuple(rows), notes),
-            _settings(f"model-{model}", f"{model}: settings chosen", "Task", ordered),
-        ]
-
-
-def _race_notes(cells: Iterable[Chosen]) -> list[str]:
-    """What the races of the cells have compared, all taken together."""
-    raced = [chosen for chosen in cells if chosen.raced]
-    if not raced:
-        return []
-    seeds = sorted({len(chosen.runs) for chosen in raced})
-    statuses = (status for chosen in raced for status in chosen.raced)
-    cells_text = f" of {counted(len(raced), 'cell')}" if len(raced) > 1 else ""
-    best = f"{' or '.join(map(str, seeds))} {'seed' if seeds == [1] else 'seeds'} of the best"
-    return [f"Raced (search=race){cells_text}: {settings_text(statuses)}; {best}."]
-
-
-def _ahead_note(chosen: Chosen, ahead: Ahead, by_model: bool) -> str:
-    """Which setting looks better than the one shown, and was not compared."""
-    cell, train = chosen.cell, ahead.runs[0].train
-    return (
-        f"* {row_name(cell.method, cell.density)} on "
-        f"{cell.model if by_model else task_name(cell.task)}: rate "
-        f"{rate_text(train['learning_rate'])}, batch size {train['batch_size']:g}, epochs "
-        f"{train['epochs']:g} was not compared, since it has {counted(len(ahead.runs), 'seed')} "
-        f"and the setting shown {len(chosen.runs)}; its dev loss is lower"
-        f"{' on the same seeds' if ahead.paired else ''}: {ahead.loss:.4f}, not "
-        f"{ahead.shown_loss:.4f}. Run its other seeds."
-    )
-
-
-def _seed_notes(cells: list[Chosen], by_model: bool) -> list[str]:
+    notes = []
     by_number: dict[int, list[Cell]] = defaultdict(list)
     for chosen in cells:
         if chosen.runs:
             by_number[len(chosen.runs)].append(chosen.cell)
-    if not by_number:
-        return []
-    most = max(by_number, key=lambda number: (len(by_number[number]), number))
-    others = [
-        f"{number} for {row_name(cell.method, cell.density)} on "
-        + (cell.model if by_model else task_name(cell.task))
-        for number in sorted(by_number)
-        if number != most
-        for cell in by_number[number]
-    ]
-    if len(others) > MOST_NAMED:
-        others = [f"another number for {len(others)} cells"]
-    return ["; ".join([f"Seeds: {most}", *others]) + "."]
+    if by_number:
+        most = max(by_number, key=lambda number: (len(by_number[number]), number))
+        others = [
+            f"{number} for {name_of(cell)}"
+            for number in sorted(by_number)
+            if number != most
+            for cell in by_number[number]
+        ]
+        if len(others) > MOST_NAMED:
+            others = [f"another number for {len(others)} cells"]
+        notes.append("; ".join([f"Seeds: {most}", *others]) + ".")
+    names = {chosen.cell for chosen in cells}
+    parts = [f"{counted(sum(len(chosen.runs) for chosen in cells), 'record')} used"]
+    counts = {
+        "of settings with a higher dev loss": sum(r.cell in names for r in selection.not_selected),
+        "failed": sum(chosen.failed for chosen in cells),
+        "stopped by a race": sum(chosen.stopped for chosen in cells),
+    }
+    parts += [f"{count:,} {what}" for what, count in counts.items() if count]
+    notes.append("; ".join(parts) + ".")
+    if raced := [chosen for chosen in cells if chosen.raced]:
+        seeds = sorted({len(chosen.runs) for chosen in raced})
+        of = f" of {counted(len(raced), 'cell')}" if len(raced) > 1 else ""
+        best = f"{' or '.join(map(str, seeds))} {'seed' if seeds == [1] else 'seeds'} of the best"
+        statuses = settings_text(status for chosen in raced for status in chosen.raced)
+        notes.append(f"Raced (search=race){of}: {statuses}; {best}.")
+    for chosen in cells:
+        if ahead := chosen.ahead:  # it looks better than the one shown, and was not compared
+            train = ahead.runs[0].train
+            notes.append(
+                f"* {name_of(chosen.cell)}: rate {rate_text(train['learning_rate'])}, batch size "
+                f"{train['batch_size']:g}, epochs {train['epochs']:g} was not compared, since it "
+                f"has {counted(len(ahead.runs), 'seed')} and the setting shown "
+                f"{len(chosen.runs)}; its dev loss is lower"
+                f"{' on the same seeds' if ahead.paired else ''}: {ahead.loss:.4f}, not "
+                f"{ahead.shown_loss:.4f}. Run its other seeds."
+            )
+    excluded = Counter(
+        one.reason
+        for column in columns
+        for one in selection.excluded
+        if one.cell is not None and (one.cell.model, one.cell.task) == column
+    )
+    if excluded:
+        why = "; ".join(f"{number:,}: {reason}" for reason, number in excluded.most_common())
+        notes.append(f"{counted(excluded.total(), 'record')} left out: {why}.")
+    return notes
 
 
 # ------------------------------------------------------------- the paper's, and the tiny models'
-def _tables_of(layout: Layout, found: dict[At, Chosen], usage: _Usage) -> list[Table]:
+def _tables_of(layout: Layout, found: Mapping[At, Chosen], selection: Selection) -> list[Table]:
     name = f"Our Table {layout.number}"
     if layout.tiny:
         name = f"Table {layout.number} with tiny models (0.2 million parameters, generated text)"
     by_column = sorted(found.items(), key=lambda item: item[0][::-1])
-    about = usage.notes(
-        (chosen for _, chosen in by_column),
-        [(column.model, column.task) for column in layout.columns],
-        layout.groups == "Model",
-    )
+    columns = [(column.model, column.task) for column in layout.columns]
+    cells = [chosen for _, chosen in by_column]
+    about = _notes(cells, columns, layout.groups == "Model", selection)
     printed = Table(
         layout.key,
         f"{name}: test loss and accuracy of {layout.title}",
@@ -217,8 +188,8 @@ def _printed_row(layout: Layout, number: int, found: Mapping[At, Chosen]) -> tup
     if layout.number == 3:
         ours = layout.densities(number, found) or MISSING
         cells = [layout.label(row), ours if layout.tiny else results_of(3)[row.id]["density"]]
-    for place, column in enumerate(layout.columns):
-        chosen = found.get((number, place))
+    for index, column in enumerate(layout.columns):
+        chosen = found.get((number, index))
         cells.append(mean_of(chosen, "loss", layout.loss_digits))
         cells.append(mean_of(chosen, score_of(column.task), 1, unit))
     return tuple(cells)
@@ -234,11 +205,10 @@ def _density_notes(layout: Layout, found: Mapping[At, Chosen]) -> list[str]:
         "LoRA's parameter count: the experiment that the paper has in this row."
     ]
     named = {row["table"]: row["printed"] for row in rows_of("printed_models")}
-    if "gemma-2-2b" in named.get(str(layout.number), ""):
-        notes.append(
-            f"The paper's heading says {named[str(layout.number)]}; its counts are those of "
-            f"google/{layout.columns[0].model}."
-        )
+    heading = named.get(str(layout.number), "")
+    if "gemma-2-2b" in heading:
+        model = f"google/{layout.columns[0].model}"
+        notes.append(f"The paper's heading says {heading}; its counts are those of {model}.")
     return notes
 
 
@@ -250,12 +220,20 @@ def _beside(layout: Layout, name: str, found: Mapping[At, Chosen]) -> Table:
         (Heading(layout.groups), Heading("Adaptation"), *map(Heading, four * 2)),
     )
     rows = []
-    for place, column in enumerate(layout.columns):
+    for index, column in enumerate(layout.columns):
         for number, row in enumerate(layout.rows):
-            cells = [column.head, layout.name(number, found)]
+            cells, chosen = [column.head, layout.name(number, found)], found.get((number, index))
             for metric in ("loss", score_of(column.task)):
                 printed = layout.paper(row, column, metric)
-                cells += _four(found.get((number, place)), metric, printed)
+                # one more than the paper has
+                digits = len(printed.removesuffix("%").partition(".")[2]) + 1
+                cells += [spread_of(chosen, metric, digits), printed]
+                if chosen is None or not chosen.runs:
+                    cells += [MISSING, MISSING]
+                    continue
+                off, within = beside_paper(chosen, metric, printed)
+                judged = MISSING if within is None else "yes" if within else "no"
+                cells += [signed(off, digits), judged]
             rows.append(tuple(cells))
     title = f"{name} beside the paper: {layout.title}"
     return Table(f"{layout.key}-beside", title, headings, tuple(rows), (SPREAD_NOTE, WITHIN_NOTE))
@@ -265,34 +243,23 @@ def _scores(layout: Layout) -> str:
     return " or ".join(dict.fromkeys(HEADS[score_of(column.task)] for column in layout.columns))
 
 
-def _four(chosen: Chosen | None, metric: str, printed: str) -> tuple[str, str, str, str]:
-    digits = len(printed.removesuffix("%").partition(".")[2]) + 1  # one more than the paper has
-    ours = spread_of(chosen, metric, digits)
-    if chosen is None or not chosen.runs:
-        return ours, printed, MISSING, MISSING
-    off, within = beside_paper(chosen, metric, printed)
-    judged = MISSING if within is None else "yes" if within else "no"
-    return ours, printed, signed(off, digits), judged
-
-
 def beside_paper(chosen: Chosen, metric: str, printed: str) -> tuple[float, bool | None]:
     """Ours less the paper's, as the paper prints it, and whether that is within our standard
     deviation and what the paper's rounding can hide; None of one seed, which has no spread."""
     spread = chosen.over_seeds("test", metric).times(SCALE[metric])
     off = spread.mean - number_of(printed)
-    if spread.std is None:
-        return off, None
     # a value on the very edge is within, whatever the last bit of the difference
-    return off, abs(off) <= spread.std + half_unit(printed) + 1e-9
+    room = None if spread.std is None else spread.std + half_unit(printed) + 1e-9
+    return off, None if room is None else abs(off) <= room
 
 
 def _spread_table(layout: Layout, name: str, found: Mapping[At, Chosen]) -> Table:
     """The tiny models' second form. It has no values of the paper, which are not comparable."""
     rows = []
-    for place in sorted({place for _, place in found}):
-        column = layout.columns[place]
+    for index in sorted({index for _, index in found}):
+        column = layout.columns[index]
         for number in range(len(layout.rows)):
-            chosen = found.get((number, place))
+            chosen = found.get((number, index))
             loss = spread_of(chosen, "loss", layout.loss_digits + 1)
             score = spread_of(chosen, score_of(column.task), 2)
             rows.append((column.head, layout.name(number, found), loss, score))
@@ -301,37 +268,55 @@ def _spread_table(layout: Layout, name: str, found: Mapping[At, Chosen]) -> Tabl
     return table_of(f"{layout.key}-spread", title, heads, rows, SPREAD_NOTE)
 
 
+# -------------------------------------------------------------------------------- other models'
+def _model_tables(model: str, found: Mapping[Cell, Chosen], selection: Selection) -> list[Table]:
+    """One model's cells that stand in none of the paper's tables, in the same layout."""
+    lines, tasks = lines_and_tasks(found)
+    with_n = len({len(chosen.runs) for chosen in found.values() if chosen.runs}) > 1
+    headings = _headings([(task_name(task) + _cap(task, found), task) for task in tasks])
+    rows = []
+    for line in lines:
+        cells = [row_name(*line)]
+        for task in tasks:
+            chosen = found.get(Cell(model, task, *line))
+            cells.append(spread_of(chosen, "loss", 3, with_n=with_n))
+            cells.append(spread_of(chosen, score_of(task), 1, with_n=with_n))
+        rows.append(tuple(cells))
+    about = _notes([*found.values()], [(model, task) for task in tasks], False, selection)
+    notes = (SPREAD_NOTE if with_n else SPREAD_NOTE.replace(" (seeds)", ""), *about)
+    title = f"{model}: test loss and accuracy"
+    if model in (*MODELS, *TINY_MODELS):
+        title += " of runs that have no place in the paper's tables"
+    ordered = [
+        (task_name(task), found[cell])
+        for task in tasks
+        for line in lines
+        if (cell := Cell(model, task, *line)) in found
+    ]
+    return [
+        Table(f"model-{model}", title, headings, tuple(rows), notes),
+        _settings(f"model-{model}", f"{model}: settings chosen", "Task", ordered),
+    ]
+
+
 def _settings(key: str, title: str, groups: str, lines: list[tuple[str, Chosen]]) -> Table:
     heads = ("learning rate", "batch size", "epochs", "scalars trained", "settings compared",
              "dev loss")  # fmt: skip
     rows = []
     for head, chosen in lines:
-        if not chosen.runs:
-            continue
-        train = chosen.runs[0].train
-        rows.append(
-            (
-                head,
-                row_name(chosen.cell.method, chosen.cell.density),
-                rate_text(train["learning_rate"]),
-                f"{train['batch_size']:g}",
-                f"{train['epochs']:g}",
-                f"{chosen.trained:,.0f}",
-                settings_text(chosen.raced) if chosen.raced else f"{chosen.settings_compared:,}",
-                spread_of(chosen, "loss", 4, "dev"),
-            )
-        )
+        if chosen.runs:
+            train, cell = chosen.runs[0].train, chosen.cell
+            raced = settings_text(chosen.raced) if chosen.raced else ""
+            rows.append((
+                head, row_name(cell.method, cell.density), rate_text(train["learning_rate"]),
+                f"{train['batch_size']:g}", f"{train['epochs']:g}", f"{chosen.trained:,.0f}",
+                raced or f"{chosen.settings_compared:,}", spread_of(chosen, "loss", 4, "dev"),
+            ))  # fmt: skip
     note = (
         "Of the settings compared, the one with the lowest mean dev loss is shown; no test score "
         "took part in the choice."
     )
     return table_of(f"settings-{key}", title, (groups, "Adaptation", *heads), rows, note)
-
-
-def _of_model(table: Table, model: str) -> Table:
-    if model not in TINY_MODELS:
-        return table
-    return _marked(replace(table, title=f"{table.title} (tiny model, generated text)"), True)
 
 
 def _cap(task: str, found: Mapping[Cell, Chosen]) -> str:
@@ -347,21 +332,71 @@ def _cap(task: str, found: Mapping[Cell, Chosen]) -> str:
     return "" if caps <= {"all"} else f" ({' or '.join(sorted(caps))})"
 
 
-def _marked(table: Table, tiny: bool) -> Table:
-    """The table; a tiny model's begins with the note that says so."""
-    return replace(table, notes=(TINY_NOTE, *table.notes)) if tiny else table
+# ------------------------------------------------------------------- what is said of the records
+def summary(read: int, unread: Sequence[Excluded], selection: Selection) -> str:
+    """How many records were found, used and left out, and why."""
+    excluded = [*selection.excluded, *unread]
+    failed = sum(chosen.failed for chosen in selection.cells.values())
+    stopped = sum(chosen.stopped for chosen in selection.cells.values())
+    raced = f"{stopped:,} stopped by a race, " if stopped else ""
+    line = (
+        f"{counted(read + len(unread), 'record')} found: {selection.used:,} used, "
+        f"{len(selection.not_selected):,} of settings with a higher dev loss, "
+        f"{failed:,} failed, {raced}{len(excluded):,} left out."
+    )
+    reasons = Counter(one.reason for one in excluded).most_common()
+    return "\n".join([line, *(f"- left out, {number:,}: {reason}" for reason, number in reasons)])
 
 
-def _with_own_keys(tables: list[Table]) -> list[Table]:
-    """Keys that can name files, each once, on file systems that fold case too."""
-    seen: set[str] = set()
-    named = []
-    for table in tables:
-        key = plain = re.sub(r"[^A-Za-z0-9._+-]", "-", table.key)[:100]
-        number = 1
-        while key.lower() in seen:
-            number += 1
-            key = f"{plain}-{number}"
-        seen.add(key.lower())
-        named.append(replace(table, key=key))
-    return named
+def missing(tables: Sequence[Table]) -> list[str]:
+    """Which of the paper's tables there was nothing for."""
+    keys = {table.key for table in tables}
+    lines = []
+    for what, numbers in {
+        "records": [one.number for one in LAYOUTS if not one.tiny],
+        "plans": list(COUNTED),
+    }.items():
+        if lacking := [str(number) for number in numbers if f"table{number}" not in keys]:
+            lines.append(f"no {what} for the paper's tables: {', '.join(lacking)}")
+    return lines
+
+
+def merge_notes(merges: Mapping[str, Sequence[Merge]], unread: Sequence[Excluded]) -> list[str]:
+    """How many pairs of merged runs there were, and why others were left out."""
+    if not merges and not unread:
+        return []
+    pairs = f"{counted(sum(map(len, merges.values())), 'pair')} of merged runs"
+    counts = Counter(left.reason for left in unread).most_common()
+    return ["; ".join([pairs, *(f"{number:,} left out: {reason}" for reason, number in counts)])]
+
+
+def overview(tables: Sequence[Table], summary: str, notes: Sequence[str]) -> str:
+    """The text of `tables.md`: the summary, the notes and all tables."""
+    lines = "\n".join([summary, *(f"- {note}" for note in notes)])
+    return "\n".join(["# Tables\n", lines + "\n", *map(as_markdown, tables)])
+
+
+def tables_as_json(
+    tables: Sequence[Table],
+    read: int,
+    unread: Sequence[Excluded],
+    selection: Selection,
+    faults: Sequence[str],
+) -> str:
+    """The tables, and the counts of records, as one JSON object."""
+    excluded = [*selection.excluded, *unread]
+    records = {
+        "found": read + len(unread),
+        "used": selection.used,
+        "outdone": len(selection.not_selected),
+        "failed": sum(chosen.failed for chosen in selection.cells.values()),
+        "stopped": sum(chosen.stopped for chosen in selection.cells.values()),
+        "left_out": [{"path": str(one.path), "reason": one.reason} for one in excluded],
+    }
+    listed = [
+        {"key": table.key, "title": table.title, "headings": flat_headings(table),
+         "rows": table.rows, "notes": table.notes}
+        for table in tables
+    ]  # fmt: skip
+    value = {"records": records, "plans_not_read": list(faults), "tables": listed}
+    return json.dumps(value, indent=2)

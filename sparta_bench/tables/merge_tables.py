@@ -12,8 +12,14 @@ from typing import Any, NamedTuple
 from sparta_bench.paper import rows_of
 from sparta_bench.records.read import files_below, read_merge
 from sparta_bench.records.record import MERGE, OVERLAP, Excluded, Record
-from sparta_bench.tables.format import MISSING, SCALE, spread_over
-from sparta_bench.tables.paper_tables import method_order, row_name, task_name
+from sparta_bench.tables.paper_tables import (
+    MISSING,
+    SCALE,
+    method_order,
+    row_name,
+    spread_over,
+    task_name,
+)
 from sparta_bench.tables.protocol import TINY_MODELS
 from sparta_bench.tables.select import Selection
 from sparta_bench.tables.table import Heading, Table, table_of
@@ -31,12 +37,6 @@ class Way(NamedTuple):
     rule: str
     same_seed: bool
 
-    @property
-    def name(self) -> str:
-        """For a row or a column."""
-        text = f"{row_name(self.method, self.density)}, {self.rule}"
-        return f"{text}, one seed" if self.same_seed else text
-
 
 @dataclass(frozen=True)
 class Merge:
@@ -47,7 +47,6 @@ class Merge:
 
     @property
     def way(self) -> Way:
-        """What of the record is compared with other ways."""
         cell, rule = self.runs[0].cell, self.raw["rule"]
         kept = "" if rule["keep"] is None else f"DARE {100 * rule['keep']:.3g}%, "
         name = f"{kept}{'TIES' if rule['how'] == 'ties' else rule['how']}"
@@ -63,7 +62,6 @@ class Merge:
         return float(self.raw[state][task]["test"][metric])
 
     def mean(self, state: str, metric: str) -> float:
-        """Over both tasks."""
         return (self.score(state, 0, metric) + self.score(state, 1, metric)) / 2
 
     def points(self, state: str) -> float:
@@ -81,7 +79,7 @@ def read_merges(
 ) -> tuple[dict[str, list[Merge]], list[Excluded]]:
     """The records of merged runs below the folders by model, of those runs that stand in tables."""
     used = {run.run_id: run for chosen in selection.cells.values() for run in chosen.runs}
-    found: dict[str, dict[str, Merge]] = defaultdict(dict)
+    merges: dict[str, dict[str, Merge]] = defaultdict(dict)
     excluded = []
     for path in sorted(Path(name) for folder in folders for name in files_below(folder, MERGE)):
         raw = read_merge(path)
@@ -96,74 +94,70 @@ def read_merges(
         elif raw["rule"].get("weights") is not None:
             excluded.append(Excluded(path, "a merge with weights, which no table has"))
         else:
-            found[one.cell.model][raw["merge_id"]] = Merge(raw, (one, other))
-    return {model: list(merges.values()) for model, merges in found.items()}, excluded
+            merges[one.cell.model][raw["merge_id"]] = Merge(raw, (one, other))
+    return {model: list(of_model.values()) for model, of_model in merges.items()}, excluded
 
 
 def merging_tables(merges: Mapping[str, Sequence[Merge]]) -> list[Table]:
     """Table 6 of each model that has its runs, and the tables of what merging costs."""
     tables = []
-    for model, found in sorted(merges.items()):
-        tables += [*_table6(model, found), _costs(model, found), _by_tasks(model, found)]
+    for model, of_model in sorted(merges.items()):
+        by_way: dict[Way, list[Merge]] = defaultdict(list)
+        for merge in of_model:
+            by_way[merge.way].append(merge)
+
+        ways = {
+            way: by_way[way]
+            for way in sorted(
+                by_way,  # the order of the paper's rows
+                key=lambda way: (*method_order(way.method, way.density), way.same_seed, way.rule),
+            )
+        }
+        tiny = " (tiny model, generated text)" if model in TINY_MODELS else ""
+        tables += [*_table6(model, of_model, tiny), _costs(model, ways, tiny)]
+        tables.append(_by_tasks(model, of_model, ways, tiny))
     return tables
 
 
-def _tiny(model: str) -> str:
-    return " (tiny model, generated text)" if model in TINY_MODELS else ""
-
-
-# ---------------------------------------------------------------------------------- Table 6
-def _table6(model: str, merges: Sequence[Merge]) -> list[Table]:
-    tasks = tuple(f"tiny-{task}" for task in TABLE6_TASKS) if model in TINY_MODELS else TABLE6_TASKS
+def _table6(model: str, merges: Sequence[Merge], tiny: str) -> list[Table]:
+    tasks = tuple(f"tiny-{task}" for task in TABLE6_TASKS) if tiny else TABLE6_TASKS
     way = Way(*TABLE6, "sum", False)
-    found = [merge for merge in merges if merge.way == way and set(merge.tasks) == set(tasks)]
-    if not found:
+    pairs = [merge for merge in merges if merge.way == way and set(merge.tasks) == set(tasks)]
+    if not pairs:
         return []
-    rows = [_row6(task_name(task), found, tasks, "alone", (task,)) for task in tasks]
-    rows.append(_row6("Merged", found, tasks, "merged", tasks))
-    if model == "gemma-2b":
-        rows += [_paper6(row) for row in rows_of("table6")]
+    rows = []
+    lines = [*((task_name(task), "alone", (task,)) for task in tasks), ("Merged", "merged", tasks)]
+    for name, state, shown in lines:
+        cells = [name]
+        for task in tasks:
+            for metric, digits in (("loss", 3), ("accuracy", 1), ("mcc", 1)):
+                scores = (one.score(state, one.tasks.index(task), metric) for one in pairs)
+                values = [SCALE[metric] * score for score in scores]
+                cells.append(spread_over(values, digits) if task in shown else MISSING)
+        rows.append(tuple(cells))
+    for row in rows_of("table6") if model == "gemma-2b" else ():
+        cells = [f"{row['model']}, paper"]
+        for task in TABLE6_TASKS:
+            printed = (row[f"{task}.{name}"].removesuffix("%") for name in ("loss", "accuracy"))
+            cells += [*(MISSING if text == "-" else text for text in printed), MISSING]
+        rows.append(tuple(cells))
     over = [Heading(""), *(Heading(task_name(task), 3) for task in tasks)]
     under = [Heading(""), *(Heading(name) for name in ("loss", "acc.", "mcc") * 2)]
     notes = (
         "Each single model on its own task, the merged one on both. Mean ± standard deviation over "
-        f"{counted(len(found), 'pair')} of different seeds; accuracy and mcc × 100.",
+        f"{counted(len(pairs), 'pair')} of different seeds; accuracy and mcc × 100.",
     )
     name = "Our Table 6" if model == "gemma-2b" else f"Table 6 with {model}"
-    title = f"{name}: test loss and accuracy at 99% sparsity, alone and merged{_tiny(model)}"
+    title = f"{name}: test loss and accuracy at 99% sparsity, alone and merged{tiny}"
     key = "table6" if model == "gemma-2b" else f"table6-{model}"
     return [Table(key, title, (tuple(over), tuple(under)), tuple(rows), notes)]
 
 
-def _row6(
-    name: str, merges: Sequence[Merge], tasks: Sequence[str], state: str, shown: Sequence[str]
-) -> tuple[str, ...]:
-    cells = [name]
-    for task in tasks:
-        for metric, digits in (("loss", 3), ("accuracy", 1), ("mcc", 1)):
-            values = [
-                SCALE[metric] * merge.score(state, merge.tasks.index(task), metric)
-                for merge in merges
-            ]
-            cells.append(spread_over(values, digits) if task in shown else MISSING)
-    return tuple(cells)
-
-
-def _paper6(row: Mapping[str, str]) -> tuple[str, ...]:
-    cells = [f"{row['model']}, paper"]
-    for task in TABLE6_TASKS:
-        printed = (row[f"{task}.{metric}"].removesuffix("%") for metric in ("loss", "accuracy"))
-        cells += [*(MISSING if text == "-" else text for text in printed), MISSING]
-    return tuple(cells)
-
-
-# ---------------------------------------------------------------------------- what it costs
-def _costs(model: str, merges: Sequence[Merge]) -> Table:
+def _costs(model: str, ways: Mapping[Way, Sequence[Merge]], tiny: str) -> Table:
     heads = (
         "Adaptation", "rule", "scalars trained", "pairs", "acc. alone", "thinned", "merged",
         "points lost", "loss added", "entries shared", "by chance", "in conflict",
     )  # fmt: skip
-    rows = [_cost_row(way, found) for way, found in _ways(merges).items()]
     notes = (
         "Test accuracy × 100 as the mean over both tasks of a pair, mean ± standard deviation over "
         "pairs of tasks and seeds. Points lost: alone less merged. Thinned: alone after DARE.",
@@ -171,26 +165,26 @@ def _costs(model: str, merges: Sequence[Merge]) -> Table:
         "share of what the one with fewer changed; by chance: had both chosen as many at random; "
         "in conflict: with opposite signs, as a share of those shared; all three before DARE.",
     )
-    title = f"{model}: what merging two models costs{_tiny(model)}"
+    rows = [_cost_row(way, merges) for way, merges in ways.items()]
+    title = f"{model}: what merging two models costs{tiny}"
     return table_of(f"merging-{model}", title, heads, rows, *notes)
-
-
-def _ways(merges: Sequence[Merge]) -> dict[Way, list[Merge]]:
-    """By what is compared, in the order of the paper's rows."""
-    by_way: dict[Way, list[Merge]] = defaultdict(list)
-    for merge in merges:
-        by_way[merge.way].append(merge)
-
-    def order(way: Way) -> tuple[Any, ...]:
-        return *method_order(way.method, way.density), way.same_seed, way.rule
-
-    return {way: by_way[way] for way in sorted(by_way, key=order)}
 
 
 def _cost_row(way: Way, merges: Sequence[Merge]) -> tuple[str, ...]:
     thinned = all(merge.raw["thinned"] is not None for merge in merges)
     added = [merge.mean("merged", "loss") - merge.mean("alone", "loss") for merge in merges]
     counts = [run.raw["parameters"] for merge in merges for run in merge.runs]
+    # of all pairs together
+    least = sum(min(merge.raw["overlap"]["changed"]) for merge in merges)
+    sums = {key: sum(merge.raw["overlap"][key] for merge in merges) for key in OVERLAP}
+    shares = [
+        f"{100 * sums[key] / least:.1f}%" if least else MISSING
+        for key in ("shared", "shared_by_chance")
+    ]
+    if least and sums["shared"]:
+        shares.append(f"{100 * sums['conflicts'] / sums['shared']:.0f}%")
+    else:
+        shares.append(MISSING)
     return (
         row_name(way.method, way.density),
         f"{way.rule}, one seed" if way.same_seed else way.rule,
@@ -201,31 +195,24 @@ def _cost_row(way: Way, merges: Sequence[Merge]) -> tuple[str, ...]:
         spread_over([merge.points("merged") for merge in merges], 1),
         spread_over([merge.lost for merge in merges], 1),
         signed(statistics.fmean(added), 3),
-        *_shares(merges),
+        *shares,
     )
 
 
-def _shares(merges: Sequence[Merge]) -> tuple[str, str, str]:
-    """Of all pairs together."""
-    least = sum(min(merge.raw["overlap"]["changed"]) for merge in merges)
-    sums = {key: sum(merge.raw["overlap"][key] for merge in merges) for key in OVERLAP}
-    if not least:
-        return MISSING, MISSING, MISSING
-    conflicts = f"{100 * sums['conflicts'] / sums['shared']:.0f}%" if sums["shared"] else MISSING
-    shared, by_chance = (100 * sums[key] / least for key in ("shared", "shared_by_chance"))
-    return f"{shared:.1f}%", f"{by_chance:.1f}%", conflicts
-
-
-def _by_tasks(model: str, merges: Sequence[Merge]) -> Table:
-    by_way = _ways(merges)
+def _by_tasks(
+    model: str, merges: Sequence[Merge], ways: Mapping[Way, Sequence[Merge]], tiny: str
+) -> Table:
     rows = []
     for tasks in dict.fromkeys(merge.tasks for merge in merges):
         cells = [f"{task_name(tasks[0])} and {task_name(tasks[1])}"]
-        for found in by_way.values():
-            lost = [merge.lost for merge in found if merge.tasks == tasks]
+        for of_way in ways.values():
+            lost = [merge.lost for merge in of_way if merge.tasks == tasks]
             cells.append(spread_over(lost, 1) if lost else MISSING)
         rows.append(cells)
-    title = f"{model}: points of test accuracy that merging costs, by tasks{_tiny(model)}"
+    names = (
+        f"{row_name(way.method, way.density)}, {way.rule}{', one seed' if way.same_seed else ''}"
+        for way in ways
+    )
+    title = f"{model}: points of test accuracy that merging costs, by tasks{tiny}"
     note = "Mean over both tasks, mean ± standard deviation over pairs of seeds."
-    heads = ("Tasks", *(way.name for way in by_way))
-    return table_of(f"merging-tasks-{model}", title, heads, rows, note)
+    return table_of(f"merging-tasks-{model}", title, ("Tasks", *names), rows, note)

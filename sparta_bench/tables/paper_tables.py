@@ -1,19 +1,24 @@
-"""Which tables there are: Tables 3, 4, 5, 10 and 11 of the paper, and those of tiny models."""
+"""Which tables there are: Tables 3, 4, 5, 10 and 11 of the paper, and those of tiny models; what
+their rows and columns are called and in which order they stand; how numbers are written in cells.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sparta_bench.paper import results_of
-from sparta_bench.paper.densities import DENSITIES, LORA_DENSITY
+from sparta_bench.paper import DENSITIES, LORA_DENSITY, results_of
 from sparta_bench.records.record import Cell
 from sparta_bench.tables.protocol import GLUE, MODELS, TASKS, TINY_MODELS
 from sparta_bench.tables.select import Chosen
+from sparta_bench.text import spread_text
 
 METHOD_NAMES = {"full_ft": "Full FT", "sparta": "SpaRTA", "lora": "LoRA", "head": "Head"}
 BAND = 0.1  # a density is a row's where it differs by no more than this share of the row's own
+MISSING = "–"
+SCALE = {"loss": 1.0, "accuracy": 100.0, "mcc": 100.0}  # as the paper prints them
 
 
 # ------------------------------------------------------------------------------ names and order
@@ -42,21 +47,24 @@ def row_name(method: str, density: float | None = None) -> str:
 
 def model_order(model: str) -> tuple[Any, ...]:
     """What sorts models as the paper has them, the tiny ones after them, others last."""
-    return _place((*MODELS, *TINY_MODELS), model)
+    return _index((*MODELS, *TINY_MODELS), model)
 
 
 def task_order(task: str) -> tuple[Any, ...]:
     """What sorts tasks as the columns of the paper, the generated ones after them, others last."""
-    return _place((*TASKS, *(f"tiny-{known}" for known in TASKS)), task)
+    return _index((*TASKS, *(f"tiny-{known}" for known in TASKS)), task)
 
 
 def method_order(method: str, density: float | None) -> tuple[Any, ...]:
     """What sorts methods and densities as the rows of the paper, densities downwards."""
-    return (*_place(tuple(METHOD_NAMES), method), -(density or 0.0))
+    return (*_index(tuple(METHOD_NAMES), method), -(density or 0.0))
+
+
+def _index(order: tuple[str, ...], name: str) -> tuple[int, str]:
+    return (order.index(name) if name in order else len(order)), name
 
 
 def cell_order(cell: Cell) -> tuple[Any, ...]:
-    """What sorts cells by model, task and method."""
     model, task, method, density = cell
     return (*model_order(model), *task_order(task), *method_order(method, density))
 
@@ -69,8 +77,39 @@ def lines_and_tasks(cells: Iterable[Cell]) -> tuple[list[tuple[str, float | None
     return sorted(lines, key=lambda line: method_order(*line)), sorted(tasks, key=task_order)
 
 
-def _place(order: tuple[str, ...], name: str) -> tuple[int, str]:
-    return (order.index(name) if name in order else len(order)), name
+# -------------------------------------------------------------------------------------- numbers
+def mean_of(chosen: Chosen | None, metric: str, digits: int, unit: str = "") -> str:
+    """The mean over seeds of a test metric; a dash without a record, `failed` if all runs did. A
+    star stands where a setting with fewer seeds looks better; the table's note names it."""
+    if chosen is None or not chosen.runs:
+        return "failed" if chosen is not None and chosen.failed else MISSING
+    mean = SCALE[metric] * chosen.over_seeds("test", metric).mean
+    return f"{mean:.{digits}f}{unit}{'*' if chosen.ahead else ''}"
+
+
+def spread_of(
+    chosen: Chosen | None, metric: str, digits: int, split: str = "test", with_n: bool = True
+) -> str:
+    """`mean ± standard deviation (seeds)`, or without deviation where there is one seed."""
+    if chosen is None or not chosen.runs:
+        return mean_of(chosen, metric, digits)
+    spread = chosen.over_seeds(split, metric).times(SCALE[metric])
+    text = spread_text(spread.mean, spread.std, digits) + (f" ({spread.n})" if with_n else "")
+    return text + ("*" if chosen.ahead else "")
+
+
+def spread_over(values: Sequence[float], digits: int) -> str:
+    """`mean ± standard deviation` of some values."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return spread_text(statistics.fmean(values), std, digits)
+
+
+def rate_text(rate: float) -> str:
+    """`1.5e-5`: a learning rate as the paper writes it."""
+    if rate == 0 or abs(rate) >= 0.1:
+        return f"{rate:g}"
+    mantissa, _, exponent = f"{rate:.6e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 # -------------------------------------------------------------------------------------- layouts
@@ -82,7 +121,6 @@ class Row(NamedTuple):
     density: float | None
 
     def has(self, density: float | None) -> bool:
-        """Whether a density lies in the row's band."""
         if self.density is None or density is None:
             return self.density is density
         return abs(density - self.density) <= BAND * self.density
@@ -117,16 +155,13 @@ class Layout:
         """Take out of `cells` what stands in the table, by row and column: of each method the cell
         whose density lies in the row's band, nearest to the row's own."""
         taken = {}
-        by_place: dict[tuple[str, ...], list[Cell]] = {}
+        by_names: dict[tuple[str, ...], list[Cell]] = {}
         for cell in cells:
-            by_place.setdefault(cell[:3], []).append(cell)
+            by_names.setdefault(cell[:3], []).append(cell)
         for number, row in enumerate(self.rows):
             for place, column in enumerate(self.columns):
-                near = [
-                    cell
-                    for cell in by_place.get((column.model, column.task, row.method), ())
-                    if row.has(cell.density)
-                ]
+                same = by_names.get((column.model, column.task, row.method), ())
+                near = [cell for cell in same if row.has(cell.density)]
                 if near:
                     own = row.density or 0.0
                     best = min(near, key=lambda cell: abs((cell.density or 0.0) - own))
@@ -143,7 +178,6 @@ class Layout:
         return " or ".join(map(percent, sorted(filter(None, ran or {self.rows[row].density}))))
 
     def name(self, row: int, chosen: Mapping[At, Chosen]) -> str:
-        """The row's name with the densities that ran."""
         densities = self.densities(row, chosen)
         return row_name(self.rows[row].method) + (f" ({densities})" if densities else "")
 
@@ -155,15 +189,14 @@ class Layout:
 def _layout(number: int, columns: tuple[Column, ...], title: str) -> Layout:
     tiny = columns[0].model in TINY_MODELS
     groups, loss_digits = ("Model", 3) if number == 3 else ("Task", 2)
-    key, lora = f"table{number}", LORA_DENSITY[f"{'tiny_' * tiny}table{number}"]
     rows = (
         Row("full_ft", "full_ft", None),
         *(Row(id, "sparta", density) for id, density in DENSITIES.items()),
-        Row("sparta-lora", "sparta", lora),
+        Row("sparta-lora", "sparta", LORA_DENSITY[f"{'tiny_' * tiny}table{number}"]),
         Row("lora", "lora", None),
         Row("head", "head", None),
     )
-    key += "-twins" * tiny
+    key = f"table{number}" + "-twins" * tiny
     return Layout(key, number, title, groups, rows, columns, loss_digits, tiny)
 
 
@@ -185,13 +218,3 @@ LAYOUTS = (
     _imdb(TINY_MODELS, "tiny-imdb", "the embedded models on tiny-imdb"),
     *map(_glue, NUMBERS, ("tiny-gemma-it", "tiny-mistral-it", "tiny-gemma", "tiny-mistral")),
 )
-
-
-def cells_at_loras_count(cells: Mapping[Cell, Chosen]) -> set[Cell]:
-    """Those that a table of the paper, or of tiny models, has in its row with LoRA's count."""
-    return {
-        chosen.cell
-        for layout in LAYOUTS
-        for (row, _), chosen in layout.take(dict(cells)).items()
-        if layout.rows[row].id == "sparta-lora"
-    }

@@ -7,11 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sparta_bench.records.races import Setting
-from sparta_bench.records.record import Cell, Excluded, Record
+from sparta_bench.records.record import Cell, Excluded, Record, Setting
 from sparta_bench.tables.protocol import reason_against
-
-OTHERWISE = "other data, base model or settings of the method than most of its cell"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +20,6 @@ class Spread:
     n: int
 
     def times(self, scale: float) -> Spread:
-        """In other units."""
         return Spread(scale * self.mean, None if self.std is None else scale * self.std, self.n)
 
     def is_level_with(self, other: Spread, rounding: float) -> bool:
@@ -64,11 +60,6 @@ class Chosen:
         return Spread(statistics.fmean(values), std, len(values))
 
     @property
-    def tried(self) -> int:
-        """How many settings took part: those compared, or those that a race has run."""
-        return sum(map(bool, self.raced)) or self.settings_compared
-
-    @property
     def trained(self) -> float:
         """Scalars trained, the mean over seeds: each draws another number."""
         return statistics.fmean(run.raw["parameters"]["trainable"] for run in self.runs)
@@ -85,7 +76,6 @@ class Selection:
 
     @property
     def used(self) -> int:
-        """How many runs are shown."""
         return sum(len(chosen.runs) for chosen in self.cells.values())
 
 
@@ -110,16 +100,15 @@ def select(records: Iterable[Record], races: Iterable[Sequence[Setting]] = ()) -
             selection.excluded.append(Excluded(record.path, reason, record.cell))
     for cell, cell_records in by_cell.items():
         selection.cells[cell] = _best(cell, cell_records, selection)
-    compared = (record for cell_records in by_cell.values() for record in cell_records)
     by_run_id = {record.run_id: record for record in records}
-    may_stand = {record.run_id for record in compared}
+    may_stand = {record.run_id for cell_records in by_cell.values() for record in cell_records}
     for race in races:
         first = [by_run_id.get(setting.first) for setting in race]
-        for cell in {one.cell for one in first if one is not None and one.run_id in may_stand}:
-            if cell in selection.cells:
-                statuses = tuple(record.status if record else "" for record in first)
-                chosen = selection.cells[cell]
-                selection.cells[cell] = replace(chosen, raced=chosen.raced + statuses)
+        statuses = tuple(record.status if record else "" for record in first)
+        allowed = {one.cell for one in first if one and one.run_id in may_stand}
+        for cell in allowed & selection.cells.keys():
+            chosen = selection.cells[cell]
+            selection.cells[cell] = replace(chosen, raced=chosen.raced + statuses)
     return selection
 
 
@@ -132,17 +121,14 @@ def _best(cell: Cell, records: list[Record], selection: Selection) -> Chosen:
     protocols = Counter(record.protocol for record in records if record.status == "completed")
     # the first of equal counts: the order of paths, so that the choice does not change
     most = protocols.most_common(1)[0][0] if protocols else None
-    failed = stopped = 0
+    counts = Counter(record.status for record in records)
     by_setting: dict[str, dict[int, Record]] = defaultdict(dict)
     for record in records:
-        if record.status == "failed":  # may not have come as far as its data
-            failed += 1
-        elif record.status == "stopped":
-            stopped += 1
-        elif record.protocol != most:
-            exclude(
-                record, "other data, base model or settings of the method than most of its cell"
-            )
+        if record.status in ("failed", "stopped"):  # may not have come as far as its data
+            continue
+        if record.protocol != most:
+            other = "other data, base model or settings of the method than most of its cell"
+            exclude(record, other)
         elif record.seed in by_setting[record.setting]:  # of another device or version
             exclude(record, "the same setting and seed as another record")
         else:
@@ -162,6 +148,7 @@ def _best(cell: Cell, records: list[Record], selection: Selection) -> Chosen:
     shown = by_setting[best] if means else {}
     fewer = [_ahead(runs, shown) for setting, runs in by_setting.items() if setting not in means]
     ahead = min(filter(None, fewer), key=lambda one: one.loss - one.shown_loss, default=None)
+    failed, stopped = counts["failed"], counts["stopped"]
     return Chosen(cell, _by_seed(shown), len(means), failed, stopped, ahead=ahead)
 
 

@@ -6,16 +6,17 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from sparta_bench.records.record import Cell
-from sparta_bench.tables.format import MISSING, SCALE, spread_of
 from sparta_bench.tables.paper_tables import (
-    cells_at_loras_count,
+    LAYOUTS,
+    MISSING,
+    SCALE,
     lines_and_tasks,
     percent,
     row_name,
     score_of,
+    spread_of,
     task_name,
 )
 from sparta_bench.tables.select import Chosen, Spread
@@ -35,7 +36,12 @@ def views_of(model: str, cells: Mapping[Cell, Chosen]) -> list[Table]:
 # --------------------------------------------------------------------------------------- ranks
 def _ranks(model: str, done: Mapping[Cell, Chosen]) -> Table | None:
     lines, tasks = lines_and_tasks(done)
-    at_loras_count = cells_at_loras_count(done)
+    at_loras_count = {  # what a table of the paper, or of tiny models, has in that row
+        chosen.cell
+        for layout in LAYOUTS
+        for (row, _), chosen in layout.take(dict(done)).items()
+        if layout.rows[row].id == "sparta-lora"
+    }
     by_task: dict[str, dict[str, Spread]] = {task: {} for task in tasks}
     names: dict[str, None] = {}
     for line in lines:
@@ -118,33 +124,51 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-class _Comparison(NamedTuple):
-    task: str
-    metric: str
-    density: float
-    test: Paired
+def like_lora(lora: Chosen, done: Mapping[Cell, Chosen]) -> Chosen | None:
+    """The SpaRTA of that model and task whose number of trained scalars is nearest to LoRA's."""
+    near = [
+        chosen
+        for cell, chosen in done.items()
+        if cell[:3] == (lora.cell.model, lora.cell.task, "sparta")
+        and chosen.runs
+        and abs(chosen.trained - lora.trained) <= SAME_COUNT * lora.trained
+    ]
+    return min(near, key=lambda chosen: abs(chosen.trained - lora.trained), default=None)
 
 
 def _against_lora(model: str, done: Mapping[Cell, Chosen]) -> Table | None:
-    comparisons: list[_Comparison] = []
+    rows: list[tuple[str, ...]] = []
+    ps: dict[bool, dict[int, float]] = {True: {}, False: {}}  # of losses, of scores: by row
     for task in lines_and_tasks(done)[1]:
         lora = done.get(Cell(model, task, "lora", None))
         sparta = lora and like_lora(lora, done)
-        if lora is None or sparta is None:
+        if lora is None or sparta is None or sparta.cell.density is None:
             continue
+        by_seed = {run.seed: run for run in lora.runs}
         for metric in ("loss", score_of(task)):
-            differences = _differences(sparta, lora, metric)
-            if differences and sparta.cell.density is not None:
-                test = paired_test(differences)
-                comparisons.append(_Comparison(task, metric, sparta.cell.density, test))
-    if not comparisons:
+            differences = [  # as the paper prints the metric
+                SCALE[metric]
+                * (run.score("test", metric) - by_seed[run.seed].score("test", metric))
+                for run in sparta.runs
+                if run.seed in by_seed
+            ]
+            if not differences:
+                continue
+            test, digits, interval = paired_test(differences), 4 if metric == "loss" else 2, MISSING
+            if test.p is not None:
+                ps[metric == "loss"][len(rows)] = test.p
+            if test.half_interval is not None:
+                ends = (test.mean - test.half_interval, test.mean + test.half_interval)
+                interval = " to ".join(signed(end, digits) for end in ends)
+            t = MISSING if test.t is None else signed(test.t, 2)
+            names = (task_name(task), metric, percent(sparta.cell.density), str(test.n))
+            rows.append((*names, signed(test.mean, digits), interval, t, _p_text(test.p)))
+    if not rows:
         return None
-    adjusted: dict[_Comparison, float] = {}
-    for is_loss in (True, False):
-        family = [one for one in comparisons if (one.metric == "loss") == is_loss]
-        ps = {one: one.test.p for one in family if one.test.p is not None}
-        adjusted |= dict(zip(ps, holm(list(ps.values())), strict=True))
-    rows = [_comparison_row(one, adjusted.get(one)) for one in comparisons]
+    adjusted: dict[int, float] = {}
+    for family in ps.values():
+        adjusted |= dict(zip(family, holm(list(family.values())), strict=True))
+    rows = [(*row, _p_text(adjusted.get(number))) for number, row in enumerate(rows)]
     heads = ("Task", "metric", "SpaRTA", "seeds", "SpaRTA less LoRA", "95 % interval", "t", "p",
              "p, Holm")  # fmt: skip
     notes = (
@@ -161,51 +185,8 @@ def _against_lora(model: str, done: Mapping[Cell, Chosen]) -> Table | None:
     return table_of(f"lora-{model}", title, heads, rows, *notes)
 
 
-def like_lora(lora: Chosen, done: Mapping[Cell, Chosen]) -> Chosen | None:
-    """The SpaRTA of that model and task whose number of trained scalars is nearest to LoRA's."""
-    near = [
-        chosen
-        for cell, chosen in done.items()
-        if cell[:3] == (lora.cell.model, lora.cell.task, "sparta")
-        and chosen.runs
-        and abs(chosen.trained - lora.trained) <= SAME_COUNT * lora.trained
-    ]
-    return min(near, key=lambda chosen: abs(chosen.trained - lora.trained), default=None)
-
-
-def _differences(first: Chosen, second: Chosen, metric: str) -> list[float]:
-    """By the seeds that both have, as the paper prints the metric."""
-    by_seed = {run.seed: run for run in second.runs}
-    return [
-        SCALE[metric] * (run.score("test", metric) - by_seed[run.seed].score("test", metric))
-        for run in first.runs
-        if run.seed in by_seed
-    ]
-
-
-def _comparison_row(one: _Comparison, adjusted: float | None) -> tuple[str, ...]:
-    test, digits = one.test, 4 if one.metric == "loss" else 2
-    interval = MISSING
-    if test.half_interval is not None:
-        low, high = test.mean - test.half_interval, test.mean + test.half_interval
-        interval = f"{signed(low, digits)} to {signed(high, digits)}"
-    return (
-        task_name(one.task),
-        one.metric,
-        percent(one.density),
-        str(test.n),
-        signed(test.mean, digits),
-        interval,
-        MISSING if test.t is None else signed(test.t, 2),
-        _p_text(test.p),
-        _p_text(adjusted),
-    )
-
-
 def _p_text(p: float | None) -> str:
-    if p is None:
-        return MISSING
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+    return MISSING if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 # ---------------------------------------------------------------------------- score over density

@@ -31,10 +31,9 @@ RATE = 1e-5  # the learning rate of all: no step is to lead anywhere
 
 
 def names() -> list[str]:
-    """Return all contenders: kind, and density where there is one."""
-    sparse = ("sparta", "peft-sparta", "shira")
-    plain = ["full_ft", FULL_FT_BFLOAT16, "head", "lora"]
-    return plain + [f"{kind}-{density}" for density in PAPER_DENSITIES for kind in sparse]
+    kinds = ("sparta", "peft-sparta", "shira")
+    sparse = [f"{kind}-{density}" for density in PAPER_DENSITIES for kind in kinds]
+    return ["full_ft", FULL_FT_BFLOAT16, "head", "lora", *sparse]
 
 
 def missing(name: str, device: torch.device) -> str | None:
@@ -65,7 +64,6 @@ class Ready:
         self.optimizer = AdamW(self.values, lr=RATE, weight_decay=0.0, fused=True)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the batch's mean loss."""
         logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         return F.cross_entropy(logits, batch["labels"])
 
@@ -77,14 +75,12 @@ class Ready:
         return loss.detach()
 
     def update(self) -> None:
-        """Do what follows the backward pass."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.write()
 
 
 def build(name: str, setting: Setting) -> Ready:
-    """Build the contender of this name on a classifier of its own."""
     if name == FULL_FT_BFLOAT16:
         own = setting.changed("method=full_ft", "train.trained_dtype=bfloat16")
         return with_own_optimizer(own.classifier(), own)
@@ -128,9 +124,8 @@ def _peft_sparta(setting: Setting, density: float) -> Ready:
 
     indices = _indices(setting, density)
     classifier = setting.classifier()
-    theirs = package.SpaRTA(
-        classifier, 1 - density, sorted(shapes_of(classifier.backbone).embeddings)
-    )
+    embeddings = sorted(shapes_of(classifier.backbone).embeddings)
+    theirs = package.SpaRTA(classifier, 1 - density, embeddings)
     rows: dict[str, Tensor] = {}
     for name, tensor in classifier.named_parameters():
         flat = indices.get(name.removeprefix("backbone."), torch.empty(0, dtype=torch.int32))
@@ -155,9 +150,8 @@ def _shira(setting: Setting, density: float) -> Ready:
     layers = linear_layers(classifier.backbone)
     per_rank = sum(layer.in_features + layer.out_features for layer in layers.values())
     rank = max(round(wanted / per_rank), 1)
-    settings = ShiraConfig(
-        r=rank, mask_type="random", random_seed=setting.config.seed, target_modules=list(layers)
-    )
+    seed, targets = setting.config.seed, list(layers)
+    settings = ShiraConfig(r=rank, mask_type="random", random_seed=seed, target_modules=targets)
     torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]  # as it is; not said, torch warns
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft asks transformers things under their old names
@@ -172,5 +166,4 @@ def _shira(setting: Setting, density: float) -> Ready:
 
 
 def linear_layers(backbone: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linear layers by their names in the backbone."""
     return {name: m for name, m in backbone.named_modules() if isinstance(m, nn.Linear)}

@@ -34,16 +34,13 @@ class Setting:
 
     @property
     def precision(self) -> Precision:
-        """Return the dtypes of the method's presets on this device."""
         return precision_of(self.config, self.device)
 
     def changed(self, *overrides: str) -> Setting:
-        """Return the same with other values of some keys."""
         words = (*self.overrides, *overrides)
         return replace(self, overrides=words, config=compose(list(words)))
 
     def with_checkpointing(self, on: bool) -> Setting:
-        """Return the same with or without gradient checkpointing."""
         train = replace(self.config.train, gradient_checkpointing=on)
         return replace(self, config=replace(self.config, train=train))
 
@@ -72,7 +69,6 @@ class Setting:
         return classifier
 
     def once(self, shapes: Shapes) -> Once:
-        """Return what of a batch a run computes on a backbone of these shapes."""
         return planned(shapes, self.config.train, self.config.method, self.shared_tokens)
 
     def batch(self) -> dict[str, Tensor]:

@@ -1,24 +1,37 @@
-"""All that `sparta-bench memory` finds, as plain values: for the JSON, and for the tables."""
+"""All that `sparta-bench memory` finds, as plain values for the JSON and the tables: the paper's
+formula, estimates, and what was measured by CUDA's allocator or, on a CPU, of every tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import psutil
 import torch
+from torch import Tensor
 
+from sparta_bench.analysis.bench.contenders import with_own_optimizer
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory import formula
-from sparta_bench.analysis.memory.estimate import CHECKPOINTING, KEPT_FREE, METHODS, Estimate
-from sparta_bench.analysis.memory.estimate import estimate as estimate_of
-from sparta_bench.analysis.memory.measured_memory import measure
-from sparta_bench.analysis.memory.parts import Footprint, parts_of, per_scalar
+from sparta_bench.analysis.memory.estimate import (
+    CHECKPOINTING,
+    KEPT_FREE,
+    METHODS,
+    Estimate,
+    Footprint,
+    Parts,
+    estimate,
+    parts_of,
+    per_scalar,
+)
 from sparta_bench.errors import InputError
 from sparta_bench.models.counts import count_parameters, empty_backbone, shapes_of
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.models.source import load_architecture
+from sparta_bench.models.tensor_memory import live_bytes, peak_of
 from sparta_bench.paper import rows_of
 from sparta_bench.records.write import environment, now
 from sparta_bench.text import as_bytes
@@ -78,15 +91,15 @@ class Estimates(NamedTuple):
     excluded: dict[str, str]
 
     def heading(self) -> dict[str, Any]:
-        """Return what the JSON says of the setting."""
+        setting, counts = self.setting, self.methods[0].counts
         return {
-            "model": self.setting.config.model.name,
-            "weights_dtype": self.setting.precision.as_dict()["model"],
-            "parameters": self.methods[0].counts.total,
-            "embeddings": self.methods[0].counts.embeddings,
-            "rows": self.setting.rows,
-            "tokens": self.setting.tokens,
-            "shared_tokens": self.setting.shared_tokens,
+            "model": setting.config.model.name,
+            "weights_dtype": setting.precision.as_dict()["model"],
+            "parameters": counts.total,
+            "embeddings": counts.embeddings,
+            "rows": setting.rows,
+            "tokens": setting.tokens,
+            "shared_tokens": setting.shared_tokens,
         }
 
 
@@ -97,7 +110,7 @@ def estimates_of(setting: Setting, gpus: int = 1) -> Estimates:
     excluded: dict[str, str] = {}
     for name in METHODS:
         try:
-            methods.append(estimate_of(name, setting, gpus))
+            methods.append(estimate(name, setting, gpus))
         except InputError as error:
             if not methods:  # full fine-tuning fits every model: it is the model's fault
                 raise
@@ -142,29 +155,25 @@ def measured_methods(estimates: Estimates, say: Callable[[str], None]) -> Iterat
     """Yield row after row of what `measured` gives for the methods."""
     for one in estimates.methods:
         for way in CHECKPOINTING:
-            yield _measured(one, way, say)
-
-
-def _measured(one: Estimate, way: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    setting = one.setting.with_checkpointing(way)
-    say(f"measuring {one.name} on {setting.config.model.name}" + ", checkpointing" * way)
-    estimated = one.footprint(way).as_dict()
-    outcome = _try(setting, estimated["peak_bytes"])
-    measured = None if isinstance(outcome, str) else outcome.as_dict()
-    off = measured and {
-        name: estimated[name] / size - 1
-        for name, size in measured.items()
-        if name != "parts_bytes" and size
-    }
-    return {
-        "name": one.name,
-        "gradient_checkpointing": way,
-        "dtypes": setting.precision.as_dict(),
-        "status": outcome if isinstance(outcome, str) else "measured",
-        "estimated": estimated,
-        "measured": measured,
-        "off": off,
-    }
+            setting = one.setting.with_checkpointing(way)
+            model = setting.config.model.name
+            say(f"measuring {one.name} on {model}" + ", checkpointing" * way)
+            expected = one.footprint(way).as_dict()
+            outcome = _try(setting, expected["peak_bytes"])
+            sizes = None if isinstance(outcome, str) else outcome.as_dict()
+            yield {
+                "name": one.name,
+                "gradient_checkpointing": way,
+                "dtypes": setting.precision.as_dict(),
+                "status": outcome if isinstance(outcome, str) else "measured",
+                "estimated": expected,
+                "measured": sizes,
+                "off": sizes and {
+                    name: expected[name] / size - 1
+                    for name, size in sizes.items()
+                    if name != "parts_bytes" and size
+                },
+            }  # fmt: skip
 
 
 def _table1_column(setting: Setting, column: str, say: Callable[[str], None]) -> dict[str, Any]:
@@ -181,8 +190,7 @@ def _table1_column(setting: Setting, column: str, say: Callable[[str], None]) ->
         counts = count_parameters(shapes_of(backbone), len(config.task.labels), config.method)
     except InputError as error:  # so many scalars cannot be chosen beside the embeddings
         return row | {"status": error.lines[0]}
-    sizes = formula.paper_formula_bytes(counts, config.method.name)
-    row["formula_bytes"] = sizes["total"]
+    row["formula_bytes"] = formula.paper_formula_bytes(counts, config.method.name)["total"]
     outcome = _try(one, parts_of(one, counts).total)
     if isinstance(outcome, str):
         return row | {"status": outcome}
@@ -199,3 +207,52 @@ def _try(setting: Setting, needed_bytes: int) -> Footprint | str:
         return measure(setting)
     except (torch.OutOfMemoryError, MemoryError):
         return "out of memory"
+
+
+def measure(setting: Setting) -> Footprint:
+    """Build the setting's method on random weights and make steps with it; other tensors of the
+    process are not counted. Raises InputError if the method does not fit the model, and
+    OutOfMemoryError where the device's memory does not suffice."""
+    device = setting.device
+    with _nothing_else():
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        before = live_bytes(device)
+        smallest = replace(setting, rows=1, tokens=1, shared_tokens=0).batch()
+        batch = setting.batch()
+        before += _bytes([*smallest.values(), *batch.values()])
+        classifier = setting.as_in_a_run()
+        weights = set(classifier.backbone.parameters())
+        ready = with_own_optimizer(classifier, setting)
+        ready.step(smallest)  # makes the optimizer's state
+        held = live_bytes(device)
+        smallest_peak = peak_of(lambda: ready.step(smallest), device)
+        peak = peak_of(lambda: ready.step(batch), device)
+        ready.forward(smallest).backward()  # type: ignore[no-untyped-call]
+        states, adapter = ready.optimizer.state.values(), ready.adapter
+        parts = Parts(
+            weights=_bytes(weights),
+            # weights may train themselves
+            trained=_bytes(value for value in ready.values if value not in weights),
+            indices=_bytes(adapter.indices.values()) if adapter else 0,
+            originals=_bytes(adapter.originals.values()) if adapter else 0,
+            gradients=_bytes(value.grad for value in ready.values if value.grad is not None),
+            moments=_bytes(tensor for state in states for tensor in state.values()),
+        )
+        return Footprint(parts, held - before, smallest_peak - before, peak - before)
+
+
+@contextmanager
+def _nothing_else() -> Iterator[None]:
+    """Free what has no owner, and keep the collector, and so `live_bytes` on a CPU, from looking
+    at all else again: hundreds of thousands of objects, several times."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

@@ -20,16 +20,12 @@ def paper_formula_bytes(counts: ParameterCounts, method: str) -> dict[str, int]:
 
     SpaRTA's deltas are trained beside the weights, and each chosen scalar has two indices.
     """
-    trained = TRAINED * counts.trainable
-    weights = 0 if method == "full_ft" else WEIGHT * counts.total
-    indices = INDICES * (counts.sampled or 0)
-    return {
-        "weights": weights,
-        "trained": trained,
-        "indices": indices,
-        "total": weights + trained + indices,
-        "full_ft_total": TRAINED * counts.total,
+    parts = {
+        "weights": 0 if method == "full_ft" else WEIGHT * counts.total,
+        "trained": TRAINED * counts.trainable,
+        "indices": INDICES * (counts.sampled or 0),
     }
+    return parts | {"total": sum(parts.values()), "full_ft_total": TRAINED * counts.total}
 
 
 class PerScalar(NamedTuple):
@@ -40,7 +36,6 @@ class PerScalar(NamedTuple):
     chosen: int
 
     def of_sparta(self, sparsity: int) -> float:
-        """Return the bytes for each scalar with SpaRTA at a sparsity in percent."""
         return self.frozen + self.chosen * (100 - sparsity) / 100
 
     @property

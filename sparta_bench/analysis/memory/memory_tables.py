@@ -1,14 +1,23 @@
-"""The tables of `sparta-bench memory`, from its JSON: Table 1, the parts, what fits."""
+"""The tables of `sparta-bench memory`, from its JSON: Table 1, the parts, what fits; and its
+figure, what is there at the peak of a step, method beside method, as stacked bars."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparta_bench.paper import half_unit, number_of
+from sparta_bench.report.plots import TONES, Figure, Frame, Key, Panel
 from sparta_bench.tables.table import Table, table_of
+from sparta_bench.text import as_bytes, shortened
 
-PARTS = ("weights", "trained", "indices", "originals", "gradients", "moments")
+# of the figure with their tones, in the order in which they are stacked; no two neighbours look
+# alike
+PARTS = {
+    "weights": "full_ft", "trained": "sparta", "indices": "other", "originals": "sparta_vo",
+    "moments": "head", "gradients": "lora", "activations": "muted",
+}  # fmt: skip
+COLUMNS = ("weights", "trained", "indices", "originals", "gradients", "moments")  # of the table
 WAYS = {"plain": "", "checkpointing": ", checkpointing"}  # and what is added to a heading
 COMPARED = {
     "held_bytes": "held",
@@ -16,6 +25,7 @@ COMPARED = {
     "peak_bytes": "peak, batch",
     "activation_bytes": "activations",
 }
+WIDTH, ROW = 400, 16  # of a panel and of a bar
 
 
 def tables_of(found: dict[str, Any]) -> list[Table]:
@@ -49,48 +59,38 @@ def _batch(setting: dict[str, Any]) -> str:
     return f"{setting['rows']:,} rows of {setting['tokens']:,} tokens{same}"
 
 
-# ------------------------------------------------------------------------------- the paper
 def _table1(models: Sequence[dict[str, Any]]) -> Table:
+    heads, rows, same = ["model", ""], [], 0
     columns = list(models[0]["formula_gb"])
-    rows, same = [], 0
+    for column in columns:
+        kind, _, sparsity = column.partition("-")
+        plain = {"full_ft": "full FT"}.get(kind, kind)
+        heads.append(f"SpaRTA {sparsity} %" if sparsity else plain)
     for model in models:
         formula, printed = model["formula_gb"], model["printed_gb"]
         rows.append([model["model"], "formula", *(f"{formula[name]:.2f}" for name in columns)])
         rows.append([model["model"], "paper", *(printed[name] for name in columns)])
-        same += sum(_is_as_printed(formula[name], printed[name]) for name in columns)
-    note = f"{same} of {len(columns) * len(models)} values are the paper's, rounded as it rounds"
+        for name in columns:  # whether the formula's, rounded as the paper rounds, is printed
+            off = abs(formula[name] - number_of(printed[name]))
+            same += off <= half_unit(printed[name]) + 1e-9
+    count = len(columns) * len(models)
+    note = f"{same} of {count} values are the paper's, rounded as it rounds them."
     title = "Table 1: GB to store, and to train with Adam, by sparsity; all in bfloat16"
-    heads = ["model", "", *map(_heading, columns)]
-    return table_of("table1", title, heads, rows, f"{note} them.")
+    return table_of("table1", title, heads, rows, note)
 
 
-def _heading(column: str) -> str:
-    kind, _, sparsity = column.partition("-")
-    return f"SpaRTA {sparsity} %" if sparsity else {"full_ft": "full FT"}.get(kind, kind)
-
-
-def _is_as_printed(value: float, text: str) -> bool:
-    """Whether a value, rounded as the paper rounds, is what it prints."""
-    return abs(value - number_of(text)) <= half_unit(text) + 1e-9
-
-
-# ------------------------------------------------------------------------------- estimated
 def _parts(settings: Sequence[dict[str, Any]]) -> Table:
     methods = [(setting["model"], row) for setting in settings for row in setting["methods"]]
     unit = _Unit([row["total_bytes"] for _, row in methods])
     rows = [
         [
-            model,
-            label_of(row["name"]),
-            f"{row['trainable']:,}",
-            row["dtypes"]["trained"],
-            *(unit.text(row["parts_bytes"][part]) for part in PARTS),
-            unit.text(row["total_bytes"]),
-            unit.text(row["paper_formula_bytes"]),
+            model, label_of(row["name"]), f"{row['trainable']:,}", row["dtypes"]["trained"],
+            *(unit.text(row["parts_bytes"][part]) for part in COLUMNS),
+            unit.text(row["total_bytes"]), unit.text(row["paper_formula_bytes"]),
         ]
         for model, row in methods
-    ]
-    heads = ["model", "method", "scalars trained", "trained in", *PARTS, "all", "paper's formula"]
+    ]  # fmt: skip
+    heads = ["model", "method", "scalars trained", "trained in", *COLUMNS, "all", "paper's formula"]
     notes = [
         f"{setting['model']} ({setting['parameters']:,} parameters, {setting['weights_dtype']} "
         "weights)."
@@ -111,19 +111,12 @@ def _parts(settings: Sequence[dict[str, Any]]) -> Table:
 def _fits(settings: Sequence[dict[str, Any]]) -> Table:
     methods = [(setting["model"], row) for setting in settings for row in setting["methods"]]
     unit = _Unit([row[way]["peak_bytes"] for _, row in methods for way in WAYS])
-    rows = [
-        [
-            model,
-            label_of(row["name"]),
-            *(unit.text(row[way]["peak_bytes"]) for way in WAYS),
-            *(
-                f"{most:,}" if most else "does not fit"
-                for way in WAYS
-                for most in row[way]["largest_rows"].values()
-            ),
-        ]
-        for model, row in methods
-    ]
+    rows = []
+    for model, row in methods:
+        peaks = [unit.text(row[way]["peak_bytes"]) for way in WAYS]
+        most = [most for way in WAYS for most in row[way]["largest_rows"].values()]
+        fits = [f"{count:,}" if count else "does not fit" for count in most]
+        rows.append([model, label_of(row["name"]), *peaks, *fits])
     limits = list(settings[0]["methods"][0]["plain"]["largest_rows"])
     heads = [f"peak, {unit.name}{more}" for more in WAYS.values()]
     heads += [f"{limit} GiB{more}" for more in WAYS.values() for limit in limits]
@@ -149,7 +142,6 @@ def _of_each(settings: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-# -------------------------------------------------------------------------------- measured
 def _compared(setting: dict[str, Any]) -> Table:
     unit = _Unit([row["estimated"]["peak_bytes"] for row in setting["methods"]])
     rows = []
@@ -158,8 +150,13 @@ def _compared(setting: dict[str, Any]) -> Table:
         if row["measured"] is None:
             rows.append([name, row["status"], *[""] * (2 * len(COMPARED) - 1)])
             continue
-        cells = ((unit.text(row["measured"][key]), _off(row["off"].get(key))) for key in COMPARED)
-        rows.append([name, *(text for pair in cells for text in pair)])
+        cells = [name]
+        for key in COMPARED:
+            share = row["off"].get(key)  # None where nothing was measured to be off from
+            off = "–" if share is None else f"{share:+.1%}"
+            zero = share is not None and float(off[:-1]) == 0
+            cells += [unit.text(row["measured"][key]), "0.0%" if zero else off]
+        rows.append(cells)
     device = setting["device"]
     what = "CUDA's allocator" if device["type"] == "cuda" else "all tensors of the process"
     return table_of(
@@ -174,9 +171,54 @@ def _compared(setting: dict[str, Any]) -> Table:
     )
 
 
-def _off(share: float | None) -> str:
-    """`+1.2%`; a dash where nothing was measured that it could be off from."""
-    if share is None:
-        return "–"
-    text = f"{share:+.1%}"
-    return text if float(text[:-1]) else "0.0%"
+# ---------------------------------------------------------------------------------- figure
+class Bar(NamedTuple):
+    """A method in one way of training: bytes of each part at the peak, in the order of `PARTS`."""
+
+    label: str
+    sizes: tuple[float, ...]
+
+    @property
+    def text(self) -> str:
+        return as_bytes(sum(self.sizes))
+
+
+def peaks(name: str, settings: list[dict[str, Any]]) -> Figure:
+    """Draw a panel for each model of `findings.estimated`, with two bars a method: without gradient
+    checkpointing, and with it below."""
+    legend = tuple(Key(part, tone, "s") for part, tone in PARTS.items())
+    title = "Memory at the peak of a training step"
+    return Figure(name, title, tuple(map(_panel, settings)), legend)
+
+
+def bars_of(setting: dict[str, Any]) -> list[Bar]:
+    return [
+        Bar(label, tuple(float(method[way]["at_peak_bytes"][part]) for part in PARTS))
+        for method in setting["methods"]
+        for way, label in zip(WAYS, (label_of(method["name"]), "checkpointing"), strict=True)
+    ]
+
+
+def _panel(setting: dict[str, Any]) -> Panel:
+    bars = bars_of(setting)
+    rows = range(len(bars))
+    title = f"{setting['model']}, {setting['rows']} × {setting['tokens']} tokens"
+    texts = "; ".join(f"{bar.label} {bar.text}" for bar in bars)
+
+    def draw(frame: Frame) -> None:
+        axes = frame.axes(left=104, right=62, top=22, bottom=4)
+        ends = [0.0] * len(bars)
+        for part, tone in enumerate(PARTS.values()):
+            sizes = [bar.sizes[part] for bar in bars]
+            axes.barh(rows, sizes, 0.66, left=ends, color=TONES[tone].light)
+            ends = [end + size for end, size in zip(ends, sizes, strict=True)]
+        for row, bar, end in zip(rows, bars, ends, strict=True):
+            axes.annotate(bar.text, (end, row), (4, 0), textcoords="offset points", va="center")
+        axes.set_yticks(rows, [shortened(bar.label, 18) for bar in bars])
+        axes.set_xticks([])
+        axes.set_xlim(left=0)
+        axes.set_ylim(len(bars) - 0.5, -0.5)
+        axes.spines["bottom"].set_visible(False)
+
+    height = 26 + ROW * len(bars)
+    return Panel(title, "", f"Memory at the peak, {title}: {texts}", draw, WIDTH, height)

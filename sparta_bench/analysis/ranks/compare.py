@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -13,8 +13,7 @@ import torch
 from tqdm import tqdm
 
 from sparta_bench.analysis.ranks.rank_tables import place_of, printed_ranks
-from sparta_bench.analysis.ranks.spectrum import MatrixChange, ModelChanges, change_of
-from sparta_bench.analysis.ranks.tuned_model import TunedModel
+from sparta_bench.analysis.ranks.spectrum import MatrixChange, ModelChanges, TunedModel, change_of
 from sparta_bench.errors import InputError
 from sparta_bench.models.stored_tensors import Checkpoint, open_checkpoint
 from sparta_bench.text import as_duration, counted
@@ -36,7 +35,6 @@ class Compared:
 
     @property
     def title(self) -> str:
-        """Of table and figure."""
         labels = ", ".join(model.label for model in self.models)
         return f"Rank of the change from {self.base} to {labels}"
 
@@ -76,19 +74,30 @@ def compare(base: str, tuned: Sequence[str], dtype: torch.dtype, device: torch.d
             notes.setdefault(line, []).append(model.label)
     results = _all_changes(start, models, plan, dtype, device)
     for result in results:
-        for line in _about_rows(result.changes):
-            notes.setdefault(line, []).append(result.label)
+        for (
+            change
+        ) in result.changes:  # outside the layers mostly of tokens, and a bound of the rank
+            rows, changed = change.shape[0], change.changed_rows
+            if place_of(change.key).layer is None and 0 < changed < rows:
+                line = f"{change.name} changed in {changed:,} of its {rows:,} rows"
+                notes.setdefault(line, []).append(result.label)
+    name, eps = str(dtype).removeprefix("torch."), torch.finfo(dtype).eps
+    definitions = (
+        f"rank: how many singular values exceed the largest × max(rows, columns) × {eps:.3g}, "
+        f"numpy's tolerance for {name}; computed in {name} on {device.type}",
+        "above rounding: how many of these exceed what rounding the stored values can make of a "
+        "matrix that did not change",
+        "stable rank: squared Frobenius norm over squared spectral norm; changed: scalars that "
+        "differ at all",
+    )
     lines = [f"{', '.join(labels)}: {line}" for line, labels in notes.items()]
-    return Compared(start.name, results, (*_definitions(dtype, device), *lines))
+    return Compared(start.name, results, (*definitions, *lines))
 
 
 def _all_changes(
-    base: Checkpoint,
-    models: Sequence[TunedModel],
-    plan: Sequence[Sequence[str]],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> list[ModelChanges]:
+    base: Checkpoint, models: Sequence[TunedModel], plan: Sequence[Sequence[str]],
+    dtype: torch.dtype, device: torch.device,
+) -> list[ModelChanges]:  # fmt: skip
     """Compute the matrices of each model that the plan names, and show how far it is: a bar where
     somebody is watching, else a line now and then."""
     shapes = {key: base.tensors[key].shape for keys in plan for key in keys}
@@ -124,18 +133,6 @@ def _work_of(shape: tuple[int, ...]) -> float:
     return float(long * short**2 + 5 * short**3)
 
 
-def _definitions(dtype: torch.dtype, device: torch.device) -> list[str]:
-    name, eps = str(dtype).removeprefix("torch."), torch.finfo(dtype).eps
-    return [
-        f"rank: how many singular values exceed the largest × max(rows, columns) × {eps:.3g}, "
-        f"numpy's tolerance for {name}; computed in {name} on {device.type}",
-        "above rounding: how many of these exceed what rounding the stored values can make of a "
-        "matrix that did not change",
-        "stable rank: squared Frobenius norm over squared spectral norm; changed: scalars that "
-        "differ at all",
-    ]
-
-
 def _in_common(base: Checkpoint, model: TunedModel) -> tuple[list[str], list[str]]:
     """Return the matrices to compare, by name in the backbone, and lines about other tensors."""
     keys: list[str] = []
@@ -158,7 +155,10 @@ def _in_common(base: Checkpoint, model: TunedModel) -> tuple[list[str], list[str
         left["only here"] = added
     lines += [f"{counted(n, 'matrix is', 'matrices are')} {how}" for how, n in mixed.items()]
     vectors = left.pop("vectors", [])
-    lines += [f"left out, {why}: {_listed(names)}" for why, names in left.items()]
+    for why, names in left.items():
+        more = len(names) - AT_MOST_NAMES
+        text = ", ".join(names[:AT_MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+        lines.append(f"left out, {why}: {text}")
     if vectors:
         lines.append(f"{counted(len(vectors), 'vector', 'vectors')} left out")
     return keys, lines
@@ -191,21 +191,6 @@ def _is_tied(model: TunedModel) -> bool:
         if not all(torch.equal(one, two) for one, two in zip(embedding, head, strict=True)):
             return False
     return True
-
-
-def _about_rows(changes: Iterable[MatrixChange]) -> list[str]:
-    """In how many rows, of tokens mostly, a matrix outside the layers changed: a bound of its
-    rank."""
-    return [
-        f"{change.name} changed in {change.changed_rows:,} of its {change.shape[0]:,} rows"
-        for change in changes
-        if place_of(change.key).layer is None and 0 < change.changed_rows < change.shape[0]
-    ]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - AT_MOST_NAMES
-    return ", ".join(names[:AT_MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _by(shape: Sequence[int]) -> str:

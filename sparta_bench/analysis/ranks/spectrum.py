@@ -1,4 +1,5 @@
-"""Singular values of a tuned matrix minus its base, and what of them is more than noise.
+"""What a tuned model's matrices are beside its base's; the singular values of their difference, and
+what of them is more than noise.
 
 Definitions, and what the precision is: docs/ranks.md."""
 
@@ -7,13 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sparta_bench.analysis.ranks.tuned_model import TunedModel
+from sparta_bench.adapters import read_folder
+from sparta_bench.adapters.load_adapter import refuse_other_base
+from sparta_bench.adapters.read_folder import Change, Tuned
 from sparta_bench.errors import InputError
+from sparta_bench.models.dtypes import DTYPES
+from sparta_bench.models.stored_tensors import Checkpoint, is_head, open_checkpoint
 
 WORK_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # rows of a block over the columns: the QR of many blocks then costs a quarter more than one of all
@@ -22,6 +28,85 @@ _EXPONENT_OF = {
     torch.float32: (torch.int32, 0x7F80_0000),
     torch.float64: (torch.int64, 0x7FF0_0000_0000_0000),
 }
+
+
+class TunedModel:
+    """A whole checkpoint, or an adapter on its base as it was in training: in the model's dtype
+    then.
+
+    `source` is what the user called it; `label` a short name, and `method` what trained it (None:
+    not known). `shapes` are those of its tensors, by name in the backbone; `notes` is what a
+    reader must know beside the numbers. `began_at_base`: whether training began with the very
+    values of the base's file, so that these carry no error of rounding; of a whole model a run
+    wrote down the base's name, of any other this is not known.
+    """
+
+    label: str
+    method: str | None
+    began_at_base: bool
+    changes: Mapping[str, Change]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: torch.dtype | None = None  # of the model in training, where that is known
+
+    def __init__(self, source: str, base: Checkpoint) -> None:
+        self.source, self.base = source, base
+        self.notes: list[str] = []
+        kind = read_folder.kind_of(Path(source))
+        if kind == read_folder.AUTHORS:
+            raise InputError(read_folder.why_unreadable(Path(source)))
+        if kind == read_folder.ADAPTER:
+            self._read_adapter()
+            return
+        tuned = open_checkpoint(source)
+        self.method, trained_on = None, None
+        if kind == read_folder.WHOLE:
+            about = read_folder.read_manifest(Path(source))
+            self.method, trained_on = about.method["name"], about.base_model["name"]
+        self.began_at_base = trained_on == base.name
+        self.label = self.method or tuned.name
+        self.shapes = {name: stored.shape for name, stored in tuned.tensors.items()}
+        self.changes = {name: Tuned(tuned, name) for name in tuned.tensors}
+        if trained_on is not None and not self.began_at_base:
+            self.notes.append(f"was trained on {trained_on}, by its {read_folder.WHOLE}")
+
+    def _read_adapter(self) -> None:
+        config = read_folder.read_config(Path(self.source))
+        if "labels" in config:  # of what a script saved, the dtype of the model is not known
+            self.dtype = DTYPES[read_folder.read_manifest(Path(self.source)).dtypes["model"]]
+        own, expected = self.base.fingerprint(self.dtype), config.get("base_fingerprint")
+        if own != expected and config.get("separator") == "sep_token":
+            self.notes.append(
+                "the run may have added a token's row to the embedding, so that its base cannot "
+                "be checked"
+            )
+        else:
+            refuse_other_base(expected, own, self.source, self.base.label)
+        tensors = self.base.tensors.items()
+        shapes = {name: stored.shape for name, stored in tensors if not is_head(name)}
+        vector = read_folder.read_changes(Path(self.source), shapes)
+        self.began_at_base, self.changes = True, vector.changes
+        self.shapes = shapes | {name: tuple(head.shape) for name, head in vector.heads.items()}
+        self.method = self.label = config["method"]["name"]
+        if self.method == "lora":
+            self.label += f" r={config['method']['r']}"
+        elif isinstance(density := config.get("density"), float):
+            self.label += f" {density:g}"
+
+    def pair(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Return rows of the base and of the tuned matrix, as they are compared (each at most
+        stop - start x columns), in dtypes of their own."""
+        base = self.base.rows(name, start, stop)
+        base = base if self.dtype is None else base.to(self.dtype)
+        change = self.changes.get(name)
+        return base, base if change is None else change.tuned(base, start)
+
+    def dtypes(self, name: str) -> tuple[torch.dtype | None, torch.dtype | None]:
+        """Return those of the two matrices: the base's in its file, and the tuned one's; None where
+        one is no plain floating-point one."""
+        stored, change = self.base.tensors[name].dtype, self.changes.get(name)
+        if isinstance(change, Tuned):
+            return stored, change.checkpoint.tensors[name].dtype
+        return stored, None if stored is None else self.dtype or stored
 
 
 @dataclass(frozen=True)
@@ -45,7 +130,6 @@ class MatrixChange:
 
     @property
     def largest(self) -> float:
-        """sigma_max."""
         return float(self.values[0])
 
     def relative_tolerance(self, dtype: torch.dtype | None = None) -> float:
@@ -137,15 +221,9 @@ def change_of(
     before, after = tuned.dtypes(key)
     assert before is not None and after is not None
     return MatrixChange(
-        key,
-        stored.name,
-        (rows, columns),
-        (before, after),
-        values,
-        noise.largest(),
-        int(changed.sum()),
-        int(changed.count_nonzero()),
-    )
+        key, stored.name, (rows, columns), (before, after), values, noise.largest(),
+        int(changed.sum()), int(changed.count_nonzero()),
+    )  # fmt: skip
 
 
 def singular_values(blocks: Iterable[Tensor], columns: int) -> Tensor:
@@ -197,7 +275,6 @@ class Noise:
         self.columns += variance.sum(dim=0).double().cpu()
 
     def largest(self) -> float:
-        """The estimate for all rows so far."""
         return (math.sqrt(self.row) + math.sqrt(float(self.columns.max()))) / math.sqrt(12)
 
 
