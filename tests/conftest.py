@@ -32,6 +32,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 _FORKED: list[Server] = []
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put those first that ask a process that forks: one worker of pytest-xdist then has them all,
+    and no other starts such processes."""
+    needed = {"forks", "forks_without"}
+    items.sort(key=lambda item: needed.isdisjoint(getattr(item, "fixturenames", ())))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Fork the server of `forks`: by now the tests have imported nearly all that it needs, and none
     has computed a gradient, which torch allows no child of a process that has."""

@@ -56,7 +56,8 @@ for dtype in floats:
 empty = torch.zeros(0, dtype=torch.int32)
 assert kernels.sampled_gradient(grad, x, empty).shape == (0,)
 kernels.merge(weight, empty, torch.zeros(0), torch.zeros(0))
-
+"""
+LARGE_ONES = """
 # Offsets from 2^31 on: 16,385 features of 2^17 tokens. 4 GiB are reserved; only what is read or
 # written is ever there.
 tokens, features = 1 << 17, (1 << 14) + 1
@@ -78,9 +79,12 @@ assert weight[ends.long()].tolist() == [2.0, 3.0]
 """
 
 
-def test_kernels_in_the_interpreter() -> None:
+@pytest.mark.parametrize("script", [
+    IN_THE_INTERPRETER, pytest.param(IN_THE_INTERPRETER + LARGE_ONES, marks=pytest.mark.slow)
+], ids=["small", "large"])  # fmt: skip
+def test_kernels_in_the_interpreter(script: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", IN_THE_INTERPRETER],
+        [sys.executable, "-W", "ignore", "-c", script],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
