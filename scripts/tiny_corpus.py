@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from random import Random
 
 from sparta_bench.config.schema import TINY_TASKS
-from sparta_bench.data import generated as data_sets
 from sparta_bench.data import generated as g
 
-Render = Callable[[str, data_sets.Row], str]
+Render = Callable[[str, g.Row], str]
 """Turns a task's name and a row into the instruction prompt followed by its answer."""
 
 # What the instruction documents are about: mostly opinions, so that those are learnt first.
@@ -50,7 +49,7 @@ def _instruction(rng: Random, render: Render, easy: bool) -> str:
         # Plain opinions only: how denials and concessions count is left for fine-tuning to learn.
         positive = g.coin(rng)
         return render("sst2", {"sentence": _simple(rng, positive), "label": int(positive)})
-    return render(task, data_sets.make_row(task, rng))
+    return render(task, g.make_row(task, rng))
 
 
 def _document(rng: Random, easy: bool) -> str:
@@ -118,7 +117,7 @@ def _retelling(rng: Random) -> str:
 def _task_text(rng: Random) -> str:
     """The bare text of some task's row, without any label."""
     task = rng.choice(TINY_TASKS)
-    row = data_sets.make_row(task, rng)
+    row = g.make_row(task, rng)
     while task == "cola" and row["label"] == 0:
-        row = data_sets.make_row(task, rng)
+        row = g.make_row(task, rng)
     return "\n".join(str(value) for column, value in row.items() if column != "label")
