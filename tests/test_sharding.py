@@ -9,8 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,6 @@ from torch.nn import functional as F
 
 from sparta_bench.config.compose import compose
 from sparta_bench.errors import InputError
-from sparta_bench.models.load_sharded import build_sharded, read_rows
-from sparta_bench.models.tensor_memory import TensorMemory
 from sparta_bench.records.record import identity_of
 from sparta_bench.runs.run import run
 from sparta_bench.sparta import SpartaAdapter
@@ -253,68 +249,6 @@ def test_a_killed_run_goes_on_in_any_number_of_processes(tmp_path: Path, method:
     for key in ("dev", "test", "history", "run_id"):
         assert resumed[key] == entire[key]
     assert losses_of(alone) == pytest.approx(losses_of(entire), rel=1e-5)
-
-
-# ------------------------------------------------------------------------------- by shards
-@contextmanager
-def fake_processes(rank: int, world: int) -> Iterator[None]:
-    """One of many processes of which the others are not there: nothing is sent or waited for."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    store = FakeStore()  # type: ignore[no-untyped-call]
-    torch.distributed.init_process_group("fake", rank=rank, world_size=world, store=store)
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def of_small_llama(folder: Path) -> Path:
-    """A folder with random weights of 19 million parameters."""
-    from transformers import LlamaConfig, LlamaModel
-
-    shape = LlamaConfig(
-        vocab_size=12000, hidden_size=384, intermediate_size=1024, num_hidden_layers=8,
-        num_attention_heads=6, num_key_value_heads=6,
-    )  # fmt: skip
-    LlamaModel(shape).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 3, 7])
-def test_each_of_eight_processes_reads_its_rows_alone(tmp_path: Path, rank: int) -> None:
-    folder = of_small_llama(tmp_path)
-    stored = load_file(folder / "model.safetensors")
-    total = sum(tensor.nbytes for tensor in stored.values())
-    with fake_processes(rank, 8):
-        backbone = build_sharded(folder, torch.float32, torch.device("cpu"), 8)
-        memory = TensorMemory([])
-        with memory:
-            read_rows(backbone, "small", folder, torch.float32, torch.device("cpu"))
-        for name, parameter in backbone.named_parameters():
-            step = -(-len(stored[name]) // 8)
-            assert torch.equal(local(parameter), stored[name][rank * step : (rank + 1) * step])
-        held = sum(local(parameter).nbytes for parameter in backbone.parameters())
-        assert held == pytest.approx(total / 8, rel=0.001)
-        assert memory.peak < 1.05 * total / 8
-        adapter = SpartaAdapter(backbone, 0.05, 0)
-        ids = torch.arange(24).view(2, 12)
-        backbone(input_ids=ids, use_cache=False).last_hidden_state.sum().backward()
-        torch.optim.SGD(adapter.parameters(), lr=0.0).step()
-        own = sum(local(deltas).numel() for deltas in adapter.deltas.values())
-        assert own == pytest.approx(adapter.chosen / 8, rel=0.01)
-
-
-@pytest.mark.slow
-def test_a_model_of_seven_billion_is_cut_without_memory(tmp_path: Path) -> None:
-    shape = compose(["model=mistral-7b", "task=sst2"]).model.shape
-    (tmp_path / "config.json").write_text(json.dumps(shape))
-    with fake_processes(5, 8), TensorMemory([]) as memory:
-        backbone = build_sharded(tmp_path, torch.bfloat16, torch.device("cpu"), 8)
-        own = sum(local(parameter).numel() for parameter in backbone.parameters())
-    assert own == 7_113_805_824 // 8
-    assert memory.peak < 1 << 20
 
 
 # ------------------------------------------------------------------------ in a user's script
