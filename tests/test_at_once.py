@@ -192,7 +192,7 @@ def start(tmp_path: Path, *more: str) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_auto_on_this_machine(tmp_path: Path) -> None:
     process = start(tmp_path, *QUICK, "runs_at_once=auto")
-    text, _ = process.communicate(timeout=300)
+    text, _ = process.communicate(timeout=600)
     assert process.returncode == 0, text
     assert "runs_at_once=auto: " in text
     assert main(["-m", "seed=0,1,2,3", *QUICK, *places(tmp_path, "one")]) == 0
