@@ -155,7 +155,7 @@ def test_runs_that_share_a_process_end_as_if_alone(tmp_path: Path) -> None:
         ["method=sparta", "task=tiny-rte", "task.separator=sep_token"],
     ]
     for number, overrides in enumerate(orders):
-        small = ["train.max_steps=2", "train.batch_size=4", "task.test_examples=8"]
+        small = ["train.max_steps=2", "train.batch_size=4", "limit=16"]
         base = [*QUICK, *small, *overrides]
         together, _, _ = run(compose([*base, *places(tmp_path, "together")]), assets)
         alone, _, _ = run(compose([*base, *places(tmp_path, f"alone{number}")]))

@@ -49,6 +49,7 @@ def test_a_saved_adapter_comes_back_bit_for_bit(
     assert (config["density"], config["seed"], config["compact"]) == (0.2, 7, compact)
     assert config["method"] == {
         "name": "sparta", "density": 0.2, "targets": "all", "density_of": "sampled",
+        "pattern": "scalars",
     }  # fmt: skip
     assert config["labels"] == ["no", "yes"] and config["chosen"] == adapter.chosen
 

@@ -85,12 +85,13 @@ def axes_of(name: str) -> dict[str, tuple[str, ...]]:
 
 # -------------------------------------------------------------------------------- the files
 def test_there_is_a_file_for_each_table_and_no_other() -> None:
-    assert choices("sweep") == sorted(
-        ["grid_tiny", *TABLES, "merging_table6", "merging_tiny", "merging_tiny_table6"]
-    )
+    studies = ("density_study", "density_tiny", "grid_tiny", "smollm2_base", "smollm2_instruct")
+    others = ("density_structure", "merging_table6", "merging_tiny", "merging_tiny_table6")
+    assert choices("sweep") == sorted([*studies, *TABLES, *others])
     assert len(NAMES) == 40
-    grid = [f"grid_tiny_{method}" for method in METHODS]
-    assert sweep_names() == sorted([*NAMES, *(f"merging_{name}" for name in MERGING), *grid])
+    grids = [f"{name}_{method}" for name in studies for method in METHODS]
+    grids += ["density_structure_lora", "density_structure_sparta"]
+    assert sweep_names() == sorted([*NAMES, *(f"merging_{name}" for name in MERGING), *grids])
 
 
 @pytest.mark.parametrize("name", [*TABLES, "merging_table6", "merging_tiny", "merging_tiny_table6"])

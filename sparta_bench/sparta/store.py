@@ -126,9 +126,8 @@ def describe(draw: Draw | None, dtype: torch.dtype, compact: bool) -> dict[str, 
             "density": float(draw.density),
             "targets": targets,
             "density_of": draw.density_of,
+            "pattern": draw.pattern,
         }
-        if draw.pattern != "scalars":  # which older versions, who know no other, do not ask for
-            method["pattern"] = draw.pattern
     return {
         "method": method,
         "density": None if draw is None else float(draw.density),
