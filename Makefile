@@ -5,13 +5,15 @@ BIN := .venv/bin
 
 # Where the tables of the tiny models are made, and by how many processes; results/tiny has ours.
 TINY ?= results/tiny-here
+# Where the density study is made; results/density has ours.
+DENSITY ?= results/density-here
 JOBS ?= 2
 # Of each reader and command in `make fuzz`.
 EXAMPLES ?= 500
 PAPER := table3 table4 table5 table10 table11
 
 .PHONY: demo test test-slow test-faults test-oldest fuzz lint types check bench gpu pretrain-tiny clean
-.PHONY: tables report status paper table6 $(PAPER) tables-tiny
+.PHONY: tables report status paper density-study table6 $(PAPER) tables-tiny
 
 demo: .venv/ready  ## the embedded default: offline, on a CPU, in about a minute
 	$(BIN)/sparta-bench
@@ -64,6 +66,13 @@ tables-tiny: .venv/ready  ## all five tables with the tiny models: offline, on a
 		hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS) $(ARGS)
 	$(BIN)/sparta-bench tables $(TINY)
 	$(BIN)/sparta-bench report $(TINY)
+
+density-study: .venv/ready  ## the best density and rate on a tiny model: offline, on a CPU, in an hour or two
+	for examples in 250 1000 2000; do \
+		$(BIN)/sparta-bench -m +sweep=density_tiny task.max_train_examples=$$examples \
+			train.eval_every=$$((($$examples + 15) / 16)) results_dir=$(DENSITY) $(ARGS) || exit $$?; \
+	done
+	$(BIN)/python scripts/density_study.py $(DENSITY) --out $(DENSITY)
 
 tables: .venv/ready  ## the paper's tables from the records in results
 	$(BIN)/sparta-bench tables --settings

@@ -79,12 +79,10 @@ assert weight[ends.long()].tolist() == [2.0, 3.0]
 """
 
 
-@pytest.mark.parametrize("script", [
-    IN_THE_INTERPRETER, pytest.param(IN_THE_INTERPRETER + LARGE_ONES, marks=pytest.mark.slow)
-], ids=["small", "large"])  # fmt: skip
-def test_kernels_in_the_interpreter(script: str) -> None:
+@pytest.mark.slow
+def test_kernels_in_the_interpreter() -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script],
+        [sys.executable, "-W", "ignore", "-c", IN_THE_INTERPRETER + LARGE_ONES],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

@@ -259,6 +259,7 @@ def dry(name: str, way: bool, *overrides: str, tokens: int = TOKENS) -> Activati
     return activations_of(setting_of(name, setting_for(*overrides, tokens=tokens)), way)
 
 
+@pytest.mark.slow
 def test_checkpointing_keeps_the_input_of_each_layer() -> None:
     for name, dtype, size in (("head", "bfloat16", 2), ("full_ft", "float32", 4)):
         found = dry(name, True, f"model.dtype={dtype}")
@@ -267,6 +268,7 @@ def test_checkpointing_keeps_the_input_of_each_layer() -> None:
     assert dry("head", False).kept == 0  # nothing below the head has a gradient
 
 
+@pytest.mark.slow
 def test_what_all_rows_begin_with_is_kept_once_unless_dropout_is_drawn() -> None:
     def kept(name: str, shared: int) -> float:
         setting = setting_of(name, replace(setting_for(tokens=16), shared_tokens=shared))
