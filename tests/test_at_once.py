@@ -189,6 +189,16 @@ def start(tmp_path: Path, *more: str) -> subprocess.Popen[str]:
     )
 
 
+def test_a_worker_ends_with_its_starter_while_it_still_imports(tmp_path: Path) -> None:
+    worker = subprocess.run(
+        [sys.executable, "-m", "sparta_bench.cli", "-m", "seed=0,1", *places(tmp_path)],
+        stdin=subprocess.DEVNULL,  # ends at once, as when the first process is killed
+        capture_output=True,
+        env=os.environ | {devices.WORKER_THREADS: "1"},
+    )
+    assert (worker.returncode, worker.stdout, worker.stderr) == (130, b"", b"")
+
+
 @pytest.mark.slow
 def test_auto_on_this_machine(tmp_path: Path) -> None:
     process = start(tmp_path, *QUICK, "runs_at_once=auto")
