@@ -24,12 +24,11 @@ class InputError(Exception):
 
 
 class TrainingError(Exception):
-    """A run that started and cannot go on, with the likely cause (exit code 1); `diverged`: its
-    loss was finite before."""
+    """A run that started and cannot go on, with the likely cause (exit code 1)."""
 
-    def __init__(self, message: str, diverged: bool = False) -> None:
-        super().__init__(message)
-        self.diverged = diverged
+
+class DivergedError(TrainingError):
+    """Its loss was finite before, and is not any more."""
 
 
 def log(*lines: str) -> None:
