@@ -143,8 +143,8 @@ def test_where_the_best_rate_is_at_an_end_a_line_says_how_to_go_on() -> None:
             record["history"] = [{"step": 0, "dev_loss": 0.7}, {"step": 4, "dev_loss": 0.1}]
         return race.advice(records.get)
 
-    go_on = "could win: go on with -m search=race train.learning_rate="
+    go_on = "the race: go on with -m search=race train.learning_rate="
     best = "tiny-sst2 tiny-gemma head: the best rate, "
     assert advice(a=0.3, b=0.2, c=0.3) == () == advice()
-    assert advice(b=0.2, c=0.1) == (f"{best}0.9, is the highest that {go_on}0.9,2.7e+00,8.1e+00",)
-    assert advice(a=0.1, b=0.2) == (f"{best}0.1, is the lowest that {go_on}0.1,3.3e-02,1.1e-02",)
+    assert advice(b=0.2, c=0.1) == (f"{best}0.9, is the highest of {go_on}0.9,2.7e+00,8.1e+00",)
+    assert advice(a=0.1, b=0.2) == (f"{best}0.1, is the lowest of {go_on}0.1,3.3e-02,1.1e-02",)

@@ -324,7 +324,8 @@ class Grid:
         """Whether a run that has failed told its race what it needs: its setting diverges."""
         error = (self._ended(run_id, True) or {}).get("error") or {}
         compared = {ids[0] for race in self.races for ids in race.settings.values()}
-        return run_id in compared and error.get("type") == DivergedError.__name__
+        lost = run_id in compared and error.get("type") == DivergedError.__name__
+        return agreed(self._accelerator, lost)  # others may look before the record is written
 
     def take(self, ended: Outcome) -> Outcome | None:
         """Note how a run has ended in another process, and return that with what its record says;
