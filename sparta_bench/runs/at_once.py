@@ -54,7 +54,7 @@ def processes_for(grid: Grid, asked: int | str) -> int:
     Raises
     ------
     InputError
-        If it is `auto`, and a run's memory cannot be estimated.
+        If it is `auto`, and a run's memory cannot be estimated, or the free memory is not known.
     """
     pending = list(grid.pending.values())
     if asked != "auto" or len(pending) < 2:
@@ -65,9 +65,10 @@ def processes_for(grid: Grid, asked: int | str) -> int:
     shared = ((one, data.shared if (data := lengths_for(one)) else 0) for one in pending)
     try:
         peak, of = max(step_peaks(shared, grid.device))
+        free = free_bytes(grid.device)
     except InputError as error:
         raise InputError(f"runs_at_once=auto: give a number instead; {error.lines[0]}") from None
-    free, cores = free_bytes(grid.device), len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
     # what a process takes beside its run is a guess
     count = max(1, min(free // (peak + KEPT_FREE), cores, len(pending)))
     log(
