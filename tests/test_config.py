@@ -106,7 +106,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     f"method.r=2.5: {NUMBERS} 1": ("method=lora",),
     "method.alpha=0: must be a number above 0": ("method=lora",),
     "method.lora_dropout=1: must be a number from 0 to below 1": ("method=lora",),
-    "train.learning_rate=-1: must be a number above 0 (search is for runs alone)": (),
+    "train.learning_rate=-1: must be a number above 0, or search where runs are made": (),
     f"train.batch_size=1.5: {NUMBERS} 1": (),
     "train.epochs=0: must be a number above 0, and at most 1e9": (),
     "train.weight_decay=-1: must be a number of at least 0": (),
@@ -628,7 +628,7 @@ def test_two_rows_that_fit_are_refused(table: Callable[..., None]) -> None:
 def test_a_value_of_a_row_has_the_rule_of_its_setting(table: Callable[..., None]) -> None:
     table("lora,other,other,,x,1.5,1,0,0,0,0,float32,me")
     assert lines_of("method=lora") == [
-        "train.learning_rate=x: must be a number above 0 (search is for runs alone)",
+        "train.learning_rate=x: must be a number above 0, or search where runs are made",
         "train.batch_size=1.5: must be a whole number of at least 1",
     ]
 

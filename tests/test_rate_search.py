@@ -72,7 +72,7 @@ def test_what_makes_one_run_takes_one_rate() -> None:
     with pytest.raises(InputError) as error:
         compose([SEARCH])
     assert error.value.lines == (
-        "train.learning_rate=search: must be a number above 0 (search is for runs alone)",
+        "train.learning_rate=search: must be a number above 0, or search where runs are made",
     )
 
 
