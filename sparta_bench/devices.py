@@ -85,7 +85,8 @@ def is_one_of_several() -> bool:
 
 
 def free_bytes(kind: str) -> int:
-    """Bytes of memory that nothing uses: of the current CUDA device, or of the machine."""
+    """Bytes of memory that nothing uses: of the current CUDA device, or of the machine. Raises
+    InputError if CUDA does not answer, as where its memory is full."""
     if kind == "cpu":
         import psutil
 
@@ -93,7 +94,11 @@ def free_bytes(kind: str) -> int:
     # asked by another process: CUDA takes some hundred MB for each that uses it, until its end
     script = "import torch; print(torch.cuda.mem_get_info()[0])"
     words = [sys.executable, "-c", script]
-    return int(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason"])[-1]
+        raise InputError(f"the free memory of the CUDA device is unknown: {reason}")
+    return int(done.stdout)
 
 
 def worker_threads() -> int | None:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from textwrap import fill
 from typing import TextIO
 
@@ -24,12 +24,11 @@ class InputError(Exception):
 
 
 class TrainingError(Exception):
-    """A run that started and cannot go on, with the likely cause (exit code 1); `diverged`: its
-    loss was finite before."""
+    """A run that started and cannot go on, with the likely cause (exit code 1)."""
 
-    def __init__(self, message: str, diverged: bool = False) -> None:
-        super().__init__(message)
-        self.diverged = diverged
+
+class DivergedError(TrainingError):
+    """Its loss was finite before, and is not any more."""
 
 
 def log(*lines: str) -> None:
@@ -78,17 +77,32 @@ def one_of(names: Iterable[str]) -> str:
 
 def did_you_mean(wrong: str, names: Iterable[str]) -> str:
     """` (did you mean …?)`, or nothing when no known name is near."""
-    return meant(get_close_matches(wrong, list(names), n=3, cutoff=0.5))
+    return meant(_near(wrong, names))
 
 
 def did_you_mean_key(wrong: str, keys: Iterable[str]) -> str:
     """The same for a dotted key, which may lack its group, as `density`."""
     end = wrong.rpartition(".")[2]
     inside = [key for key in keys if "." in key or "." not in wrong]  # no group for a setting
-    same_end = [key for key in inside if key.rpartition(".")[2] == end]
-    # such as lr for train.learning_rate
+    ends = {key: key.rpartition(".")[2] for key in inside}
+    same_end = [key for key in inside if ends[key] == end]
+    # such as lr for train.learning_rate, or batch for train.batch_size
     short = [key for key in inside if len(end) > 1 and end == _initials(key)]
-    return meant((same_end or short)[:3]) or did_you_mean(wrong, inside)
+    short = short or [key for key in inside if ends[key].startswith(f"{end}_")]
+    near = [
+        key
+        for one in _near(end, dict.fromkeys(ends.values()))
+        for key in inside
+        if ends[key] == one
+    ]
+    return meant((same_end or short or near or _near(wrong, inside))[:3])
+
+
+def _near(wrong: str, names: Iterable[str]) -> list[str]:
+    """Up to three names that are like a wrong one, and about as like as the nearest."""
+    near = get_close_matches(wrong, list(names))
+    likeness = [SequenceMatcher(None, name, wrong).ratio() for name in near]
+    return [name for name, ratio in zip(near, likeness, strict=True) if ratio > likeness[0] - 0.25]
 
 
 def _initials(key: str) -> str:

@@ -155,6 +155,21 @@ def test_auto_takes_what_memory_and_cores_have_room_for(
     assert at_once.processes_for(grid, 5) == min(5, len(grid.pending))
 
 
+def test_auto_needs_to_know_the_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(price, "_peak_bytes", lambda *_: 3 << 29)
+    monkeypatch.setattr(at_once, "free_bytes", lambda _: devices.free_bytes("cuda"))
+    monkeypatch.setattr(sys, "executable", "false")  # as a process that CUDA gives no memory
+    grid = Grid(compose_all(sweep_jobs(["seed=0,1", *places(tmp_path)])), AssetCache())
+    with pytest.raises(InputError) as error:
+        at_once.processes_for(grid, "auto")
+    assert error.value.lines == (
+        "runs_at_once=auto: give a number instead; the free memory of the CUDA device is unknown: "
+        "no reason",
+    )
+
+
 @pytest.mark.slow  # a dry run; test_memory.py and test_price.py have its parts
 def test_the_memory_of_a_run_on_a_cpu_is_estimated() -> None:
     small, large = (compose(["method=head", f"train.batch_size={n}"]) for n in (8, 32))
@@ -187,6 +202,16 @@ def start(tmp_path: Path, *more: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def test_a_worker_ends_with_its_starter_while_it_still_imports(tmp_path: Path) -> None:
+    worker = subprocess.run(
+        [sys.executable, "-m", "sparta_bench.cli", "-m", "seed=0,1", *places(tmp_path)],
+        stdin=subprocess.DEVNULL,  # ends at once, as when the first process is killed
+        capture_output=True,
+        env=os.environ | {devices.WORKER_THREADS: "1"},
+    )
+    assert (worker.returncode, worker.stdout, worker.stderr) == (130, b"", b"")
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     "results_dir=5: must be a folder": (),
     "cache_dir=5: must be a text, or null": (),
     "force=1: must be true or false": (),
-    "save=all: must be adapter, full or none (did you mean full?)": (),
+    "save=all: must be adapter, full or none": (),
     "runs_at_once=0: must be auto or a whole number of at least 1": (),
     "logger=x: must be none, tensorboard, trackio, wandb or mlflow": (),
     f"limit=0: {NUMBERS} 1, or null": (),
@@ -88,7 +88,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     "task.cap_takes=last: must be first or random": (),
     "task.truncate_eval=1: must be true or false": (),
     f"task.max_train_tokens=0: {NUMBERS} 1": (),
-    "task.separator=sep: must be newline or sep_token (did you mean sep_token?)": (),
+    "task.separator=sep: must be newline or sep_token": (),
     "task.undo_spacing=5: must be true or false": (),
     "task.on_bad_row=drop: must be error or skip": (),
     "task.prompt.instruction=null: must be a text": (),
@@ -106,7 +106,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     f"method.r=2.5: {NUMBERS} 1": ("method=lora",),
     "method.alpha=0: must be a number above 0": ("method=lora",),
     "method.lora_dropout=1: must be a number from 0 to below 1": ("method=lora",),
-    "train.learning_rate=-1: must be a number above 0, or for experiments search": (),
+    "train.learning_rate=-1: must be a number above 0, or search where runs are made": (),
     f"train.batch_size=1.5: {NUMBERS} 1": (),
     "train.epochs=0: must be a number above 0, and at most 1e9": (),
     "train.weight_decay=-1: must be a number of at least 0": (),
@@ -273,10 +273,9 @@ def test_all_faults_are_told_at_once() -> None:
     lines = lines_of("model=gema-2b", "foo=3", "method.density=5", "seed=-1", "train.epohcs=3")
     models = ", ".join(choices("model"))
     assert lines == [
-        "model=gema-2b: no such model (did you mean gemma-2b, gemma-2b-it or llama-3.2-1b?); "
-        f"known: {models}",
-        "foo=3: no such key (did you mean force?)",
-        "train.epohcs=3: no such key (did you mean train.epochs, train.eps or train.betas?)",
+        f"model=gema-2b: no such model (did you mean gemma-2b or gemma-2b-it?); known: {models}",
+        "foo=3: no such key",
+        "train.epohcs=3: no such key (did you mean train.epochs or train.eps?)",
         "seed=-1: must be a whole number from 0 to 2^63 - 1",
         "method.density=5: must lie inside (0, 1)",
     ]
@@ -303,7 +302,7 @@ CANNOT_READ = "the value has characters that need quotes"
         ("train.=5", "train.=5: not of the form key=value"),
         ("results_dir=a=b", f"results_dir=a=b: {CANNOT_READ}: 'results_dir=\"...\"'"),
         ("results_dir=é(", f"results_dir=é(: {CANNOT_READ}: 'results_dir=\"...\"'"),
-        ("+foo=1", "foo=1: no such key (did you mean force?)"),
+        ("+foo=1", "foo=1: no such key"),
         ("+train.foo=1", "train.foo=1: no such key"),
         ("+task.dev.foo=1", "task.dev.foo=1: no such key"),
         ("~seed", "seed: is missing"),
@@ -629,7 +628,7 @@ def test_two_rows_that_fit_are_refused(table: Callable[..., None]) -> None:
 def test_a_value_of_a_row_has_the_rule_of_its_setting(table: Callable[..., None]) -> None:
     table("lora,other,other,,x,1.5,1,0,0,0,0,float32,me")
     assert lines_of("method=lora") == [
-        "train.learning_rate=x: must be a number above 0, or for experiments search",
+        "train.learning_rate=x: must be a number above 0, or search where runs are made",
         "train.batch_size=1.5: must be a whole number of at least 1",
     ]
 

@@ -202,7 +202,7 @@ def test_a_sweep_takes_what_its_runs_take() -> None:
     assert sweep.disk_bytes == 2 * backbone_scalars + 4 * 4 * scalars + 3 * price.RECORD_BYTES
     text = as_markdown(table_of_prices({"table4": sweep}, "h100"))
     assert "assumed here" in text
-    assert sweep.race_seconds == pytest.approx(tuple(s / 3 for s in sweep.seconds))
+    assert sweep.race_seconds == pytest.approx(sweep.seconds)  # of three settings all may be needed
 
 
 @pytest.mark.usefixtures("no_dry_runs")

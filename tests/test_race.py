@@ -158,7 +158,7 @@ def test_a_race_compares_on_the_first_seed_and_gives_the_best_the_others(
     assert share_done(stopped) == 0.5
     first, *_, last = [line for line in capfd.readouterr().err.splitlines() if " race" in line]
     assert first == (
-        "sparta-bench: 24 runs in 1 race, which will make about 4 of them; "
+        "sparta-bench: 24 runs in 1 race, which will make about 5 of them; "
         "0.0 made so far, in run-equivalents"
     )
     assert last == (
@@ -295,6 +295,7 @@ def test_a_loss_that_is_not_finite_ends_a_run_of_a_race(
     record, _, _ = run(compose([*settings, "search=race", f"search.rival={rival}"]))
     assert record["status"] == "stopped" and record["dev"] is None
     assert record["reason"].startswith("the dev loss is nan after step 2: the learning rate of")
+    assert record["rival"] is None  # it is not behind any
     diverges.on = False  # type: ignore[attr-defined]
     assert run(compose(settings))[0]["status"] == "failed"
 
@@ -302,6 +303,7 @@ def test_a_loss_that_is_not_finite_ends_a_run_of_a_race(
 def test_the_default_margin_is_the_one_that_was_measured() -> None:
     assert compose(["search=race"]).search.margin == MARGIN
     assert race_share(21, 3, 2) == pytest.approx((0.3 * 21 + 4) / 63)
+    assert race_share(5, 1, 2) == 3 / 5  # the best rate and those beside it
     assert compose(["search=race"]).search.confirm == 2
     assert compose([]).search.confirm == 2  # by which prices of sweeps are told
 

@@ -14,11 +14,12 @@ from sparta_bench.cli.main import main
 from sparta_bench.config.compose import compose, compose_all
 from sparta_bench.config.rate_search import searched
 from sparta_bench.config.sweeps import sweep_jobs
-from sparta_bench.errors import InputError
+from sparta_bench.errors import DivergedError, InputError
 from sparta_bench.records.read import read_records
 from sparta_bench.runs import grid as grid_module
 from sparta_bench.runs.cell_race import CellRace
 from sparta_bench.runs.run import run
+from sparta_bench.training import loop
 
 SEARCH = "train.learning_rate=search"
 RATES = ("0.0022", "0.0067", "0.02", "0.06", "0.18")  # around the 2e-2 of the head's preset
@@ -71,7 +72,7 @@ def test_what_makes_one_run_takes_one_rate() -> None:
     with pytest.raises(InputError) as error:
         compose([SEARCH])
     assert error.value.lines == (
-        "train.learning_rate=search: must be a number above 0, or for experiments search",
+        "train.learning_rate=search: must be a number above 0, or search where runs are made",
     )
 
 
@@ -106,6 +107,32 @@ def test_the_best_run_of_a_search_is_the_commands_result(
     assert run(compose([*settings, f"train.learning_rate={best.train['learning_rate']}"]))[2]
 
 
+def test_a_rate_that_diverges_is_one_line_and_no_failure_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    original = loop.Training.train
+
+    def train(self: Any, *rest: Any, **more: Any) -> Any:
+        if self.settings.learning_rate >= 0.02:  # the first rate, and one of those beside it
+            raise DivergedError("the dev loss is nan after step 2")
+        return original(self, *rest, **more)
+
+    monkeypatch.setattr(loop.Training, "train", train)
+    words = [*QUICK_RUN, "method=head", "save=none", f"results_dir={tmp_path}",
+             f"cache_dir={tmp_path}/cache"]  # fmt: skip
+    assert main([*words, SEARCH]) == 0
+    out, err = capfd.readouterr()
+    first, second, *_ = out.splitlines()
+    name = "tiny-sst2 tiny-gemma head, rate"
+    diverged = "the dev loss is nan after step 2"
+    assert first.startswith(f"failed: {name} 0.02, batch 32, seed 0: {diverged} → ")
+    assert second.startswith(f"{name} 0.0067, ") and "\nNext:\n" in out
+    assert "which will make about 3 of them" in err and "did not complete" not in err
+    assert " 0.06, batch 32, seed 0: " in out
+    assert f"stopped after 0 % of its steps: {name} 0.06, batch 32, seed 0: {diverged} → " in out
+    assert main([*words, "train.learning_rate=0.02"]) == 1
+
+
 def test_where_the_best_rate_is_at_an_end_a_line_says_how_to_go_on() -> None:
     jobs = [["method=head", f"train.learning_rate={rate}"] for rate in (0.1, 0.3, 0.9)]
     race = CellRace(dict(zip("abc", compose_all(jobs), strict=True)))
@@ -116,8 +143,8 @@ def test_where_the_best_rate_is_at_an_end_a_line_says_how_to_go_on() -> None:
             record["history"] = [{"step": 0, "dev_loss": 0.7}, {"step": 4, "dev_loss": 0.1}]
         return race.advice(records.get)
 
-    go_on = "could win: go on with -m search=race train.learning_rate="
+    go_on = "the race: go on with -m search=race train.learning_rate="
     best = "tiny-sst2 tiny-gemma head: the best rate, "
     assert advice(a=0.3, b=0.2, c=0.3) == () == advice()
-    assert advice(b=0.2, c=0.1) == (f"{best}0.9, is the highest that {go_on}0.9,2.7e+00,8.1e+00",)
-    assert advice(a=0.1, b=0.2) == (f"{best}0.1, is the lowest that {go_on}0.1,3.3e-02,1.1e-02",)
+    assert advice(b=0.2, c=0.1) == (f"{best}0.9, is the highest of {go_on}0.9,2.7e+00,8.1e+00",)
+    assert advice(a=0.1, b=0.2) == (f"{best}0.1, is the lowest of {go_on}0.1,3.3e-02,1.1e-02",)

@@ -37,7 +37,8 @@ def test_a_run_is_told_in_lines_and_with_what_may_follow(
         "config__task__columns": ["sentence"],
     }  # fmt: skip
     run = record(test=scores(0.1337, 0.987, 0.974), dev=0.1409, **settings)
-    words = ["task=sst2", "method=sparta", "method.density=0.05", "train.learning_rate=1e-3"]
+    words = ["task=sst2", "method=sparta", "++method.density=0.05", "train.learning_rate=search",
+             "search=race"]  # fmt: skip
     dev = run.raw["dev"]
     assert run_text(run, [*words, "cache_dir=my folder"], was_there=False).splitlines() == [
         "",

@@ -229,7 +229,7 @@ def test_a_file_without_methods_is_one_sweep(write: Callable[[str], None]) -> No
         ("methods: {lora: 5}", "methods.lora=5: must have keys of its own"),
         ("methods: {loar: {}}", "method=loar: no such method"),
         ("model: [tiny-gema]", "model=tiny-gema: no such model"),
-        ("sed: 1", "sed=1: no such key (did you mean seed or save?)"),
+        ("sed: 1", "sed=1: no such key (did you mean seed?)"),
         ("seed: []", "seed=[]: must have a value to go through"),
         ("seed: [0, x]", "seed=x: must be a whole number from 0 to 2^63 - 1"),
         ("train.epochs: {a: 1}", "train.epochs={a: 1}: must be a number above 0, and at most 1e9"),

@@ -7,13 +7,22 @@ import os
 import signal
 import sys
 from importlib import import_module
+from threading import Thread
 from types import FrameType
 
 from sparta_bench import __version__
 from sparta_bench.cli import usage
 from sparta_bench.config.conf_folder import GROUPS, choices, use_folders
+from sparta_bench.devices import worker_threads
 from sparta_bench.errors import InputError, did_you_mean, log, meant, refusal_of
-from sparta_bench.runs.job import DONE, FAILED, INTERRUPTED, WRONG_INPUT, quiet_libraries
+from sparta_bench.runs.job import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    WRONG_INPUT,
+    obey_starter,
+    quiet_libraries,
+)
 
 NO_SUCH_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # that no file can have: the command line's fault
 COMMANDS = tuple(usage.COMMANDS)  # each has a module `NAME_command` beside this one
@@ -23,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `sparta-bench`; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _as_interrupt)
+    if worker_threads() is not None:
+        Thread(target=obey_starter, daemon=True).start()
     # before torch is loaded: its idle threads wait for some 20 µs, the time between two operators,
     # then sleep and leave the core to others; sleeping at once makes two threads slower than one
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -171,7 +171,7 @@ RULES: dict[str, Rule] = {
     "search.rival": or_null(FOLDER_NAME),
     # the command line of experiments makes rates of `search`, before they are checked
     "train.learning_rate": Rule(
-        POSITIVE.check, "must be a number above 0, or for experiments search"
+        POSITIVE.check, "must be a number above 0, or search where runs are made"
     ),
     "train.batch_size": COUNT,
     "train.epochs": Rule(

@@ -70,9 +70,9 @@ class Findings:
 class RunResult:
     """How a run ended and what it has found.
 
-    `rival` is the `run_id` of the run that a stopped one was behind. `raise_after` is an error of
-    one of several processes of a run. The others may not have it, and would wait, so it ends the
-    process once the record is written.
+    `rival` is the `run_id` of the run that a stopped one was behind; None where its loss was not
+    finite. `raise_after` is an error of one of several processes of a run. The others may not have
+    it, and would wait, so it ends the process once the record is written.
     """
 
     findings: Findings
@@ -130,7 +130,7 @@ def as_record(spec: RunSpec, result: RunResult) -> dict[str, Any]:
         "base_model": {"name": config.model.name, "fingerprint": spec.base_fingerprint},
         "finished": result.finished,
         **vars(result.findings),
-        **({"rival": result.rival, "reason": result.reason} if result.rival else {}),
+        **({"rival": result.rival, "reason": result.reason} if result.reason else {}),
     }
 
 

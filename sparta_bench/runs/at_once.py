@@ -3,14 +3,13 @@
 The process of the command starts others with the same command line (`share`). Each makes runs that
 no other is at, by their locks, and reports how each ended: a JSON object a line, on what was its
 standard output (`work`). Its standard error appears with its number before each line. Its standard
-input stays open for as long as the first process wants it to work; then it interrupts itself.
+input stays open for as long as the first process wants it to work (`job.obey_starter`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from sparta_bench.config.schema import Config
 from sparta_bench.devices import WORKER_THREADS, free_bytes, is_one_of_several
 from sparta_bench.errors import InputError, log
 from sparta_bench.runs.grid import Grid
-from sparta_bench.runs.job import DONE, INTERRUPTED
+from sparta_bench.runs.job import DONE, INTERRUPTED, may_begin
 from sparta_bench.runs.outcome import Outcome
 from sparta_bench.text import as_bytes
 from sparta_bench.training.progress import progress_bar
@@ -55,7 +54,7 @@ def processes_for(grid: Grid, asked: int | str) -> int:
     Raises
     ------
     InputError
-        If it is `auto`, and a run's memory cannot be estimated.
+        If it is `auto`, and a run's memory cannot be estimated, or the free memory is not known.
     """
     pending = list(grid.pending.values())
     if asked != "auto" or len(pending) < 2:
@@ -66,9 +65,10 @@ def processes_for(grid: Grid, asked: int | str) -> int:
     shared = ((one, data.shared if (data := lengths_for(one)) else 0) for one in pending)
     try:
         peak, of = max(step_peaks(shared, grid.device))
+        free = free_bytes(grid.device)
     except InputError as error:
         raise InputError(f"runs_at_once=auto: give a number instead; {error.lines[0]}") from None
-    free, cores = free_bytes(grid.device), len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
     # what a process takes beside its run is a guess
     count = max(1, min(free // (peak + KEPT_FREE), cores, len(pending)))
     log(
@@ -209,9 +209,7 @@ def work(grid: Grid) -> int:
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is no report
     print(file=reports, flush=True)
-    if not os.read(0, 1):
-        return INTERRUPTED
-    Thread(target=_end_with_starter, daemon=True).start()
+    may_begin.wait()
 
     def report(outcome: Outcome) -> None:
         ended = {"run_id": outcome.run_id, "kind": outcome.kind, "line": outcome.line}
@@ -222,9 +220,3 @@ def work(grid: Grid) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return DONE
-
-
-def _end_with_starter() -> None:
-    while os.read(0, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)  # which the command takes as an interruption

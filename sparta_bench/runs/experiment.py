@@ -21,7 +21,7 @@ from sparta_bench.data.tokenize import (
     tokenizer_fingerprint,
 )
 from sparta_bench.devices import forget_peak, is_lack_of_memory, peak_bytes
-from sparta_bench.errors import InputError, TrainingError, log, reason_of
+from sparta_bench.errors import DivergedError, InputError, TrainingError, log, reason_of
 from sparta_bench.files import whole_folder
 from sparta_bench.methods import prepare
 from sparta_bench.methods.trained import Trained
@@ -81,12 +81,12 @@ def execute(spec: RunSpec, assets: AssetCache) -> RunResult:
     except InputError:
         raise
     except HopelessError as end:
-        return _stopped(spec, findings, str(end))
+        return _stopped(findings, str(end), spec.config.search.rival)
     except KeyboardInterrupt:
         raise RunInterrupted(RunResult(findings, "interrupted")) from None
     except Exception as error:
-        if isinstance(error, TrainingError) and error.diverged and spec.config.search.rival:
-            return _stopped(spec, findings, str(error))
+        if isinstance(error, DivergedError) and spec.config.search.rival:
+            return _stopped(findings, str(error), None)
         alone = spec.accelerator.num_processes > 1 and not isinstance(error, TrainingError)
         # under the same name, which Python deletes at the end: its traceback holds the model
         error = _explained(error, spec, findings)
@@ -95,13 +95,13 @@ def execute(spec: RunSpec, assets: AssetCache) -> RunResult:
     return RunResult(findings, "completed")
 
 
-def _stopped(spec: RunSpec, findings: Findings, reason: str) -> RunResult:
+def _stopped(findings: Findings, reason: str, rival: str | None) -> RunResult:
     """A run that its race ended, with the dev scores of its best evaluation."""
     trained = [entry for entry in findings.history if entry["step"] > 0]
     if trained:
         best = min(trained, key=lambda entry: entry["dev_loss"])
         findings.dev = {metric: best[f"dev_{metric}"] for metric in METRICS}
-    return RunResult(findings, "stopped", rival=spec.config.search.rival, reason=reason)
+    return RunResult(findings, "stopped", rival=rival, reason=reason)
 
 
 def _make(spec: RunSpec, assets: AssetCache, findings: Findings, track: Track) -> None:

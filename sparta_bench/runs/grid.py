@@ -15,7 +15,14 @@ from typing import Any
 from sparta_bench.analysis.run_cost import estimated_seconds
 from sparta_bench.config.schema import Config
 from sparta_bench.devices import accelerator_of, device_kind, is_one_of_several
-from sparta_bench.errors import InputError, TrainingError, log, refusal_of, without_secrets
+from sparta_bench.errors import (
+    DivergedError,
+    InputError,
+    TrainingError,
+    log,
+    refusal_of,
+    without_secrets,
+)
 from sparta_bench.records.read import read_json, record_of, seconds_of
 from sparta_bench.records.record import LOCK, RESULT, RUNNING, Record
 from sparta_bench.runs.assets import AssetCache
@@ -305,11 +312,20 @@ class Grid:
 
     def _note(self, run_id: str, outcome: Outcome) -> Outcome:
         outcome = replace(outcome, run_id=run_id)
+        if outcome.kind == "failed" and self._lost_its_race(run_id):
+            outcome = replace(outcome, kind="done")
         self.outcomes.append(outcome)
         self.pending.pop(run_id, None)
         if outcome.kind != "done":
             self._lost.add(run_id)
         return outcome
+
+    def _lost_its_race(self, run_id: str) -> bool:
+        """Whether a run that has failed told its race what it needs: its setting diverges."""
+        error = (self._ended(run_id, True) or {}).get("error") or {}
+        compared = {ids[0] for race in self.races for ids in race.settings.values()}
+        lost = run_id in compared and error.get("type") == DivergedError.__name__
+        return agreed(self._accelerator, lost)  # others may look before the record is written
 
     def take(self, ended: Outcome) -> Outcome | None:
         """Note how a run has ended in another process, and return that with what its record says;

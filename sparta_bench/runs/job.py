@@ -4,9 +4,12 @@ run."""
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 import warnings
 from functools import lru_cache
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from sparta_bench.errors import InputError, log
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from sparta_bench.runs.assets import AssetCache
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
+SECONDS_BETWEEN_SIGNALS = 60.0
+may_begin = Event()  # a process of `runs_at_once`: all of them are ready
 
 
 def run_composed(composed: Any) -> Outcome:
@@ -38,6 +43,19 @@ def run_composed(composed: Any) -> Outcome:
         sys.exit(INTERRUPTED)
     show(outcome)
     return outcome
+
+
+def obey_starter() -> None:
+    """In a process of `runs_at_once`: watch standard input, a thread's work from the first moment.
+    A byte lets the process begin; the end of the input, however its starter ended, ends it."""
+    if not os.read(0, 1):
+        os._exit(INTERRUPTED)  # at once, from the middle of imports: nothing has begun
+    may_begin.set()
+    while os.read(0, 1):
+        pass
+    while True:  # an interruption that is raised inside a callback of Python's is lost
+        os.kill(os.getpid(), signal.SIGTERM)  # which the command takes as an interruption
+        time.sleep(SECONDS_BETWEEN_SIGNALS)
 
 
 @lru_cache(maxsize=1)

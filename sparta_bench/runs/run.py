@@ -159,7 +159,8 @@ def summary_line(config: Config, record: dict[str, Any], path: Path, was_there: 
     name = name_of(config)
     if record["status"] == "stopped":
         done = f"stopped after {100 * share_done(record):.0f} % of its steps"
-        return f"{done}: {name}: {record['reason']} of {record['rival']} → {path}"
+        of = f" of {record['rival']}" if record["rival"] else ""  # there is none where it diverged
+        return f"{done}: {name}: {record['reason']}{of} → {path}"
     if record["status"] != "completed":
         return f"{record['status']}: {name}: {record['error']['message']} → {path}"
     dev, test, parameters = record["dev"], record["test"], record["parameters"]

@@ -53,9 +53,10 @@ def _next_commands(record: Record, overrides: Sequence[str]) -> list[str]:
     where = [] if results == DEFAULT else [str(results)]
     columns = record.raw["config"]["task"]["columns"]
     text = "your text" if len(columns) == 1 else "one text\\tthe other"
-    # settings of the method do not fit another, nor do rates that were given for it
-    own = ("method", "+method", "train.learning_rate")
-    others = [word for word in overrides if not word.startswith(own)]
+    # settings of the method do not fit another, nor do rates that were given for it; a single run
+    # has no race
+    own = ("method", "train.learning_rate", "search")
+    others = [word for word in overrides if not word.lstrip("+~").startswith(own)]
     method = "sparta" if record.raw["method"] == "lora" else "lora"
     commands = [["tables", *where], [*others, f"method={method}"]]
     if adapter is not None:

@@ -25,7 +25,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sparta_bench.config.schema import TrainConfig
 from sparta_bench.data.tokenize import BatchSource, to_device, training_batches
-from sparta_bench.errors import TrainingError, refusal_of
+from sparta_bench.errors import DivergedError, TrainingError, refusal_of
 from sparta_bench.methods.trained import Trained
 from sparta_bench.models.classifier import Classifier, why_not_finite
 from sparta_bench.models.features import FeatureClassifier
@@ -278,10 +278,8 @@ class Training:
         for step, loss, examples in pending:
             last = float(loss)
             if not math.isfinite(last):
-                raise TrainingError(
-                    f"the training loss is {last} at step {step}: {self._cause(step, rate)}",
-                    diverged=step > 1,
-                )
+                kind = DivergedError if step > 1 else TrainingError
+                raise kind(f"the training loss is {last} at step {step}: {self._cause(step, rate)}")
             self.progress.loss_sum += last * examples
             self.progress.loss_examples += examples
         pending.clear()
@@ -304,10 +302,8 @@ class Training:
         scores = self.evaluate(self.dev_set, reporter.evaluating("dev"))
         if not math.isfinite(scores["loss"]):
             cause = self._cause(progress.step, self._last_rate())
-            raise TrainingError(
-                f"the dev loss is {scores['loss']} after step {progress.step}: {cause}",
-                diverged=progress.step > 1,
-            )
+            kind = DivergedError if progress.step > 1 else TrainingError
+            raise kind(f"the dev loss is {scores['loss']} after step {progress.step}: {cause}")
         gained = scores["loss"] < progress.best_loss - settings.min_improvement
         better = progress.step > 0 and scores["loss"] < progress.best_loss
         if progress.step > 0:
