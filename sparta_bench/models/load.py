@@ -69,10 +69,8 @@ def load_classifier(
     else:
         head = random_head(classes, backbone.config.hidden_size, config.seed)
     classifier = Classifier(backbone, head.to(precision.trained_dtype))
-    if sharded:
-        classifier.head.to(device)  # all else is there, and FSDP has hold of it
-    else:
-        classifier.requires_grad_(False).to(device)
+    # all else of a sharded one is there, and FSDP has hold of it
+    (classifier.head if sharded else classifier).to(device)
     set_dropout(backbone, config.train.dropout)
     # FSDP learns in its first forward pass, which `set_dropout` makes, in which dtype weights train
     classifier.requires_grad_(False)
