@@ -103,7 +103,7 @@ def test_the_rows_of_a_stack_are_those_of_its_matrices_and_one_number_is_a_vecto
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_tensor_too_large_for_32_bits_is_refused(pattern: str) -> None:
-    with pytest.raises(ValueError, match="^m holds 2800000000 scalars, more than 32-bit indices"):
+    with pytest.raises(ValueError, match="m holds 2800000000 scalars, more than 32-bit indices"):
         sample_all({"m": (70_000, 40_000)}, {"m": 1e-8}, seed=0, pattern=pattern)
 
 
