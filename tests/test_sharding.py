@@ -132,6 +132,21 @@ def test_the_norm_is_over_the_rows_of_all_processes_and_the_head_once() -> None:
         assert torch.equal(norm(dtype), torch.tensor(3 * 1.1875, dtype=dtype))
 
 
+def test_a_head_may_have_a_single_number(tmp_path: Path) -> None:
+    model = scored()
+    model.temperature = nn.Parameter(torch.tensor(2.0))
+    adapter = SpartaAdapter(model, 0.3, 0)
+    with torch.no_grad():
+        model.temperature.fill_(3)
+    with adapter.off():
+        assert model.temperature == 2
+    assert model.temperature == 3
+    adapter.save(tmp_path)
+    adapter.detach()
+    SpartaAdapter.load(model, tmp_path)
+    assert model.temperature == 3
+
+
 def test_who_cannot_write_an_adapter_lets_no_other_process_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
