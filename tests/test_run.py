@@ -211,8 +211,9 @@ def test_a_checkpoint_of_another_number_of_processes_is_told_and_not_gone_on_fro
         return [line.replace(str(folder), "DIR") for line in lines if CHECKPOINT in line]
 
     assert told(*DRAWS) == [
-        "sparta-bench: start 2 processes to go on from DIR/checkpoint.safetensors; dropout is "
-        "drawn by process, so that with 1 this is another run, which begins anew"
+        "sparta-bench: start 2 processes to go on from DIR/checkpoint.safetensors; random "
+        "numbers are drawn by process (dropout, or sharded rows' rounding), so that with 1 this "
+        "is another run, which begins anew"
     ]
     # without dropout it is the same run, and this file is no checkpoint
     (line,) = told(*DRAWS_NOT)

@@ -9,7 +9,10 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +27,7 @@ from sparta_bench.records.record import identity_of
 from sparta_bench.runs.run import run
 from sparta_bench.sparta import SpartaAdapter
 from sparta_bench.sparta.sharded import local, whole
+from sparta_bench.training.loop import Training
 from sparta_bench.training.optimizer import StochasticAdamW
 
 QUICK = ["train.epochs=1", "train.max_steps=6", "train.eval_every=2", "task.max_train_examples=100"]
@@ -89,6 +93,73 @@ def test_rows_are_rounded_by_other_bits_in_each_process_and_the_head_by_the_same
     (rows, head), (others, same) = stepped(0), stepped(1)
     assert torch.equal(head, same)
     assert not torch.equal(rows, others)
+
+
+# of training.loop and sparta.adapter, with what the other processes would say put in
+def test_only_the_first_process_keeps_the_whole_of_a_checkpoint() -> None:
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def whole_of(name: str, rows: Tensor) -> Tensor:
+        alive.append(sum(one() is not None for one in made))
+        every = rows.repeat(2)
+        made.append(weakref.ref(every))
+        return every
+
+    values = {name: nn.Parameter(torch.ones(3)) for name in "abcd"}
+    loop = SimpleNamespace(
+        accelerator=SimpleNamespace(is_main_process=False),
+        checkpoint=SimpleNamespace(save=None),  # which another process must not call
+        rows={id(value) for value in values.values()},
+        trained=SimpleNamespace(values=values, whole=whole_of),
+        best={},
+        optimizer=torch.optim.AdamW(values.values()),
+    )
+    loop._each = partial(Training._each, loop)
+    Training._save_checkpoint(loop, None)  # type: ignore[arg-type]
+    assert alive == [0, 0, 0, 0]
+
+
+def test_the_norm_is_over_the_rows_of_all_processes_and_the_head_once() -> None:
+    def norm(dtype: torch.dtype) -> Tensor:
+        rows, head = (nn.Parameter(torch.zeros(1, dtype=dtype)) for _ in range(2))
+        rows.grad, head.grad = torch.full_like(rows, 1.1875), torch.full_like(head, 1.1875)
+        seven_more = SimpleNamespace(reduce=lambda own, how: {"sum": 8 * own}[how])
+        loop = SimpleNamespace(rows={id(rows)}, accelerator=seven_more)
+        return Training._norm_of(loop, [rows, head])  # type: ignore[arg-type]
+
+    for dtype in (torch.float32, torch.bfloat16):  # squares of bfloat16 would give 3.546875
+        assert torch.equal(norm(dtype), torch.tensor(3 * 1.1875, dtype=dtype))
+
+
+def test_a_head_may_have_a_single_number(tmp_path: Path) -> None:
+    model = scored()
+    model.temperature = nn.Parameter(torch.tensor(2.0))
+    adapter = SpartaAdapter(model, 0.3, 0)
+    with torch.no_grad():
+        model.temperature.fill_(3)
+    with adapter.off():
+        assert model.temperature == 2
+    assert model.temperature == 3
+    adapter.save(tmp_path)
+    adapter.detach()
+    SpartaAdapter.load(model, tmp_path)
+    assert model.temperature == 3
+
+
+def test_who_cannot_write_an_adapter_lets_no_other_process_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[bool] = []
+    module = "sparta_bench.sparta.adapter"
+    monkeypatch.setattr(f"{module}.barrier", lambda: met.append(True))
+    monkeypatch.setattr(f"{module}.get_rank", lambda: 0)
+    adapter = SpartaAdapter(scored(), 0.3, 0)
+    monkeypatch.setattr(SpartaAdapter, "is_sharded", True)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be written to"):
+        adapter.save(tmp_path / "file")
+    assert met == [True]
 
 
 # ------------------------------------------------------------------------------- the runner

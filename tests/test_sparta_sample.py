@@ -11,6 +11,7 @@ from small_models import backbone
 from transformers import AutoModel, MistralConfig
 
 from sparta_bench.sparta.sample import sample_all, sample_indices, sampled_tensors
+from sparta_bench.sparta.targets import PATTERNS
 
 
 def test_indices_are_a_bernoulli_draw() -> None:
@@ -90,6 +91,20 @@ def test_rows_are_whole_and_a_vector_has_scalars() -> None:
     assert per_row.nonzero().flatten().tolist() == rows
     assert set(per_row.tolist()) == {0, 30}
     assert torch.equal(drawn["vector"], sample_indices(5_000, 0.1, 0, "vector"))
+
+
+def test_the_rows_of_a_stack_are_those_of_its_matrices_and_one_number_is_a_vector() -> None:
+    shapes = {"matrix": (2_000, 30), "one": ()}
+    drawn = sample_all(shapes, dict.fromkeys(shapes, 0.5), seed=0, pattern="rows")
+    stack = sample_all({"matrix": (20, 100, 30)}, {"matrix": 0.5}, seed=0, pattern="rows")
+    assert torch.equal(stack["matrix"], drawn["matrix"])
+    assert drawn["one"].tolist() == sample_indices(1, 0.5, 0, "one").tolist()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_tensor_too_large_for_32_bits_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="m holds 2800000000 scalars, more than 32-bit indices"):
+        sample_all({"m": (70_000, 40_000)}, {"m": 1e-8}, seed=0, pattern=pattern)
 
 
 def test_a_block_is_one_rectangle_of_the_expected_size() -> None:

@@ -110,6 +110,17 @@ def test_a_table_that_is_done(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert lines[6].split() == ["table3-twins", "24/24", "24", "24", "0", "0", "0", "–"]
 
 
+def test_what_changes_no_outcome_is_not_compared_nor_asked_of_older_records(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparta_bench.runs.status.LAYOUTS", LAYOUTS[1:2])  # table4
+    older, other = gemma(0), gemma(1, config__train__eval_first=False)
+    for key in ("share_prefix", "sharding", "eval_first", "eval_tokens"):
+        del older["config"]["train"][key]
+    write(tmp_path, older, other)
+    assert status(capsys, tmp_path)["table4"]["done"] == 2
+
+
 def test_runs_of_an_earlier_protocol_are_told_as_such(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,9 +43,7 @@ class Trained:
         if body:
             groups.append({"params": body, "weight_decay": weight_decay})
         groups.append({"params": [self.values[HEAD]], "weight_decay": 0.0})
-        if (
-            self.sharded
-        ):  # rows are rounded by other random bits in each process, the head by the same
+        if self.sharded:  # random bits round rows by process, and the head alike in all
             rank = mesh_of(next(iter(self.sharded.values()))).get_local_rank()
             groups[0]["stream"], groups[1]["stream"] = 1 + rank, 0
         return groups

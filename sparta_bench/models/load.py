@@ -69,10 +69,8 @@ def load_classifier(
     else:
         head = random_head(classes, backbone.config.hidden_size, config.seed)
     classifier = Classifier(backbone, head.to(precision.trained_dtype))
-    if sharded:
-        classifier.head.to(device)  # all else is there, and FSDP has hold of it
-    else:
-        classifier.requires_grad_(False).to(device)
+    # all else of a sharded one is there, and FSDP has hold of it
+    (classifier.head if sharded else classifier).to(device)
     set_dropout(backbone, config.train.dropout)
     # FSDP learns in its first forward pass, which `set_dropout` makes, in which dtype weights train
     classifier.requires_grad_(False)
@@ -84,12 +82,8 @@ def load_classifier(
 def load_backbone(model: ModelConfig, dtype: torch.dtype) -> Any:
     """The pretrained decoder without its head, on the CPU, in `dtype`. Raises InputError if it
     cannot be had, or lacks weights."""
-    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    folder, label = folder_with_weights(model), label_of(model)
-    _refuse_other_weights(label, folder)
-    for path in checkpoint_files(label, folder):
-        _refuse_quantised(label, path)
+    folder, label = _checked_folder(model)
     try:
         with heavy_imports():  # of the model's own code
             backbone, report = with_attention(
@@ -106,8 +100,7 @@ def load_backbone(model: ModelConfig, dtype: torch.dtype) -> Any:
     except Exception as error:  # the libraries raise many kinds for broken or missing files
         raise cannot_be_loaded(model, error) from None
     _check_report(label, report)
-    if attention_of(backbone) != "sdpa":
-        log(f"{label}: its attention is not fused; transformers has only {attention_of(backbone)}")
+    _tell_of_attention(label, backbone)
     return backbone
 
 
@@ -116,11 +109,7 @@ def load_sharded(model: ModelConfig, dtype: torch.dtype, device: torch.device) -
     also if weights are stored otherwise than the architecture has them."""
     from torch.distributed import get_world_size
 
-    transformers_logging.set_verbosity_error()
-    folder, label = folder_with_weights(model), label_of(model)
-    _refuse_other_weights(label, folder)
-    for path in checkpoint_files(label, folder):
-        _refuse_quantised(label, path)
+    folder, label = _checked_folder(model)
     try:
         with heavy_imports():  # of the model's own code
             backbone = with_attention(
@@ -135,7 +124,24 @@ def load_sharded(model: ModelConfig, dtype: torch.dtype, device: torch.device) -
             f"({expert}), and processes whose texts choose other experts would wait for each other"
         )
     read_rows(backbone, label, folder, dtype, device)
+    _tell_of_attention(label, backbone)
     return backbone
+
+
+def _checked_folder(model: ModelConfig) -> tuple[Path, str]:
+    """The folder of a model's weights, and what errors call it. Raises InputError unless these are
+    plain weights that transformers will read from there."""
+    transformers_logging.set_verbosity_error()
+    folder, label = folder_with_weights(model), label_of(model)
+    _refuse_other_weights(label, folder)
+    for path in checkpoint_files(label, folder):
+        _refuse_quantised(label, path)
+    return folder, label
+
+
+def _tell_of_attention(label: str, backbone: Any) -> None:
+    if attention_of(backbone) != "sdpa":
+        log(f"{label}: its attention is not fused; transformers has only {attention_of(backbone)}")
 
 
 def _refuse_quantised(label: str, path: Path) -> None:

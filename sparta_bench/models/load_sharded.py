@@ -93,11 +93,11 @@ def read_rows(
     for name, parameter in wanted.items():
         own = stored[name]
         assert own is not None
-        shape, found = tuple(parameter.shape), checkpoint.shape_of(own)
-        if found != shape:
+        shape, stored_shape = tuple(parameter.shape), checkpoint.shape_of(own)
+        if stored_shape != shape:
             raise InputError(
-                f"{label}: the checkpoint's {name} has the shape {found}, where {shape} follows "
-                "from config.json"
+                f"{label}: the checkpoint's {name} has the shape {stored_shape}, where {shape} "
+                "follows from config.json"
             )
         mesh = mesh_of(parameter)
         first, last = rows_of(len(parameter), mesh)

@@ -214,20 +214,20 @@ def _is_final(existing: dict[str, Any], spec: RunSpec, before: tuple[int, ...] |
 
 
 def _warn_of_other_checkpoints(spec: RunSpec, assets: AssetCache) -> None:
-    """Name a checkpoint that another number of processes has left: with dropout theirs is another
-    run, and this one begins anew."""
+    """Name a checkpoint that another number of processes has left: where random numbers are drawn
+    by process theirs is another run, and this one begins anew."""
     config, kind = spec.config, spec.accelerator.device.type
 
     def checkpoint_of(processes: int) -> Path:
         return run_folder(config, identify(config, assets, kind, processes)) / CHECKPOINT
 
-    # without dropout a run is the same in any number of processes
+    # else a run is the same in any number of processes
     if config.force or (spec.folder / CHECKPOINT).exists() or checkpoint_of(1) == checkpoint_of(2):
         return
     for processes in range(1, MOST_PROCESSES + 1):
         if (other := checkpoint_of(processes)).exists():
             log(
-                f"start {processes} process{'es' * (processes > 1)} to go on from {other}; dropout "
-                f"is drawn by process, so that with {spec.accelerator.num_processes} this is "
-                "another run, which begins anew"
+                f"start {processes} process{'es' * (processes > 1)} to go on from {other}; random "
+                "numbers are drawn by process (dropout, or sharded rows' rounding), so that with "
+                f"{spec.accelerator.num_processes} this is another run, which begins anew"
             )

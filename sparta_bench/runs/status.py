@@ -17,7 +17,15 @@ from sparta_bench.records.read import (
     read_records,
     seconds_of,
 )
-from sparta_bench.records.record import LOCK, PROTOCOL, RUNNING, Cell, Record, Setting
+from sparta_bench.records.record import (
+    LOCK,
+    NOT_IN_RUN_ID,
+    PROTOCOL,
+    RUNNING,
+    Cell,
+    Record,
+    Setting,
+)
 from sparta_bench.runs.lock import is_held
 from sparta_bench.runs.race import share_done
 from sparta_bench.runs.time_estimates import Times
@@ -25,8 +33,8 @@ from sparta_bench.tables.paper_tables import LAYOUTS
 from sparta_bench.tables.protocol import reason_against
 
 VARIED = ("train.learning_rate", "train.batch_size")  # what a sweep may go through
-# older records lack the last two
-NOT_COMPARED = ("checkpoint_every", "share_prefix", "sharding")
+# what changes no outcome, and what older records lack
+NOT_COMPARED = (*NOT_IN_RUN_ID["train"], "share_prefix")
 
 
 class Run(NamedTuple):

@@ -325,11 +325,11 @@ class SpartaAdapter:
         for name, holders in self._holders.items():
             weight, deltas = _tensor(holders[0]), _deltas(holders[0])
             if not was_loaded(deltas) and was_loaded(weight):
-                entries = self._entries(name)
-                if entries.own is not None:
+                if is_sharded(weight):
                     raise ValueError(
                         "load the deltas of a sharded model as well, not weights alone"
                     )
+                entries = self._entries(name)
                 now = values_at(weight, entries.indices)
                 deltas.copy_(now.to(deltas.dtype) - entries.originals.to(deltas.dtype))
             self.merge([name])
@@ -460,11 +460,13 @@ class SpartaAdapter:
         """
         tensors, description = self.saved(compact)
         script, path = store.known_of(self.model, self.backbone)
-        if not self.is_sharded or get_rank() == 0:
-            described = {**description, **script, **(about or {})}
-            store.write(Path(folder), tensors, described, path)
-        if self.is_sharded:
-            barrier()
+        try:
+            if not self.is_sharded or get_rank() == 0:
+                described = {**description, **script, **(about or {})}
+                store.write(Path(folder), tensors, described, path)
+        finally:  # also where it cannot: the others would wait for ever
+            if self.is_sharded:
+                barrier()
 
     def print_trainable_parameters(self) -> None:
         """Print how many scalars train, as peft does."""

@@ -75,8 +75,7 @@ def sample_indices(count: int, chance: float, seed: int, name: str) -> Tensor:
     """
     if not 0 < chance <= 1:
         raise ValueError(f"chance={chance}: must lie inside (0, 1]")
-    if count >= 2**31:
-        raise ValueError(f"{name} holds {count} scalars, more than 32-bit indices can tell apart")
+    _check_size(count, name)
     if chance == 1:
         return torch.arange(count, dtype=torch.int32)
     key = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:16], "little")
@@ -102,6 +101,11 @@ def sample_indices(count: int, chance: float, seed: int, name: str) -> Tensor:
     return torch.from_numpy(np.concatenate(parts))
 
 
+def _check_size(count: int, name: str) -> None:
+    if count >= 2**31:
+        raise ValueError(f"{name} holds {count} scalars, more than 32-bit indices can tell apart")
+
+
 def sample_all(
     shapes: Mapping[str, Sequence[int]],
     chances: Mapping[str, float],
@@ -111,21 +115,23 @@ def sample_all(
     """Flat indices (int32, sorted) for each tensor of `chances`; `shapes` has at least these.
 
     `scalars` draws each scalar by `sample_indices`, on at most 16 processors, whose number changes
-    nothing of the outcome. `rows` draws whole rows of a matrix (the scalars of a vector) with the
-    same probability. `block` is one rectangle, with as many scalars as are expected in all and the
-    proportions of the one matrix that it lies in.
+    nothing of the outcome. `rows` draws whole rows of a matrix, or of each matrix of a stack (the
+    scalars of a vector), with the same probability. `block` is one rectangle, with as many scalars
+    as are expected in all and the proportions of the one matrix that it lies in.
 
-    Raises ValueError if no matrix is large enough for the block.
+    Raises ValueError if no matrix is large enough for the block, or one is too large for indices of
+    32 bits.
     """
+    for name in chances:
+        _check_size(math.prod(shapes[name]), name)
     if pattern == "block":
         return _sample_block(shapes, chances, seed)
 
     def draw(name: str) -> Tensor:
-        count = math.prod(shapes[name])
-        if pattern == "scalars" or len(shapes[name]) < 2:
-            return sample_indices(count, chances[name], seed, name)
-        rows = sample_indices(shapes[name][0], chances[name], seed, name)
-        width = count // shapes[name][0]
+        *others, width = shapes[name] or (1,)
+        if pattern == "scalars" or not others:
+            return sample_indices(math.prod(shapes[name]), chances[name], seed, name)
+        rows = sample_indices(math.prod(others), chances[name], seed, name)
         return (rows[:, None] * width + torch.arange(width, dtype=torch.int32)).reshape(-1)
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:

@@ -165,6 +165,7 @@ def reshard(model: nn.Module) -> None:
 def fill(tensor: Tensor, values: Tensor) -> None:
     """Give a tensor, sharded or not, the values of a whole one, or of one that is sharded as it
     is."""
-    mesh = None if is_sharded(values) else mesh_of(tensor)
-    rows = slice(None) if mesh is None else slice(*rows_of(len(values), mesh))
-    local(tensor).copy_(local(values)[rows])
+    if is_sharded(tensor) and not is_sharded(values):
+        first, last = rows_of(len(values), mesh_of(tensor))
+        values = values[first:last]
+    local(tensor).copy_(local(values))

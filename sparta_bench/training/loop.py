@@ -232,8 +232,8 @@ class Training:
         if not self.rows:
             return norm
         own = get_total_norm([v.grad for v in values if v.grad is not None and id(v) in self.rows])
-        squares: Tensor = self.accelerator.reduce(own.square(), "sum")
-        return (squares + norm.square()).sqrt()
+        squares: Tensor = self.accelerator.reduce(own.float().square(), "sum")
+        return (squares + norm.float().square()).sqrt().to(norm.dtype)
 
     def _seed_step(self, stream: int | str) -> None:
         """Seed torch's generators for one stream of this step. Nothing that ran before changes what
@@ -352,8 +352,13 @@ class Training:
             **{f"best.{name}": value for name, value in self.best.items()},
             **ckpt.optimizer_tensors(self.optimizer, self.trained.values),
         }
+
+        def gathered(name: str, rows: Tensor) -> Tensor:
+            every = self.trained.whole(name, rows)
+            return every.cpu() if is_main else rows  # all of them fit into one host's memory
+
         if self.rows:  # the file is the same from any number of processes
-            tensors = self._each(tensors, lambda name, rows: self.trained.whole(name, rows).cpu())
+            tensors = self._each(tensors, gathered)
         if not is_main:
             return
         try:

@@ -4,7 +4,7 @@ and of both the peak of a step, and what fits a GPU.
 The dry run is the real code on tensors without values. Two decoder layers and three (or three and
 four, where the last one computes next to nothing) tell what a further layer keeps and what is there
 once; the batch is so large that all else vanishes beside it, a prefix that all rows share included.
-Attention is that of training (`models/attention.py`); torch's fused one keeps no scores.
+Attention is that of training (`models/load.py`); torch's fused one keeps no scores.
 """
 
 from __future__ import annotations
