@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from sparta_bench.cli import memory_command
 from sparta_bench.cli.bench_command import SMALL
 from sparta_bench.models.load import load_classifier, load_sharded
 from sparta_bench.models.tensor_memory import TensorMemory
+from sparta_bench.models.write_sharded import whole_tensors, write_weights
 from sparta_bench.sparta.sharded import local
 
 NEAR = 0.05
@@ -96,6 +98,15 @@ def measured(rank: int, port: int, folder: str, method: str) -> None:
         "gradients": bytes_of(value.grad for value in ready.values if value.grad is not None),
         "moments": bytes_of(tensor for state in states for tensor in state.values()),
     }
+    if ready.adapter:
+        ready.adapter.bake()
+    ready.optimizer.zero_grad()
+    with ShardedMemory() as writing:
+        values = whole_tensors(backbone)
+        if rank == 0:
+            write_weights(backbone, values, Path(folder))
+        deque(values, maxlen=0)
+    found["writing"], found["largest"] = writing.added, max(4 * w.numel() for w in weights)
     Path(folder, f"rank{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
@@ -130,3 +141,5 @@ def test_each_of_two_processes_holds_half(
             assert size == pytest.approx(found["parts"][part], rel=NEAR), (rank, part)
         assert expected.parts.held == pytest.approx(found["held"], rel=NEAR)
         assert 1 - NEAR < expected.peak_bytes(0, False) / found["peak"] < 1 + too_much
+        # one tensor is whole at a time
+        assert found["writing"] == {"now": 0, "peak": pytest.approx(found["largest"], rel=0.01)}
