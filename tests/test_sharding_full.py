@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_sharding import free_port
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
@@ -22,7 +23,6 @@ from sparta_bench.models.load import load_classifier
 from sparta_bench.models.source import load_tokenizer
 from sparta_bench.models.write_sharded import whole_tensors, write_weights
 from sparta_bench.runs.experiment import save
-from tests.test_sharding import free_port
 
 METHODS = ("sparta", "full_ft", "lora", "head")
 CPU = torch.device("cpu")

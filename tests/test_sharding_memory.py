@@ -4,7 +4,6 @@ of `sparta-bench memory --gpus N`."""
 from __future__ import annotations
 
 import json
-import socket
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_sharding import free_port
 from torch import Tensor
 
 from sparta_bench.analysis.bench.contenders import with_own_optimizer
@@ -109,12 +109,6 @@ def measured(rank: int, port: int, folder: str, method: str) -> None:
     found["writing"], found["largest"] = writing.added, max(4 * w.numel() for w in weights)
     Path(folder, f"rank{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.mark.slow
