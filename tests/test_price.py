@@ -26,6 +26,7 @@ from sparta_bench.config.sweeps import sweep_jobs
 from sparta_bench.errors import InputError
 from sparta_bench.models.counts import (
     dense_share_of,
+    empty_backbone,
     forward_flops,
     shape_of,
     shapes_for,
@@ -33,6 +34,7 @@ from sparta_bench.models.counts import (
     step_flops,
     work_of,
 )
+from sparta_bench.models.source import load_architecture
 from sparta_bench.models.tokens_once import TokensOnce
 from sparta_bench.paper import number_of, rows_of
 from sparta_bench.runs.time_estimates import recorded_seconds
@@ -241,6 +243,8 @@ def test_the_peak_of_each_of_several_gpus_and_whether_it_fits(
     monkeypatch.setattr(estimate, "activations_of", lambda setting, way: nothing)
     words = ["method=full_ft", "model=mistral-7b", "task=sst2", "train.trained_dtype=float32"]
     cut = [*words, "train.sharding=fsdp", "--gpu", "4090", "--gpus"]
+    made = empty_backbone(load_architecture(compose(words).model))  # once: it takes a second
+    monkeypatch.setattr(estimate, "empty_backbone", lambda architecture: made)
     scalars = 7_113_814_016  # 18 bytes of each in all: bfloat16, and float32 for what trains
     for gpus, verdict in (("2", "no"), ("8", "yes")):
         code, out, _ = call(capfd, "plan", "-m", *cut, gpus)
