@@ -145,7 +145,7 @@ def test_auto_takes_what_memory_and_cores_have_room_for(
     seeds: str,
     count: int,
 ) -> None:
-    monkeypatch.setattr(price, "_peak_bytes", lambda *_: 3 << 29)  # and 1 GiB for the process
+    monkeypatch.setattr(price, "step_peak", lambda *_: 3 << 29)  # and 1 GiB for the process
     monkeypatch.setattr(at_once, "free_bytes", lambda kind: free_gib << 30)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     grid = Grid(compose_all(sweep_jobs([f"seed={seeds}", *places(tmp_path)])), AssetCache())

@@ -170,7 +170,7 @@ def test_a_plan_of_the_embedded_default(tiny_config: Any) -> None:
     assert planned["steps"] == per_epoch * config.train.epochs
     assert parameters["total"] == 208_512
     assert parameters["trainable_share"] == parameters["trainable"] / parameters["total"]
-    assert planned["unavailable"] == []
+    assert planned["unavailable"] == [] and planned["per_gpu"] is None
     assert {name: sum(count.values()) for name, count in planned["data"]["labels"].items()} == {
         name: data[name] for name in ("train", "dev", "test")
     }

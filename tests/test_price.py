@@ -15,6 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparta_bench.analysis import price
 from sparta_bench.analysis.bench.timing import ATTENTION
+from sparta_bench.analysis.memory import estimate
+from sparta_bench.analysis.memory.estimate import Activations
+from sparta_bench.analysis.plan import as_text, plan
 from sparta_bench.analysis.price import Priced, price_of, table_of_prices
 from sparta_bench.analysis.run_cost import cost_of, estimated_seconds
 from sparta_bench.config.compose import compose
@@ -23,6 +26,7 @@ from sparta_bench.config.sweeps import sweep_jobs
 from sparta_bench.errors import InputError
 from sparta_bench.models.counts import (
     dense_share_of,
+    empty_backbone,
     forward_flops,
     shape_of,
     shapes_for,
@@ -30,10 +34,12 @@ from sparta_bench.models.counts import (
     step_flops,
     work_of,
 )
+from sparta_bench.models.source import load_architecture
 from sparta_bench.models.tokens_once import TokensOnce
 from sparta_bench.paper import number_of, rows_of
 from sparta_bench.runs.time_estimates import recorded_seconds
 from sparta_bench.tables.table import as_markdown
+from sparta_bench.text import as_bytes
 from sparta_bench.training.step_time import (
     DEVICES,
     Range,
@@ -172,7 +178,7 @@ def test_lengths_have_the_counts_of_the_paper() -> None:
 # --------------------------------------------------------------------------------- sweeps
 @pytest.fixture
 def no_dry_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(price, "_peak_bytes", lambda one, *_: 10**9 * one.train.batch_size)
+    monkeypatch.setattr(price, "step_peak", lambda one, *_: 10**9 * one.train.batch_size)
 
 
 def jobs_of(*words: str) -> list[Priced]:
@@ -228,6 +234,38 @@ def test_the_command_prints_a_row_for_each_sweep(capfd: pytest.CaptureFixture[st
     assert code == 0 and found["device"] == "4090"
     assert found["sweeps"]["table10_head"]["runs"] == 21
     assert set(found["sweeps"]["table4"]["seconds"]) == {"low", "high"}
+
+
+def test_the_peak_of_each_of_several_gpus_and_whether_it_fits(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = Activations(0.0, 0.0)
+    monkeypatch.setattr(estimate, "activations_of", lambda setting, way: nothing)
+    words = ["method=full_ft", "model=mistral-7b", "task=sst2", "train.trained_dtype=float32"]
+    cut = [*words, "train.sharding=fsdp", "--gpu", "4090", "--gpus"]
+    made = empty_backbone(load_architecture(compose(words).model))  # once: it takes a second
+    monkeypatch.setattr(estimate, "empty_backbone", lambda architecture: made)
+    scalars = 7_113_814_016  # 18 bytes of each in all: bfloat16, and float32 for what trains
+    for gpus, verdict in (("2", "no"), ("8", "yes")):
+        code, out, _ = call(capfd, "plan", "-m", *cut, gpus)
+        (row,) = (line for line in out.splitlines() if line.startswith("| -m"))
+        assert code == 0 and row.rstrip(" |").endswith(f"| {verdict}")
+        assert f"peak and fits are those of each of {gpus} GPUs" in out
+    code, out, _ = call(capfd, "plan", "-m", "--json", *cut, "8")
+    priced = json.loads(out)
+    assert (code, priced["gpus"]) == (0, 8)
+    peak = priced["sweeps"]["-m"]["peak_bytes"]
+    assert 18 * scalars < 8 * peak < 1.5 * 18 * scalars
+    planned = plan(compose(cut[:-3]), "4090", gpus=8)
+    assert planned["per_gpu"] == {"gpus": 8, "peak_bytes": peak, "fits": True}
+    section = "each of 8 GPUs, with train.sharding=fsdp\n  peak of a step  "
+    assert f"{section}{as_bytes(peak)}, which fits\n" in as_text(planned)
+
+
+def test_several_gpus_share_no_model_that_is_not_cut(capfd: pytest.CaptureFixture[str]) -> None:
+    line = "plan: --gpus 8: give train.sharding=fsdp too, which cuts the model among GPUs"
+    for words in (["plan"], ["plan", "-m", "seed=0,1"]):
+        assert call(capfd, *words, "--gpus", "8") == (2, "", [f"sparta-bench: {line}"])
 
 
 def test_sweeps_of_tasks_without_lengths_are_refused(

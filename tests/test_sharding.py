@@ -57,11 +57,6 @@ def test_the_run_id_is_of_the_sharding_only_where_it_changes_what_is_drawn() -> 
     "words, line",
     [
         (
-            [FSDP, "save=full"],
-            "train.sharding=fsdp: needs save=adapter or none; sparta-bench merge bake writes the "
-            "whole model",
-        ),
-        (
             [FSDP, "task.separator=sep_token"],
             "train.sharding=fsdp: needs task.separator=newline, since no row is added to sharded "
             "embeddings",
@@ -228,6 +223,7 @@ FEW += ["train.eval_batch_size=300"]
 RUNS = {
     **{method: [f"method={method}", *INSTRUCT] for method in METHODS},
     "lora": ["method=lora", "method.lora_dropout=0", *INSTRUCT],
+    "full_ft": ["method=full_ft", "save=full", *INSTRUCT],
     "few-sparta": ["method=sparta", *FEW, "train.learning_rate=0.03"],
     "few-full_ft": ["method=full_ft", *FEW, "train.learning_rate=0.0003"],
 }
@@ -274,6 +270,19 @@ def test_the_adapter_is_one_as_from_one_process(results: Path, method: str) -> N
     del about["tensors_sha256"], other["tensors_sha256"]
     assert other == about
     tensors, others = (load_file(folder / "adapter.safetensors") for folder in (one, two))
+    assert others.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_whole_model_is_one_as_from_one_process(results: Path) -> None:
+    one, two = (folder_of(results / count / "full_ft") / "model" for count in ("one", "two"))
+    names = sorted(path.name for path in one.iterdir())
+    assert "model.safetensors" in names and sorted(path.name for path in two.iterdir()) == names
+    for name in {*names} - {"model.safetensors"}:
+        assert (two / name).read_bytes() == (one / name).read_bytes(), name
+    tensors, others = (load_file(folder / "model.safetensors") for folder in (one, two))
     assert others.keys() == tensors.keys()
     for name, tensor in tensors.items():
         torch.testing.assert_close(others[name], tensor, rtol=1e-2, atol=1e-5)

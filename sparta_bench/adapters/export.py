@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from sparta_bench.errors import InputError, reason_of
 from sparta_bench.files import whole_folder, write_json
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.dtypes import DTYPES
+from sparta_bench.models.write_sharded import whole_tensors, write_weights
 from sparta_bench.sparta import SpartaAdapter, peft_sparta, store
 from sparta_bench.sparta.weight_patch import write_patch
 
@@ -158,10 +160,34 @@ def write_whole(classifier: Classifier, tokenizer: Any, about: Manifest, folder:
     are padded with on the right; transformers pools a row's last token that is not it.
     """
     padding = padding_on_the_right(tokenizer)
-    model = _empty_classifier(classifier, about.labels, padding.pad_token_id)
-    setattr(model, model.base_model_prefix, classifier.backbone)
-    model.score.weight = classifier.head_weight
+    model = _full_classifier(classifier, about.labels, padding.pad_token_id)
     model.save_pretrained(folder)
+    return _write_beside(padding, about, folder)
+
+
+def write_whole_sharded(
+    classifier: Classifier, tokenizer: Any, about: Manifest, out: Path, writes: bool
+) -> None:
+    """`write_whole` of a sharded backbone, as a whole folder, by the process that `writes`. All
+    processes call this together."""
+    padding = padding_on_the_right(tokenizer)
+    model = _full_classifier(classifier, about.labels, padding.pad_token_id)
+    values = whole_tensors(model)
+    try:
+        if writes:
+            with whole_folder(out) as temporary:
+                model.config.dtype = str(model.dtype).removeprefix("torch.")
+                model.config.architectures = [type(model).__name__]
+                model.config.save_pretrained(temporary)
+                write_weights(model, values, temporary)
+                _write_beside(padding, about, temporary)
+    finally:
+        # gathered by all processes together, also where one does not write, or cannot
+        deque(values, maxlen=0)
+
+
+def _write_beside(padding: Any, about: Manifest, folder: Path) -> str:
+    """Write what is there beside the weights; returns the padding token."""
     padding.save_pretrained(folder)
     write_json(folder / WHOLE, {"format": store.FORMAT, **portable(about)})
     return str(padding.pad_token)
@@ -195,6 +221,14 @@ def padding_token(tokenizer: Any) -> str:
     if tokenizer.bos_token is None:
         raise InputError("the tokenizer has neither a padding token of its own nor BOS to pad with")
     return str(tokenizer.bos_token)
+
+
+def _full_classifier(classifier: Classifier, labels: list[str], pad: int) -> Any:
+    """Return transformers' classifier of the same tensors."""
+    model = _empty_classifier(classifier, labels, pad)
+    setattr(model, model.base_model_prefix, classifier.backbone)
+    model.score.weight = classifier.head_weight
+    return model
 
 
 def _empty_classifier(classifier: Classifier, labels: list[str], pad: int) -> Any:

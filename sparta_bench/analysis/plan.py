@@ -26,7 +26,7 @@ from sparta_bench.models.source import (
     load_architecture,
     load_tokenizer,
 )
-from sparta_bench.text import as_duration
+from sparta_bench.text import as_bytes, as_duration
 from sparta_bench.training.step_time import DEVICES, basis_of, device_named, is_named
 from sparta_bench.training.steps import plan_steps
 
@@ -35,14 +35,17 @@ def plan(
     config: Config,
     gpu: str | None = None,
     recorded: Callable[[Callable[[str], bool]], float | None] = lambda is_device: None,
+    gpus: int = 1,
 ) -> dict[str, Any]:
     """Return counts, lengths, steps, work, time and memory of an experiment, named as in the result
     record.
 
     `gpu` is a device of `step_time.DEVICES`, None for the one that there is; `recorded` gives the
-    seconds of runs like this one on devices whose names it is told to take. Where the hub's data or
-    tokenizer cannot be reached, `data` or its token counts are None, and `unavailable` says why.
-    Raises InputError if something local cannot be used, or the method does not fit.
+    seconds of runs like this one on devices whose names it is told to take. `per_gpu` is the peak
+    of a step on each of several `gpus`, among which FSDP cuts the model; of one it is None. Where
+    the hub's data or tokenizer cannot be reached, `data` or its token counts are None, and
+    `unavailable` says why. Raises InputError if something local cannot be used, or the method does
+    not fit.
     """
     device = device_named(gpu, "cpu" if config.device == "cpu" else device_kind("auto", ""))
     shapes = shapes_for(config.model)
@@ -75,6 +78,12 @@ def plan(
                 if seconds is not None
                 else f"an estimate {basis_of(device)}",
             }
+    per_gpu = None
+    if gpus > 1:
+        from sparta_bench.analysis.price import fits, step_peak  # torch takes a while
+
+        peak = step_peak(config, lengths.shared if lengths else 0, "cuda", gpus)
+        per_gpu = {"gpus": gpus, "peak_bytes": peak, "fits": fits(peak, device)}
     return {
         "model": config.model.name,
         "task": config.task.name,
@@ -90,6 +99,7 @@ def plan(
         "work": work,
         "time": time,
         "memory_bytes": paper_formula_bytes(counts, config.method.name),
+        "per_gpu": per_gpu,
         "unavailable": unavailable,
     }
 
@@ -169,6 +179,11 @@ def as_text(planned: dict[str, Any]) -> str:
     title = "memory in GB, the paper's formula in bfloat16, without activations"
     sizes = planned["memory_bytes"].items()
     lines += _section(title, {name: size / 1e9 for name, size in sizes})
+    if per_gpu := planned["per_gpu"]:
+        verdict = {None: "", True: ", which fits", False: ", which does not fit"}[per_gpu["fits"]]
+        peak = as_bytes(per_gpu["peak_bytes"])
+        title = f"each of {per_gpu['gpus']} GPUs, with train.sharding=fsdp"
+        lines += _section(title, {"peak of a step": f"{peak}{verdict}"})
     return "\n".join([*lines, *planned["unavailable"]])
 
 

@@ -49,11 +49,14 @@ class Priced:
 
 
 def price_of(
-    jobs: Sequence[Priced], device: str | None, peaks: dict[str, int] | None = None
+    jobs: Sequence[Priced],
+    device: str | None,
+    peaks: dict[str, int] | None = None,
+    gpus: int = 1,
 ) -> Price:
-    """Of all jobs of a sweep, one after the other on one device. `peaks` holds what `step_peaks`
-    found for other sweeps. Raises InputError if a model's shape cannot be had, or a method does not
-    fit it."""
+    """Of all jobs of a sweep, one after the other on one device; the peak is that of each of
+    `gpus`, among which FSDP cuts the model. `peaks` holds what `step_peaks` found for other sweeps.
+    Raises InputError if a model's shape cannot be had, or a method does not fit it."""
     shapes: dict[str, Shapes] = {}
     costs: dict[str, Cost] = {}
     counted: dict[str, ParameterCounts] = {}
@@ -77,7 +80,7 @@ def price_of(
             kept += 4 * counts.trainable + 4 * (counts.sampled or 0)
         cells[repr((name, config.task.name, config.method))].append(config)
     scalars = sum(math.prod(size) for one in shapes.values() for size in one.tensors.values())
-    needs = step_peaks(((job.config, job.data.shared) for job in jobs), "cuda", peaks)
+    needs = step_peaks(((job.config, job.data.shared) for job in jobs), "cuda", peaks, gpus)
     return Price(
         len(jobs),
         _seconds(costs, cells, race=False),
@@ -104,14 +107,17 @@ def _seconds(
 
 
 def step_peaks(
-    runs: Iterable[tuple[Config, int]], kind: str, known: dict[str, int] | None = None
+    runs: Iterable[tuple[Config, int]],
+    kind: str,
+    known: dict[str, int] | None = None,
+    gpus: int = 1,
 ) -> list[tuple[int, str]]:
     """The bytes that a training step takes at its peak on `cpu` or `cuda`, and of which run: of
     runs that differ in nothing else that decides it, of the one with the most tokens.
 
     Each run has the number of tokens that all its inputs begin with. `known` holds what was found
-    before on this kind of device, since a dry run takes seconds. Raises InputError if a model
-    cannot be run dry, or a method does not fit it.
+    before on this kind and number of devices, since a dry run takes seconds. Raises InputError if
+    a model cannot be run dry, or a method does not fit it.
     """
     known = {} if known is None else known
     largest: dict[str, tuple[Config, int]] = {}
@@ -126,7 +132,7 @@ def step_peaks(
     for decides, (config, shared) in largest.items():
         key = f"{decides} {_tokens_of(config, shared)}"
         if key not in known:
-            known[key] = _peak_bytes(config, shared, kind)
+            known[key] = step_peak(config, shared, kind, gpus)
         density = getattr(config.method, "density", None)
         method = config.method.name if density is None else f"{config.method.name} {density:g}"
         rows, tokens = rows_at_once(config), config.task.max_train_tokens
@@ -140,19 +146,25 @@ def _tokens_of(config: Config, shared: int) -> int:
     return rows * (tokens - shared) + shared
 
 
-def _peak_bytes(config: Config, shared: int, kind: str) -> int:
-    """Of a training step whose inputs are all as long as training allows."""
+def step_peak(config: Config, shared: int, kind: str, gpus: int = 1) -> int:
+    """Bytes of a training step whose inputs are all as long as training allows, on each of `gpus`,
+    among which FSDP cuts the model."""
     on, tokens = config.train.gradient_checkpointing, config.task.max_train_tokens
     rows, shared = rows_at_once(config), min(shared, tokens - 1)
     setting = Setting((), config, torch.device(kind), rows, tokens, shared)
-    return estimate_of("", setting, ways=(on,)).peak_bytes(setting.rows, on)
+    return estimate_of("", setting, ways=(on,), gpus=gpus).peak_bytes(setting.rows, on)
 
 
 # -------------------------------------------------------------------------------- for people
-def table_of_prices(prices: dict[str, Price], device: str | None) -> Table:
+def fits(peak_bytes: int, device: str | None) -> bool | None:
+    """Whether a step fits a device of `step_time.DEVICES`; None where its memory is not known."""
+    gib = DEVICES[device].memory_gib if device else None
+    return None if gib is None else peak_bytes <= (gib << 30) - KEPT_FREE
+
+
+def table_of_prices(prices: dict[str, Price], device: str | None, gpus: int = 1) -> Table:
     """A row for each sweep, as Markdown, CSV or LaTeX may show it."""
     gib = DEVICES[device].memory_gib if device else None
-    limit = None if gib is None else (gib << 30) - KEPT_FREE
     rows = [
         [
             name,
@@ -162,7 +174,7 @@ def table_of_prices(prices: dict[str, Price], device: str | None) -> Table:
             as_bytes(price.disk_bytes),
             as_bytes(price.peak_bytes),
             price.peak_of,
-            "-" if limit is None else "yes" if price.peak_bytes <= limit else "no",
+            {None: "-", True: "yes", False: "no"}[fits(price.peak_bytes, device)],
         ]
         for name, price in prices.items()
     ]
@@ -180,6 +192,11 @@ def table_of_prices(prices: dict[str, Price], device: str | None) -> Table:
         "inputs that training allows, estimated as memory does. What does not fit may with "
         "train.accumulation_steps, which cuts a batch into parts.",
     ]
+    if gpus > 1:
+        notes.append(
+            f"peak and fits are those of each of {gpus} GPUs that share the model "
+            "(train.sharding=fsdp), hours those of one."
+        )
     notes.append(
         "hours, race: with search=race, by the share of a grid's steps that races over full grids "
         "of tiny models took (results/race). A table without a grid has nothing to race."

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from functools import partial
 
 from sparta_bench.cli import options as shared
 from sparta_bench.config.compose import compose, compose_all
 from sparta_bench.config.presets import lengths_for
+from sparta_bench.config.schema import Config
 from sparta_bench.config.sweeps import sweep_jobs
 from sparta_bench.errors import InputError, fitted
 
@@ -28,6 +30,14 @@ def _parser() -> shared.Parser:
     parser.add_argument("-m", "--multirun", action="store_true", help="price sweeps")
     text = "the device that the time is for: h100, h200, a100, 4090 or cpu (this machine's)"
     parser.add_argument("--gpu", metavar="NAME", help=text)
+    parser.add_argument(
+        "--gpus",
+        metavar="N",
+        type=shared.positive,
+        default=1,
+        help="GPUs, among which train.sharding=fsdp cuts the model: the peak of a step is that of "
+        "each, times are those of one (1)",
+    )
     return parser
 
 
@@ -44,15 +54,23 @@ def main(arguments: list[str]) -> None:
         _sweeps(options)
         return
     config = compose(options.overrides)
+    _check_gpus(options.gpus, [config])
     from sparta_bench.analysis.plan import as_json, as_text, plan
     from sparta_bench.data.splits import complete
     from sparta_bench.runs.time_estimates import recorded_seconds
 
-    planned = plan(complete(config), options.gpu, partial(recorded_seconds, config))
+    planned = plan(complete(config), options.gpu, partial(recorded_seconds, config), options.gpus)
     if options.json:
         print(as_json(planned))
     else:
         print("\n".join(fitted(line, sys.stdout) for line in as_text(planned).splitlines()))
+
+
+def _check_gpus(gpus: int, configs: Iterable[Config]) -> None:
+    if gpus > 1 and any(config.train.sharding == "none" for config in configs):
+        raise InputError(
+            f"plan: --gpus {gpus}: give train.sharding=fsdp too, which cuts the model among GPUs"
+        )
 
 
 def _sweeps(options: argparse.Namespace) -> None:
@@ -62,6 +80,7 @@ def _sweeps(options: argparse.Namespace) -> None:
     jobs = {name: sweep_jobs([f"+sweep={name}", *others]) for name in names}
     jobs = jobs or {"-m": sweep_jobs(others)}
     configs = {name: compose_all(of_sweep) for name, of_sweep in jobs.items()}
+    _check_gpus(options.gpus, (config for some in configs.values() for config in some))
     tasks = {c.task.name: c for some in configs.values() for c in some}
     unknown = sorted(task for task, config in tasks.items() if lengths_for(config) is None)
     if unknown:
@@ -82,11 +101,12 @@ def _sweeps(options: argparse.Namespace) -> None:
             [Priced(config, length) for config in configs[name] if (length := lengths_for(config))],
             device,
             peaks,
+            options.gpus,
         )
         for name in jobs
     }
     if options.json:
         values = {name: as_dict(price) for name, price in prices.items()}
-        print(json.dumps({"device": device, "sweeps": values}, indent=2))
+        print(json.dumps({"device": device, "gpus": options.gpus, "sweeps": values}, indent=2))
     else:
-        print(as_markdown(table_of_prices(prices, device)).rstrip("\n"))
+        print(as_markdown(table_of_prices(prices, device, options.gpus)).rstrip("\n"))

@@ -327,13 +327,6 @@ RELATIONS: tuple[tuple[tuple[str, ...], Callable[..., Any]], ...] = (
             and "needs task.separator=newline, since no row is added to sharded embeddings"
         ),
     ),
-    (
-        ("train.sharding", "save"),
-        lambda sharding, save: (
-            (sharding != "none" and save == "full")
-            and "needs save=adapter or none; sparta-bench merge bake writes the whole model"
-        ),
-    ),
 )
 
 

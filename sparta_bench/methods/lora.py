@@ -6,13 +6,14 @@ import warnings
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparta_bench.config.schema import LoraConfig
 from sparta_bench.errors import InputError
 from sparta_bench.methods.trained import HEAD, Trained
 from sparta_bench.models.classifier import Classifier
 from sparta_bench.models.dtypes import Precision
+from sparta_bench.sparta.sharded import local, mesh_of, reshard, rows_of
 from sparta_bench.sparta.store import fingerprint_of
 
 
@@ -57,6 +58,21 @@ def peft_settings(method: LoraConfig) -> Any:
     )
 
 
+@torch.no_grad()
+def add_products_to_rows(backbone: nn.Module) -> None:
+    """What peft's `merge` does, in this process's rows: it cannot add to a sharded weight."""
+    from peft.tuners.lora import LoraLayer
+
+    reshard(backbone)
+    for module in backbone.modules():
+        if isinstance(module, LoraLayer):
+            weight = module.get_base_layer().weight  # type: ignore[union-attr]
+            (adapter,) = module.active_adapters
+            product: Tensor = module.get_delta_weight(adapter)  # type: ignore[operator]
+            first, last = rows_of(len(product), mesh_of(weight))
+            local(weight).add_(product[first:last])
+
+
 class LoraTrained(Trained):
     """peft's matrices, and the head."""
 
@@ -67,7 +83,11 @@ class LoraTrained(Trained):
         self.classifier = classifier
 
     def merge_and_unload(self) -> None:
-        self.classifier.backbone = self.classifier.backbone.merge_and_unload()  # type: ignore[operator]
+        if self.classifier.sharded:
+            add_products_to_rows(self.classifier.backbone)
+            self.unload()
+        else:
+            self.classifier.backbone = self.classifier.backbone.merge_and_unload()  # type: ignore[operator]
 
     def unload(self) -> bool:
         self.classifier.backbone = self.classifier.backbone.unload()  # type: ignore[operator]

@@ -102,7 +102,8 @@ def read_rows(
         mesh = mesh_of(parameter)
         first, last = rows_of(len(parameter), mesh)
         read = checkpoint.rows(own, first, last) if first < last else torch.empty(0, *shape[1:])
-        rows[name] = sharded(read.to(device, dtype), mesh, shape)
+        # a copy: on a CPU what was read is a part of the whole tensor, mapped from its file
+        rows[name] = sharded(read.to(device, dtype, copy=True), mesh, shape)
     backbone.load_state_dict(rows, strict=False, assign=True)
 
 

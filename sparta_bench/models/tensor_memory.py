@@ -87,6 +87,8 @@ def _parts(tensor: Tensor) -> list[Tensor]:
     """The tensors with storage that a sparse or sharded one is made of; any other is one itself."""
     if is_sharded(tensor):
         return [tensor._local_tensor]  # type: ignore[attr-defined]
+    if hasattr(tensor, "elem"):  # what a collective call is filling: an AsyncCollectiveTensor
+        return [tensor.elem]
     if tensor.layout == torch.sparse_coo:
         return [tensor._indices(), tensor._values()]
     if tensor.layout == torch.sparse_csr:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparta_bench.adapters.export import check_whole, write_whole
+from sparta_bench.adapters.export import check_whole, write_whole, write_whole_sharded
 from sparta_bench.adapters.manifest import Manifest
 from sparta_bench.config.presets import guessed_rate
 from sparta_bench.data.examples import check_classes
@@ -310,7 +310,12 @@ def save(
             store.write(temporary, tensors, {**manifest.as_dict(), **about}, path)
     elif spec.config.save == "full":
         trained.merge_and_unload()
-        with whole_folder(spec.folder / SAVED["full"]) as temporary:
+        out = spec.folder / SAVED["full"]
+        if classifier.sharded:
+            main = spec.accelerator.is_main_process
+            write_whole_sharded(classifier, tokenizer, manifest, out, writes=main)
+            return
+        with whole_folder(out) as temporary:
             write_whole(classifier, tokenizer, manifest, temporary)
 
 
