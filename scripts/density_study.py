@@ -56,7 +56,8 @@ def main() -> None:
     options = parser.parse_args()
     records, _ = read_records(options.folders)
     rows = rows_of([record for record in records if record.status == "completed"])
-    parts = [table(rows), best_densities(rows), slopes(rows), at_lora_count(rows)]
+    done = finished(rows)
+    parts = [table(rows), best_densities(done), slopes(done), at_lora_count(done)]
     text = "\n\n".join("\n".join(part) for part in parts) + "\n"
     print(text, end="")
     if options.out:
@@ -66,7 +67,7 @@ def main() -> None:
             writer = csv.writer(file)
             writer.writerow(("model", "task", "examples", *Row._fields[1:-1]))
             writer.writerows((*row.group, *row[1:-1]) for row in rows)
-        draw(rows, options.out / "density.png")
+        draw(done, options.out / "density.png")
 
 
 def rows_of(records: Sequence[Record]) -> list[Row]:
@@ -121,6 +122,14 @@ def _train_loss(run: Record) -> float:
     best = run.raw["training"]["best_step"]
     losses = [e["train_loss"] for e in run.raw["history"] if 0 < e["step"] <= best]
     return losses[-1] if losses and losses[-1] is not None else math.nan
+
+
+def finished(rows: Sequence[Row]) -> list[Row]:
+    """Those whose rates no longer race: with as many seeds as any of their group."""
+    most: dict[tuple[str, str, int], int] = defaultdict(int)
+    for row in rows:
+        most[row.group] = max(most[row.group], row.seeds)
+    return [row for row in rows if row.seeds == most[row.group]]
 
 
 def table(rows: Sequence[Row]) -> list[str]:

@@ -69,3 +69,8 @@ def test_lora_is_compared_between_the_two_next_densities():
 @pytest.mark.parametrize("part", ["slopes", "best_densities", "at_lora_count"])
 def test_too_few_rows_give_no_number(part):
     assert len(getattr(study, part)([row(0.01, 0.1, [0.5])])) == 2
+
+
+def test_a_cell_whose_rates_still_race_is_left_out():
+    rows = [row(0.001, 0.1, [0.5, 0.5, 0.5]), row(0.01, 0.1, [0.1])]
+    assert study.finished(rows) == rows[:1]
