@@ -71,15 +71,21 @@ def test_a_patched_base_is_what_the_run_trained_and_goes_back(
     assert same(model.state_dict(), before)
 
 
-@pytest.fixture
-def patched(tmp_path: Path) -> tuple[Path, dict[str, Tensor]]:
-    """A patch in bfloat16, and its base's tensors."""
+def changed() -> tuple[Any, dict[str, Tensor], SpartaAdapter]:
+    """A model in bfloat16, its tensors before, and an adapter with random deltas."""
     model = classifier(dtype=torch.bfloat16)
     base = copied(model.state_dict())
     adapter = SpartaAdapter(model, density=0.1, seed=0)
     with torch.no_grad():
         for deltas in adapter.deltas.values():
             deltas.normal_()
+    return model, base, adapter
+
+
+@pytest.fixture
+def patched(tmp_path: Path) -> tuple[Path, dict[str, Tensor]]:
+    """A patch in bfloat16, and its base's tensors."""
+    _, base, adapter = changed()
     write_patch(adapter, tmp_path / "p.safetensors", {}, {})
     return tmp_path / "p.safetensors", base
 
@@ -129,12 +135,7 @@ def test_what_does_not_fit_is_refused_and_nothing_written(
 
 
 def test_a_patch_in_sixteen_bits_gives_the_weights_of_the_adapter(tmp_path: Path) -> None:
-    model = classifier(dtype=torch.bfloat16)
-    base = copied(model.state_dict())
-    adapter = SpartaAdapter(model, density=0.1, seed=0)
-    with torch.no_grad():
-        for deltas in adapter.deltas.values():
-            deltas.normal_()
+    model, base, adapter = changed()
     adapter.merge()
     write_patch(adapter, tmp_path / "p.safetensors", {}, {})
     assert apply_patch(base, tmp_path / "p.safetensors") == adapter.chosen
