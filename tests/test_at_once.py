@@ -158,7 +158,7 @@ def test_auto_takes_what_memory_and_cores_have_room_for(
 def test_auto_needs_to_know_the_free_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(price, "_peak_bytes", lambda *_: 3 << 29)
+    monkeypatch.setattr(price, "step_peak", lambda *_, **__: 3 << 29)
     monkeypatch.setattr(at_once, "free_bytes", lambda _: devices.free_bytes("cuda"))
     monkeypatch.setattr(sys, "executable", "false")  # as a process that CUDA gives no memory
     grid = Grid(compose_all(sweep_jobs(["seed=0,1", *places(tmp_path)])), AssetCache())

@@ -48,7 +48,14 @@ def test_every_command_is_one_of_ours_or_a_target_of_the_makefile() -> None:
 
 
 def test_the_price_of_the_paper_is_one_command() -> None:
-    words = ["make", "--dry-run", "--old-file=.venv/ready", "paper", "ARGS=--plan --gpu h100"]
+    words = [
+        "make",
+        "--no-print-directory",
+        "--dry-run",
+        "--old-file=.venv/ready",
+        "paper",
+        "ARGS=--plan --gpu h100",
+    ]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True)
     sweeps = " ".join(f"+sweep=table{number}" for number in (3, 4, 5, 10, 11))
     assert done.stdout == f".venv/bin/sparta-bench plan -m {sweeps} --gpu h100\n"

@@ -238,7 +238,7 @@ def test_a_run_that_fails_leaves_a_record_with_the_cause(tmp_path: Path) -> None
     record, path, _ = run(config)
     on_disk = json.loads(path.read_text())
     assert on_disk["status"] == record["status"] == "failed"
-    assert on_disk["error"]["type"] == "TrainingError"
+    assert on_disk["error"]["type"] == "DivergedError"
     assert "the learning rate of" in on_disk["error"]["message"]
     assert "sparta_bench/training/loop.py:" in on_disk["error"]["traceback"]
     assert "/" not in {line[0] for line in on_disk["error"]["traceback"].splitlines()}
