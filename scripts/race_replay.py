@@ -1,6 +1,6 @@
 """Replay races over full grids that were run: what `search=race` saves, and what it loses.
 
-    python scripts/race_replay.py FOLDER ...   take the curves from records of `search=grid`
+    python scripts/race_replay.py FOLDER ...   add the curves of records of `search=grid` first
     python scripts/race_replay.py              replay those in results/race/curves.jsonl
 
 Nothing is trained: a replay asks `runs/race.py` what is needed and what is hopeless, as the grid
@@ -257,16 +257,21 @@ DRAWN = {
 
 # --------------------------------------------------------------------------------------- the curves
 def write_curves(folders: list[Path]) -> None:
-    """A line for each run of the cells that are complete."""
+    """A line for each run of the cells that are complete; other cells stay as they are."""
     records, _ = read_records(folders)
     by_cell: dict[Any, list[Record]] = defaultdict(list)
     for record in records:
         if record.status == "completed":
             by_cell[record.cell].append(record)
-    lines = []
-    for of_cell in by_cell.values():
-        if is_complete((point_of(record), record.seed) for record in of_cell):
-            lines += [line_of_record(record) for record in of_cell]
+    complete = {
+        cell: of_cell
+        for cell, of_cell in by_cell.items()
+        if is_complete((point_of(record), record.seed) for record in of_cell)
+    }
+    path = OUT / "curves.jsonl"
+    kept = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = [line for line in kept if tuple(json.loads(line)["cell"]) not in complete]
+    lines += [line_of_record(record) for of_cell in complete.values() for record in of_cell]
     OUT.mkdir(parents=True, exist_ok=True)
     write_texts(OUT, {"curves.jsonl": "".join(f"{line}\n" for line in sorted(lines))})
 
