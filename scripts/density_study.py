@@ -6,7 +6,7 @@ Reads completed records, and prints and writes (`density.md`, `density.csv`, `de
 each model, task and number of training examples, and each density or other method, the rate with
 the lowest mean dev loss, its test score with the standard deviation over seeds, and the gap between
 train and dev loss; then the density with the lowest dev loss, the slope of log(best rate) over
-log(density), and LoRA beside SpaRTA at as many scalars.
+log(density), and LoRA, random rows and a block beside SpaRTA at as many scalars.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     records, _ = read_records(options.folders)
-    rows = rows_of([record for record in records if record.status == "completed"])
+    rows = rows_of([record for record in records if record.status in ("completed", "stopped")])
     done = finished(rows)
-    parts = [table(rows), best_densities(done), slopes(done), at_lora_count(done)]
+    parts = [table(rows), best_densities(done), slopes(done), at_lora_count(done), patterns(done)]
     text = "\n\n".join("\n".join(part) for part in parts) + "\n"
     print(text, end="")
     if options.out:
@@ -71,23 +71,32 @@ def main() -> None:
 
 
 def rows_of(records: Sequence[Record]) -> list[Row]:
-    """One row for each model, task, number of examples, method and density."""
+    """One row for each model, task, number of examples, method, pattern and density. A stopped run
+    says only that its rate was tried."""
     lines: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
         examples = record.raw["data"]["train"]
         _, _, method, density = record.cell
+        pattern = record.raw["config"]["method"].get("pattern", "scalars")
+        method += "" if pattern == "scalars" else f" {pattern}"
         group = (record.cell.model, record.cell.task, examples)
         lines[group, method, density].append(record)
     return sorted(
-        (_row(group, method, density, runs) for (group, method, density), runs in lines.items()),
+        (
+            _row(*line, runs)
+            for line, runs in lines.items()
+            if any(run.status == "completed" for run in runs)
+        ),
         key=lambda row: (row.group, -row.share, row.method),
     )
 
 
 def _row(group: Any, method: str, density: float | None, runs: Sequence[Record]) -> Row:
     by_rate: dict[float, list[Record]] = defaultdict(list)
+    tried = {run.train["learning_rate"] for run in runs}
     for run in runs:
-        by_rate[run.train["learning_rate"]].append(run)
+        if run.status == "completed":
+            by_rate[run.train["learning_rate"]].append(run)
     most = max(len({run.seed for run in found}) for found in by_rate.values())
     means = {
         rate: statistics.fmean(run.score("dev", "loss") for run in found)
@@ -104,15 +113,15 @@ def _row(group: Any, method: str, density: float | None, runs: Sequence[Record])
         group,
         method,
         density if density is not None else parameters["trainable"] / parameters["total"],
-        len(by_rate),
+        len(tried),
         rate,
-        len(by_rate) > 1 and rate in (min(by_rate), max(by_rate)),
+        len(tried) > 1 and rate in (min(tried), max(tried)),
         most,
         means[rate],
         statistics.fmean(scores),
         statistics.stdev(scores) if len(scores) > 1 else None,
         statistics.fmean(gaps),
-        len(runs),
+        sum(map(len, by_rate.values())),
         {r: {run.seed: run.score("dev", "loss") for run in found} for r, found in by_rate.items()},
     )
 
@@ -220,6 +229,25 @@ def at_lora_count(rows: Sequence[Row]) -> list[str]:
             f"(standard error {100 * error:.1f})"
         )
     return ["Test score of LoRA less that of SpaRTA at as many scalars:", "", *lines]
+
+
+def patterns(rows: Sequence[Row]) -> list[str]:
+    """Test score and dev loss of rows and a block less those of single scalars at one density."""
+    lines = []
+    for row in rows:
+        if row.method not in ("sparta rows", "sparta block"):
+            continue
+        same = (row.group, "sparta", row.share)
+        scalars = next((r for r in rows if (r.group, r.method, r.share) == same), None)
+        if scalars is None or row.test_std is None or scalars.test_std is None:
+            continue
+        error = math.hypot(*(r.test_std / math.sqrt(r.seeds) for r in (row, scalars)))  # type: ignore[operator]
+        lines.append(
+            f"- {named(row.group)}, {100 * row.share:.3g} %, {row.method.split()[1]}: test "
+            f"{100 * (row.test - scalars.test):+.1f} (standard error {100 * error:.1f}), dev loss "
+            f"{row.dev_loss - scalars.dev_loss:+.4f}"
+        )
+    return ["Rows, or one block, less single scalars:", "", *lines]
 
 
 def groups_of(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:

@@ -569,9 +569,11 @@ def test_the_row_that_gave_a_value_is_named() -> None:
         ("method.density=0.05", (1e-4, 2.1e-5, 4.4e-6)),
         ("method.density=0.005", (2.2e-4, 4.4e-5, 9.4e-6)),
         ("method.density=0.0005", (3.9e-4, 1e-4, 2.8e-5)),
+        ("method.density=0.2", (5.7e-5, 1.2e-5, 2.6e-6)),  # times 4**-0.4 = 0.574
+        ("method.density=0.00025", (5.1e-4, 1.4e-4, 3.7e-5)),  # times 2**0.4 = 1.32
     ],
 )
-def test_a_model_without_presets_gets_a_rate_by_its_size(
+def test_a_model_without_presets_gets_a_rate_by_its_size_and_density(
     method: str, rates: tuple[float, ...], tmp_path: Path
 ) -> None:
     for (layers, width), rate in zip([(30, 576), (18, 2048), (32, 4096)], rates, strict=True):

@@ -66,7 +66,19 @@ def test_lora_is_compared_between_the_two_next_densities():
     ]
 
 
-@pytest.mark.parametrize("part", ["slopes", "best_densities", "at_lora_count"])
+def test_a_pattern_is_compared_with_single_scalars_of_its_density():
+    rows = [
+        row(0.01, 0.1, [0.5, 0.5], test=0.75, test_std=0.03),
+        row(0.02, 0.1, [0.4, 0.4], test=0.80, test_std=0.03),
+        row(0.01, 0.1, [0.6, 0.6], method="sparta block", test=0.70, test_std=0.04),
+    ]
+    # sqrt(0.03² / 2 + 0.04² / 2)
+    assert study.patterns(rows)[2:] == [
+        "- tiny, sst2, 250 examples, 1 %, block: test -5.0 (standard error 3.5), dev loss +0.1000"
+    ]
+
+
+@pytest.mark.parametrize("part", ["patterns", "slopes", "best_densities", "at_lora_count"])
 def test_too_few_rows_give_no_number(part):
     assert len(getattr(study, part)([row(0.01, 0.1, [0.5])])) == 2
 

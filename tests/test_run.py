@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -460,6 +461,32 @@ def test_without_the_first_evaluation_the_outcome_is_the_same(tmp_path: Path) ->
     assert advice(without["history"][:1] + losses(9.0), 1e-4) == ()
 
 
+def test_runs_of_one_process_have_the_scores_before_training_in_common(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any method's are any other's, bit for bit; a head that is drawn has its seed's own."""
+    original, evaluated = Training.evaluate, []
+
+    def seen(training: Training, data: Any, watch: Any = iter) -> dict[str, float]:
+        evaluated.append(training.progress.step)
+        return original(training, data, watch)
+
+    monkeypatch.setattr(Training, "evaluate", seen)
+    assets, first, before = AssetCache(), [], []
+    for method, seed in (("full_ft", 0), ("sparta", 0), ("lora", 0), ("lora", 1)):
+        evaluated.clear()
+        config = quick(tmp_path, f"method={method}", f"seed={seed}", "model.kind=base")
+        history = run(config, assets)[0]["history"]
+        first.append({key: value for key, value in history[0].items() if key.startswith("dev_")})
+        before.append(evaluated.count(0))
+        assert history[0]["step"] == 0
+    assert before == [1, 0, 0, 1]
+    assert first[0] == first[1] == first[2] != first[3]
+    shutil.rmtree(tmp_path / "results")
+    alone = run(quick(tmp_path, "method=lora", "model.kind=base"))[0]["history"][0]
+    assert first[2].items() <= alone.items()
+
+
 def test_fewer_tokens_at_once_give_the_same_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -472,7 +499,7 @@ def test_fewer_tokens_at_once_give_the_same_scores(
 
     monkeypatch.setattr(evaluation, "evaluation_batches", seen)
     record, _, _ = run(quick(tmp_path, "method=full_ft"))
-    assert len(sizes) == 5 and max(sizes) > 200  # dev before, within and after training, and test
+    assert len(sizes) == 4 and max(sizes) > 200  # dev before training and twice within it, and test
     sizes.clear()
     same, _, _ = run(quick(tmp_path, "method=full_ft", "train.eval_tokens=200"))
     assert len(sizes) > 10 and max(sizes) <= 200 and same["run_id"] != record["run_id"]

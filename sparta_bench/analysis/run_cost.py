@@ -75,18 +75,17 @@ def cost_of(config: Config, shapes: Shapes, data: Lengths, device: str | None) -
         return forward.times(math.ceil(examples / at_once))
 
     plan = plan_steps(data.train, train)
-    seconds = evaluation(data.dev + data.test)
     trains = method.name != "head"
     if not trains and not draws_dropout(train, method):  # features once, then next to nothing
-        return Cost(step, whole, once, seconds.plus(evaluation(data.train)))
+        return Cost(step, whole, once, evaluation(data.train + data.dev + data.test))
     counts = count_parameters(shapes, len(config.task.labels), method)
     layers = shape.layers * parts
     one = seconds_of(device, step, layers, is_step=trains, threads=threads)
     dtype = config.dtypes(kind)["trained"]
     one = one.plus(update_seconds(device, counts.trainable, dtype))
-    evaluations = math.ceil(plan.steps / plan.eval_every)
-    seconds = seconds.plus(one.times(plan.steps)).plus(evaluation(data.dev).times(evaluations))
-    return Cost(step, whole, once, seconds)
+    evaluations = math.ceil(plan.steps / plan.eval_every) + train.eval_first
+    evaluated = evaluation(data.test).plus(evaluation(data.dev).times(evaluations))
+    return Cost(step, whole, once, evaluated.plus(one.times(plan.steps)))
 
 
 def time_key(config: Config) -> str:

@@ -45,7 +45,8 @@ def from_dict(composed: Mapping[str, Any]) -> Config:
         raw["train"] = train
         if isinstance(rule := train.get("learning_rate"), RateRule):
             try:
-                train["learning_rate"] = rule.rate(size_of(model) or 1e9)
+                size, density = size_of(model) or 1e9, raw["method"].get("density")
+                train["learning_rate"] = rule.rate(size, density)
             except InputError as error:
                 unknown_rate["train.learning_rate"] = error.lines[0]
     faults |= _rule_faults(raw) | unknown_rate

@@ -18,20 +18,26 @@ from sparta_bench.errors import InputError
 from sparta_bench.files import json_of
 
 OTHER = "other"
-RULE = re.compile(r"(\S+) \* \(1e9/size\)\*\*(\S+)")
+RULE = re.compile(r"(\S+) \* \(1e9/size\)\*\*(\S+)(?: \* \((\S+)/density\)\*\*(\S+))?")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTHS = ("hidden_size", "n_embd", "d_model")
 
 
 class RateRule(NamedTuple):
-    """A rate that falls with a power of the model's size, as a cell of the presets writes it."""
+    """A rate that falls with powers of the model's size and of SpaRTA's density, as a cell of the
+    presets writes it."""
 
     at_1e9: float
     power: float
+    at_density: float = 1.0
+    density_power: float = 0.0
 
-    def rate(self, size: float) -> float:
+    def rate(self, size: float, density: float | None) -> float:
         """Return the rate, to two digits."""
-        return float(f"{self.at_1e9 * (1e9 / size) ** self.power:.1e}")
+        rate = self.at_1e9 * (1e9 / size) ** self.power
+        if density is not None:
+            rate *= (self.at_density / density) ** self.density_power
+        return float(f"{rate:.1e}")
 
 
 class Preset(NamedTuple):
@@ -86,7 +92,7 @@ def _value(cell: str) -> float | str | RateRule:
         return float(cell)
     except ValueError:
         match = RULE.fullmatch(cell)
-        return RateRule(float(match[1]), float(match[2])) if match else cell
+        return RateRule(*(float(part) for part in match.groups() if part)) if match else cell
 
 
 def preset_of(method: str, model: Any, task: Any, density: float | None) -> Preset | None:
@@ -125,12 +131,17 @@ def guessed_rate(config: Config) -> float | None:
         size = size_of(plain(config.model))
     except InputError:  # then it was given
         return None
-    return rate if size is not None and rule.rate(size) == rate else None
+    guess = None if size is None else rule.rate(size, _density_of(config))
+    return rate if guess == rate else None
 
 
 def _row_of(config: Config) -> Preset | None:
-    density = config.method.density if isinstance(config.method, SpartaConfig) else None
-    return preset_of(config.method.name, config.model.name, config.task.name, density)
+    model, task = config.model.name, config.task.name
+    return preset_of(config.method.name, model, task, _density_of(config))
+
+
+def _density_of(config: Config) -> float | None:
+    return config.method.density if isinstance(config.method, SpartaConfig) else None
 
 
 def size_of(model: Mapping[str, Any]) -> int | None:

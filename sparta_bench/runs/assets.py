@@ -38,6 +38,7 @@ class AssetCache:
     """
 
     def __init__(self) -> None:
+        self.untrained: dict[Hashable, dict[str, float]] = {}  # dev scores before the first step
         self._last: dict[str, tuple[Hashable, Any]] = {}  # by kind: the key and the asset
         self._facts: dict[Hashable, Any] = {}  # or the error instead
         self._backbone: Hashable = None  # the key of the one that a run needs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,13 @@ def _stopped(findings: Findings, reason: str, rival: str | None) -> RunResult:
     trained = [entry for entry in findings.history if entry["step"] > 0]
     if trained:
         best = min(trained, key=lambda entry: entry["dev_loss"])
-        findings.dev = {metric: best[f"dev_{metric}"] for metric in METRICS}
+        findings.dev = _dev_scores(best)
     return RunResult(findings, "stopped", rival=rival, reason=reason)
+
+
+def _dev_scores(entry: Mapping[str, Any]) -> dict[str, float]:
+    """What an entry of the history says of dev."""
+    return {metric: entry[f"dev_{metric}"] for metric in METRICS}
 
 
 def _make(spec: RunSpec, assets: AssetCache, findings: Findings, track: Track) -> None:
@@ -160,7 +165,11 @@ def _make(spec: RunSpec, assets: AssetCache, findings: Findings, track: Track) -
     # what it had until it is done, and a whole model's weights are merged, which may round
     early = config.save == "adapter" and not config.force
     before_test = save_it if early else None
-    _train(spec, classifier, trained, data, facts, findings, before_test, track)
+    untrained = _untrained_key(spec, once, trained.only_head)
+    known = assets.untrained.get(untrained)
+    _train(spec, classifier, trained, data, facts, findings, before_test, track, known)
+    if findings.history[0]["step"] == 0:
+        assets.untrained[untrained] = _dev_scores(findings.history[0])
     if not early:
         save_it()
     assets.give_back(classifier, trained, config)
@@ -183,6 +192,17 @@ def _tokens_once(spec: RunSpec, classifier: Classifier, data: EncodedSplits) -> 
     return once
 
 
+def _untrained_key(spec: RunSpec, once: TokensOnce | None, only_head: bool) -> Hashable:
+    """What decides the dev scores before the first step. No method changes anything until then, so
+    that the runs of a grid have them in common, but for heads that are drawn from the seed; a head
+    on features of its own adds up in another order."""
+    config = spec.config
+    drawn = config.model.kind == "base" or config.task.separator == "sep_token"
+    size = evaluation_size(config.train, spec.accelerator.device.type)
+    data = config.model, config.task, config.limit, spec.precision, size, only_head
+    return (*data, once and (once.prefix_tokens, once.last_layer), config.seed if drawn else None)
+
+
 def _train(
     spec: RunSpec,
     classifier: Classifier,
@@ -192,6 +212,7 @@ def _train(
     findings: Findings,
     before_test: Callable[[], None] | None,
     track: Track,
+    untrained: Mapping[str, float] | None,
 ) -> None:
     """Train and score; a head alone on features where these are the same in every epoch."""
     config, accelerator = spec.config, spec.accelerator
@@ -209,13 +230,16 @@ def _train(
     if config.force:
         checkpoint.path.unlink(missing_ok=True)
     training = Training(
-        accelerator, model, trained, train, dev, config.train, config.seed, checkpoint, track
-    )
+        accelerator, model, trained, train, dev, config.train, config.seed, checkpoint,
+        untrained, track,
+    )  # fmt: skip
     lost = None
     try:
         with ProgressReporter(training.plan.steps, accelerator.is_main_process) as reporter:
-            training.train(reporter, why_hopeless=_why_hopeless(spec))
-            findings.dev = training.evaluate(dev, reporter.evaluating("dev"))
+            progress = training.train(reporter, why_hopeless=_why_hopeless(spec))
+            # of the state that was restored: it was evaluated when it was reached
+            by_step = {entry["step"]: entry for entry in progress.history}
+            findings.dev = _dev_scores(by_step[progress.best_step])
             unsaved = _fault_of(before_test)
             findings.test = training.evaluate(test, reporter.evaluating("test"))
             track(training.progress.step, final_values(findings.dev, findings.test))

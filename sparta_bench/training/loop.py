@@ -82,6 +82,8 @@ class Training:
     settings: TrainConfig
     seed: int
     checkpoint: ckpt.Checkpoint | None = None
+    # dev scores before the first step, where another run of the same state has found them
+    untrained: Mapping[str, float] | None = None
     # gets what a tracker shows of a step, under the names of the history and `batch_loss`
     track: Track = untracked
 
@@ -117,7 +119,7 @@ class Training:
             If `why_hopeless` says so. Where checkpoints are on there is one of this step.
         """
         if not self._resume(reporter) and self.settings.eval_first:
-            self._evaluate_dev(reporter)
+            self._evaluate_dev(reporter, self.untrained)
         progress = self.progress
         looked_at = time.perf_counter()
         pending: list[tuple[int, Tensor, int]] = []
@@ -295,11 +297,13 @@ class Training:
         return why_not_finite(self.classifier)
 
     # -------------------------------------------------------------------- evaluation
-    def _evaluate_dev(self, reporter: ProgressReporter) -> None:
-        """Append the dev scores to the history; keep the state if its loss is the lowest. The
-        untrained state has scores, but is never the result."""
+    def _evaluate_dev(
+        self, reporter: ProgressReporter, known: Mapping[str, float] | None = None
+    ) -> None:
+        """Append the dev scores to the history, those that are known or new ones; keep the state
+        if its loss is the lowest. The untrained state has scores, but is never the result."""
         progress, settings = self.progress, self.settings
-        scores = self.evaluate(self.dev_set, reporter.evaluating("dev"))
+        scores = known or self.evaluate(self.dev_set, reporter.evaluating("dev"))
         if not math.isfinite(scores["loss"]):
             cause = self._cause(progress.step, self._last_rate())
             kind = DivergedError if progress.step > 1 else TrainingError
