@@ -175,6 +175,8 @@ def test_a_base_is_never_read_from_where_an_adapter_says(
     copied: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     """Its files would load: only that the adapter names them is refused."""
+    # what other tests trained on a base in a folder, this machine remembers
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no-cache"))
     monkeypatch.chdir(tmp_path)
     shutil.copytree(TINY, tmp_path / "out")
     (tmp_path / "in").mkdir()
