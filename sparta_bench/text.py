@@ -33,6 +33,11 @@ def spread_text(mean: float, std: float | None, digits: int) -> str:
     return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
 
 
+def method_text(method: str, density: float | None) -> str:
+    """`sparta 5 %`, or the method alone."""
+    return method if density is None else f"{method} {100 * density:.3g} %"
+
+
 def signed(value: float, digits: int = 1) -> str:
     """`+0.12`; zero without a sign."""
     text = f"{value:+.{digits}f}"

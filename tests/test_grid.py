@@ -98,11 +98,9 @@ def test_shared_composing_gives_what_hydra_gives() -> None:
         ["+task.hub={path:a,name:b,revision:c}", "task=tiny-rte"],
     ]
 
-    def by_hydra(job: list[str]) -> Any:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return from_dict(to_plain(hydra_compose("config", job)))
-
-    assert compose_all(jobs) == [by_hydra(job) for job in jobs]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        by_hydra = [from_dict(to_plain(hydra_compose("config", job))) for job in jobs]
+    assert compose_all(jobs) == by_hydra
 
 
 def test_a_key_that_only_a_swept_method_has() -> None:
@@ -115,7 +113,7 @@ def test_a_key_that_only_a_swept_method_has() -> None:
 
 def test_a_fault_of_many_jobs_is_told_once() -> None:
     with pytest.raises(InputError) as caught:
-        compose_all([["seed=-1", f"train.batch_size={n}"] for n in range(1, 1000)])
+        compose_all([["seed=-1", f"train.batch_size={n}"] for n in range(1, 100)])
     assert caught.value.lines == ("seed=-1: must be a whole number from 0 to 2^63 - 1",)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,6 +40,7 @@ def slow(*values: Any) -> Any:
 @pytest.fixture(autouse=True, scope="module")
 def compose_once(composed_once: Any) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "unfreeze", lambda: None)  # what the imports have made stays frozen
         for module in (memory_command, setting_module):
             patch.setattr(module, "compose", composed_once)
         yield

@@ -423,6 +423,7 @@ def test_records_that_say_little_are_shown_as_far_as_they_go(tmp_path: Path) -> 
     empty["parameters"] = {"total": 10, "trainable": "7"}
     odd = [{"step": "x"}, 7, {"step": 1, "dev_loss": float("inf")}, {"step": 2, "dev_loss": 1e38}]
     odd += [{"step": True, "dev_loss": 0.5}, {"step": 3, "dev_loss": 0.5}]
+    odd += [{"step": 10**400, "dev_loss": 0.5}]
     records = [empty, run("head") | {"history": odd}, run("head", seed=1) | {"history": "none"}]
     records += [run("full_ft") | {"training": {"seconds": float("nan"), "best_step": [3]}}]
     records += [failed() | {"error": None, "training": None, "history": None}]

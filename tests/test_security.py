@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from forged_records import forge, write
 from fuzzing import TINY, Told, command
+from quick import FEW_ROWS
 from safetensors.torch import load_file
 
 import sparta_bench.runs.experiment as experiment
@@ -35,6 +36,7 @@ from sparta_bench.tables.table import Heading, Table, as_csv
 PACKAGE = Path(experiment.__file__).parents[1]
 UP = ("../out", "..", "/etc/passwd", "a/../../b", "C:\\x", "x\0y", "\ud800", ".", "", "~root")
 SECRET = "hf_canaryABCDEFGHIJKLMNOP"
+QUICK = ["train.max_steps=1", "train.eval_every=1", *FEW_ROWS]
 
 
 def refused(told: Told, *parts: str) -> None:
@@ -359,8 +361,7 @@ def test_neither_records_nor_logs_hold_what_the_environment_does(
     for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD", "WANDB_API_KEY", "UNRELATED"):
         monkeypatch.setenv(name, f"{SECRET}{name}")
     places = [f"results_dir={tmp_path}/results", f"cache_dir={tmp_path}/cache"]
-    quick = ["train.max_steps=1", "train.eval_every=1", "task.max_train_examples=50"]
-    told = command([*places, *quick])
+    told = command([*places, *QUICK])
     assert told.code == 0
     files = tree(tmp_path)
     assert any(path.endswith("result.json") for path in files)
@@ -378,7 +379,7 @@ def test_a_secret_in_a_librarys_error_is_taken_out(
 
     monkeypatch.setattr(experiment, "prepare", fails)
     places = [f"results_dir={tmp_path}/results", f"cache_dir={tmp_path}/cache"]
-    told = command(places)
+    told = command([*places, *QUICK])
     assert told.code == 1
     said = "GET https://hub.example/x: Bearer <HF_TOKEN>"
     (path,) = tmp_path.rglob("result.json")
@@ -534,7 +535,7 @@ def test_temporary_names_cannot_be_foreseen(tmp_path: Path) -> None:
 
 
 def test_sweeping_up_follows_no_link(tmp_path: Path, tiny_config: Any) -> None:
-    config = tiny_config("train.max_steps=1", "train.eval_every=1", "task.max_train_examples=50")
+    config = tiny_config(*QUICK)
     _, path, _ = run(config)
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -551,9 +552,8 @@ def test_what_is_saved_names_no_folder_of_this_machine(
 ) -> None:
     base = tmp_path / "base"
     shutil.copytree(TINY, base)
-    quick = ["train.max_steps=1", "train.eval_every=1", "task.max_train_examples=50"]
     places = [f"results_dir={tmp_path}/results", f"cache_dir={tmp_path}/cache"]
-    record, path, _ = run(compose([*quick, *places, "model=local", f"model.path={base}"]))
+    record, path, _ = run(compose([*QUICK, *places, "model=local", f"model.path={base}"]))
     assert record["status"] == "completed"
     for file in path.parent.rglob("*.json"):
         assert str(tmp_path) not in file.read_text(), file

@@ -153,8 +153,8 @@ def test_five_percent_of_mistral_in_seconds_and_without_a_dense_temporary() -> N
     # the pieces, and all of them as one tensor; and a piece's temporaries
     assert peak < 2 * 4 * chosen + 4e6 < largest / 2
     started = time.perf_counter()
-    total = sum(len(sample_indices(sizes[name], 0.05, 0, name)) for name in list(chances)[:72])
+    total = sum(len(sample_indices(sizes[name], 0.05, 0, name)) for name in list(chances)[:18])
     seconds = time.perf_counter() - started
-    share = sum(sizes[name] for name in list(chances)[:72])
+    share = sum(sizes[name] for name in list(chances)[:18])
     assert abs(total - 0.05 * share) < 5 * (share * 0.05 * 0.95) ** 0.5
-    assert seconds < 20  # a quarter of the model; it takes less than one on a calm machine
+    assert seconds < 5  # two layers of 32, which take a quarter of a second on a calm machine

@@ -31,8 +31,8 @@ from sparta_bench.models.tensor_memory import TensorMemory
 from sparta_bench.training import loop
 from sparta_bench.training import progress as progress_module
 from sparta_bench.training.checkpoint import Checkpoint
+from sparta_bench.training.evaluation import score
 from sparta_bench.training.loop import Training, never_trained
-from sparta_bench.training.metrics import score
 from sparta_bench.training.optimizer import StochasticAdamW, learning_rate_at, store_rounded
 from sparta_bench.training.progress import ProgressReporter, watched
 from sparta_bench.training.steps import plan_steps

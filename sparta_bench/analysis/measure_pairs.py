@@ -40,6 +40,7 @@ from sparta_bench.records.record import MERGE, MERGE_SCHEMA, PROTOCOL, SAVED, Re
 from sparta_bench.records.write import environment, now
 from sparta_bench.tables.protocol import TASKS
 from sparta_bench.tables.select import select
+from sparta_bench.text import method_text
 
 SCORES_AGREE = 1e-3  # nats: how near a run's recorded loss must be, whatever the device
 
@@ -58,9 +59,9 @@ class Pair:
     @property
     def name(self) -> str:
         first, second = self.one, self.other
-        density = "" if first.cell.density is None else f" {100 * first.cell.density:.3g} %"
+        method = method_text(first.cell.method, first.cell.density)
         return (
-            f"{first.cell.model} {first.cell.method}{density}: {first.cell.task} (seed "
+            f"{first.cell.model} {method}: {first.cell.task} (seed "
             f"{first.seed}) and {second.cell.task} (seed {second.seed})"
         )
 

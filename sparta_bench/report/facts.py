@@ -3,7 +3,6 @@ cards: of each table scores beside the paper's, a verdict, and what is missing."
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparta_bench.config.rules import is_number
 from sparta_bench.paper import number_of
 from sparta_bench.records.record import Cell, Excluded, Record
 from sparta_bench.tables.build import beside_paper
@@ -44,9 +44,7 @@ Names = tuple[tuple[str, str], ...]  # of rows, with their tones
 # ------------------------------------------------------------------------------- of a record
 def number(value: Any) -> float | None:
     """A finite number as a float, or None: records may hold anything."""
-    if type(value) not in (int, float) or not math.isfinite(value):
-        return None
-    return float(value)
+    return float(value) if is_number(value) else None
 
 
 def training_value(record: Record, key: str) -> float | None:

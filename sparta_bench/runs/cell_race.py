@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparta_bench.analysis.run_cost import race_share
+from sparta_bench.config.rules import is_number
 from sparta_bench.config.schema import Config, SpartaConfig, TrainConfig, plain
 from sparta_bench.errors import InputError
 from sparta_bench.records.read import read_records, settings_text
@@ -41,7 +42,7 @@ class CellRace:
         """A number's own value; of names, the place in the order in which they were given."""
         values = [getattr(one.train, axis) for one in self.runs.values()]
         value = getattr(config.train, axis)
-        return value if all(map(_is_number, values)) else values.index(value)
+        return value if all(map(is_number, values)) else values.index(value)
 
     def share(self) -> float:
         """About which share of its runs the race will make."""
@@ -192,12 +193,8 @@ def _text(config: Config, axis: str) -> str:
     return str(getattr(config.train, axis))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _apart(axis: str, value: float, other: Any) -> float:
     """How far a value on an axis is from a neighbour's; a rate by its ratio."""
-    if not _is_number(other):
+    if not is_number(other):
         return 0.0
     return abs(math.log(value / other)) if axis == "learning_rate" else abs(value - other)

@@ -30,6 +30,7 @@ from sparta_bench.records.write import (
 from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.lock import CHECKPOINT, agreed, run_lock
 from sparta_bench.runs.race import share_done
+from sparta_bench.text import method_text
 
 MOVED = 0.02  # nats that the dev loss rises where the rate is too high, not too low
 MOST_PROCESSES = 64  # of one run, whose checkpoints are looked for
@@ -145,11 +146,9 @@ def stamp_of(folder: Path) -> tuple[int, ...]:
 
 def name_of(config: Config) -> str:
     """Which run it is, in a few words."""
-    density = density_of(config)
-    share = "" if density is None else f" {100 * density:.3g} %"
-    train = config.train
+    method, train = method_text(config.method.name, density_of(config)), config.train
     return (
-        f"{config.task.name} {config.model.name} {config.method.name}{share}, "
+        f"{config.task.name} {config.model.name} {method}, "
         f"rate {train.learning_rate:g}, batch {train.batch_size}, seed {config.seed}"
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from sparta_bench.records.read import saved_by
 from sparta_bench.records.record import DEFAULT, Cell, Record
 from sparta_bench.runs.outcome import Score
-from sparta_bench.text import as_duration, padded, shortened, spread_text
+from sparta_bench.text import as_duration, method_text, padded, shortened, spread_text
 
 WIDTH = 80  # that every terminal has
 LONGEST_NAME = 18  # of a model in a table
@@ -25,7 +25,7 @@ def run_text(record: Record, overrides: Sequence[str], was_there: bool) -> str:
     seconds = training["seconds"], training["evaluation_seconds"]
     trained, evaluated = (as_duration(part, 1) for part in seconds)
     rows = [
-        ("method", _method(record.cell)),
+        ("method", method_text(record.cell.method, record.cell.density)),
         ("trained", f"{trainable:,} of {total:,} scalars ({trainable / total:.3%})"),
         *((split, _scores(raw[split])) for split in ("dev", "test")),
         ("time", f"{trained} of training, {evaluated} of evaluation"),
@@ -40,10 +40,6 @@ def run_text(record: Record, overrides: Sequence[str], was_there: bool) -> str:
 
 def _scores(split: Mapping[str, float]) -> str:
     return f"loss {split['loss']:.4f}  accuracy {split['accuracy']:7.2%}  mcc {split['mcc']:6.3f}"
-
-
-def _method(cell: Cell) -> str:
-    return cell.method if cell.density is None else f"{cell.method} {100 * cell.density:.3g} %"
 
 
 def _next_commands(record: Record, overrides: Sequence[str]) -> list[str]:
@@ -92,8 +88,9 @@ def grid_text(scores: Iterable[Score]) -> str:
         best = min(settings.values(), key=lambda runs: (-len(runs), _mean_dev_loss(runs)))
         accuracies = [100 * run.test_accuracy for run in best]
         std = statistics.stdev(accuracies) if len(best) > 1 else None
+        method = method_text(cell.method, cell.density)
         rows.append((
-            cell.task, shortened(cell.model, LONGEST_NAME), _method(cell), str(len(settings)),
+            cell.task, shortened(cell.model, LONGEST_NAME), method, str(len(settings)),
             str(len(best)), f"{_mean_dev_loss(best):.4f}",
             spread_text(statistics.fmean(accuracies), std, 1),
         ))  # fmt: skip

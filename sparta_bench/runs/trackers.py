@@ -21,6 +21,7 @@ from sparta_bench.records.read import MISSHAPEN
 from sparta_bench.records.record import INCOMPLETE, METRICS, Record
 from sparta_bench.records.write import Findings, RunResult, RunSpec, as_record
 from sparta_bench.runs.lock import agreed
+from sparta_bench.text import method_text
 from sparta_bench.training.loop import Track, untracked
 
 Steps = Sequence[tuple[int, Mapping[str, Any]]]
@@ -190,8 +191,8 @@ def _shown(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _cell(record: Mapping[str, Any]) -> str:
-    density = "" if record["density"] is None else f" {100 * record['density']:.3g} %"
-    return f"{record['task']} {record['model']} {record['method']}{density}"
+    method = method_text(record["method"], record["density"])
+    return f"{record['task']} {record['model']} {method}"
 
 
 def _title(record: Mapping[str, Any]) -> str:
