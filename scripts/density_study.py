@@ -27,6 +27,7 @@ from sparta_bench.files import whole_file
 from sparta_bench.records.read import read_records
 from sparta_bench.records.record import Record
 
+BY_PATTERN = "sparta by "  # what precedes the pattern in a cell's method
 Losses = dict[float, dict[int, float]]  # dev loss by rate and seed
 
 
@@ -71,14 +72,12 @@ def main() -> None:
 
 
 def rows_of(records: Sequence[Record]) -> list[Row]:
-    """One row for each model, task, number of examples, method, pattern and density. A stopped run
-    says only that its rate was tried."""
+    """One row for each model, task, number of examples, method and density. A stopped run says only
+    that its rate was tried."""
     lines: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
         examples = record.raw["data"]["train"]
         _, _, method, density = record.cell
-        pattern = record.raw["config"]["method"].get("pattern", "scalars")
-        method += "" if pattern == "scalars" else f" {pattern}"
         group = (record.cell.model, record.cell.task, examples)
         lines[group, method, density].append(record)
     return sorted(
@@ -186,25 +185,40 @@ def _fit(points: Sequence[tuple[float, float]], groups: int) -> str:
     )
 
 
+class Best(NamedTuple):
+    """The share with the lowest mean dev loss, and 95 % of its range over draws of seeds."""
+
+    share: float
+    low: float
+    high: float
+    seeds: int
+
+
+def best_density(rows: Sequence[Row]) -> Best | None:
+    """Of SpaRTA's rows of one group: all draws of seeds with replacement are gone through. None of
+    less than three rows or two seeds."""
+    losses = {row.share: row.losses[row.rate] for row in rows}
+    seeds = sorted(set.intersection(*map(set, losses.values())))
+    if len(rows) < 3 or len(seeds) < 2:
+        return None
+    best = []
+    for drawn in product(seeds, repeat=len(seeds)):
+        means = {s: math.fsum(of_seed[k] for k in drawn) for s, of_seed in losses.items()}
+        best.append(min(means, key=lambda share: means[share]))
+    best.sort()
+    low, high = best[int(0.025 * len(best))], best[int(0.975 * len(best))]
+    return Best(statistics.median_low(best), low, high, len(seeds))
+
+
 def best_densities(rows: Sequence[Row]) -> list[str]:
-    """The share with the lowest mean dev loss, and the range that it has over draws of seeds: all
-    draws with replacement are gone through."""
+    """`best_density` of each group."""
     lines = []
     for group, found in groups_of(rows):
-        losses = {row.share: row.losses[row.rate] for row in found}
-        seeds = sorted(set.intersection(*map(set, losses.values())))
-        if len(found) < 3 or len(seeds) < 2:
-            continue
-        best = []
-        for drawn in product(seeds, repeat=len(seeds)):
-            means = {s: math.fsum(of_seed[k] for k in drawn) for s, of_seed in losses.items()}
-            best.append(min(means, key=lambda share: means[share]))
-        best.sort()
-        low, high = best[int(0.025 * len(best))], best[int(0.975 * len(best))]
-        lines.append(
-            f"- {group}: {100 * statistics.median_low(best):.3g} % "
-            f"({100 * low:.3g} to {100 * high:.3g} %, {len(seeds)} seeds)"
-        )
+        if (best := best_density(found)) is not None:
+            lines.append(
+                f"- {group}: {100 * best.share:.3g} % ({100 * best.low:.3g} to "
+                f"{100 * best.high:.3g} %, {best.seeds} seeds)"
+            )
     return ["Density with the lowest dev loss:", "", *lines]
 
 
@@ -235,15 +249,16 @@ def patterns(rows: Sequence[Row]) -> list[str]:
     """Test score and dev loss of rows and a block less those of single scalars at one density."""
     lines = []
     for row in rows:
-        if row.method not in ("sparta rows", "sparta block"):
+        if not row.method.startswith(BY_PATTERN):
             continue
         same = (row.group, "sparta", row.share)
         scalars = next((r for r in rows if (r.group, r.method, r.share) == same), None)
         if scalars is None or row.test_std is None or scalars.test_std is None:
             continue
-        error = math.hypot(*(r.test_std / math.sqrt(r.seeds) for r in (row, scalars)))  # type: ignore[operator]
+        error = math.hypot(row.test_std, scalars.test_std) / math.sqrt(row.seeds)
+        pattern = row.method.removeprefix(BY_PATTERN)
         lines.append(
-            f"- {named(row.group)}, {100 * row.share:.3g} %, {row.method.split()[1]}: test "
+            f"- {named(row.group)}, {100 * row.share:.3g} %, {pattern}: test "
             f"{100 * (row.test - scalars.test):+.1f} (standard error {100 * error:.1f}), dev loss "
             f"{row.dev_loss - scalars.dev_loss:+.4f}"
         )
@@ -268,36 +283,45 @@ def share(row: Row) -> float:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """A panel a model and task: test score over density, a line for each number of examples."""
+    """A column a model and task, a colour each number of examples: test score, best rate and gap
+    over density, and the best density over the number of examples."""
     import matplotlib.pyplot as plt
 
-    panels: dict[tuple[str, str], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    columns: dict[tuple[str, str], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        panels[row.group[:2]][row.group[2]].append(row)
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False)
-    for axis, (name, by_size) in zip(axes[0], panels.items(), strict=True):
+        columns[row.group[:2]][row.group[2]].append(row)
+    figure, axes = plt.subplots(4, len(columns), figsize=(5 * len(columns), 12), squeeze=False)
+    for column, ((model, task), by_size) in enumerate(columns.items()):
+        scores, rates, gaps, best = axes[:, column]
         for number, (size, found) in enumerate(sorted(by_size.items())):
-            sparta = [row for row in found if row.method == "sparta"]
-            look = {"color": f"C{number}", "marker": "o", "capsize": 2, "label": f"{size:,}"}
-            axis.errorbar(
-                [100 * row.share for row in sparta],
-                [100 * row.test for row in sparta],
-                [100 * (row.test_std or 0) for row in sparta],
-                **look,
-            )
+            sparta = sorted((row for row in found if row.method == "sparta"), key=share)
+            shares, color = [100 * row.share for row in sparta], f"C{number}"
+            line: dict[str, Any] = {"color": color, "marker": "o", "label": f"{size:,}"}
+            means = [100 * row.test for row in sparta]
+            spread = [100 * (row.test_std or 0) for row in sparta]
+            scores.errorbar(shares, means, spread, capsize=2, **line)
+            rates.plot(shares, [row.rate for row in sparta], **line)
+            gaps.plot(shares, [row.gap for row in sparta], **line)
             for row in found:
-                if row.method == "full_ft":
-                    axis.plot(100, 100 * row.test, "^", color=f"C{number}")
-                if row.method == "lora":
-                    axis.plot(100 * row.share, 100 * row.test, "s", mfc="none", color=f"C{number}")
-        axis.set_xscale("log")
-        axis.set_xlabel("scalars trained, % (▲ full fine-tuning, □ LoRA)")
-        axis.set_ylabel("test score, %")
-        axis.set_title(f"{name[1]}, {name[0]}", fontsize=10)
-        axis.legend(title="examples", fontsize=8)
+                look = {"full_ft": ("^", color), "lora": ("s", "none")}.get(row.method)
+                if look is not None:
+                    marker: dict[str, Any] = {"marker": look[0], "mfc": look[1], "color": color}
+                    scores.plot(100 * row.share, 100 * row.test, **marker)
+                    rates.plot(100 * row.share, row.rate, **marker)
+                    gaps.plot(100 * row.share, row.gap, **marker)
+            if (b := best_density(sparta)) is not None:
+                reach = [[100 * (b.share - b.low)], [100 * (b.high - b.share)]]
+                best.errorbar([size], [100 * b.share], reach, color=color, marker="o", capsize=4)
+        scores.set_title(f"{task}, {model}", fontsize=10)
+        names = ("test score, %", "best rate", "dev less train loss, nats")
+        for axis, name in zip((scores, rates, gaps), names, strict=True):
+            axis.set(xscale="log", ylabel=name, xlabel="scalars trained, % (▲ full, □ LoRA)")
+        rates.set_yscale("log")
+        best.set(xscale="log", yscale="log", xlabel="training examples", ylabel="best density, %")
+        scores.legend(title="examples", fontsize=8)
     figure.tight_layout()
     with whole_file(path) as made:
-        figure.savefig(made, format="png", dpi=150)
+        figure.savefig(made, format="png", dpi=110)
 
 
 if __name__ == "__main__":

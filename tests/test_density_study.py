@@ -70,7 +70,7 @@ def test_a_pattern_is_compared_with_single_scalars_of_its_density():
     rows = [
         row(0.01, 0.1, [0.5, 0.5], test=0.75, test_std=0.03),
         row(0.02, 0.1, [0.4, 0.4], test=0.80, test_std=0.03),
-        row(0.01, 0.1, [0.6, 0.6], method="sparta block", test=0.70, test_std=0.04),
+        row(0.01, 0.1, [0.6, 0.6], method="sparta by block", test=0.70, test_std=0.04),
     ]
     # sqrt(0.03² / 2 + 0.04² / 2)
     assert study.patterns(rows)[2:] == [
