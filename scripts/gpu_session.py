@@ -170,10 +170,33 @@ def correct(task: Task) -> None:
                 row = {"layer": f"{outs} × {ins}", "density": density, "dtype": name}
                 row |= {"entries": len(indices), "gradient_error": error, "merge_equal": merged}
                 task.findings.add("kernels", row)
+    for scalars in (5000,) if task.toy else (131_072_001, (1 << 32) + 5000):
+        equal = _adamw_is_equal(task, scalars)
+        wrong += not equal
+        task.findings.add("AdamW", {"scalars": scalars, "equal": equal})
     task.findings.note(kernels_wrong=wrong)
     failed = _cuda_tests(task)
     if wrong or failed:
         raise AssertionError(f"{wrong} kernel results and {failed} tests are wrong")
+
+
+def _adamw_is_equal(task: Task, scalars: int) -> bool:
+    """Whether its kernel gives so many scalars, or the last of them, what plain torch gives."""
+    import torch
+
+    from sparta_bench.sparta import adamw, kernels
+
+    draw = torch.Generator(task.device).manual_seed(0)
+    tensors = [
+        torch.empty(scalars, dtype=torch.bfloat16, device=task.device).uniform_(generator=draw)
+        for _ in range(4)
+    ]
+    step = adamw.step_of(1e-2, (0.9, 0.99), 1e-8, 0.1, 3, adamw.key_of(0, 0, 0, 3))
+    tails = [tensor[-(1 << 28) :] for tensor in tensors]
+    expected = [tail.clone() for tail in tails]
+    kernels.adamw(step, *tensors)
+    adamw.update(step, *expected, first=scalars - len(tails[0]))
+    return all(torch.equal(one, other) for one, other in zip(tails, expected, strict=True))
 
 
 def _cuda_tests(task: Task) -> int:

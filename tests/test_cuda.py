@@ -10,11 +10,14 @@ import pytest
 import torch
 from quick import QUICK_RUN
 from small_models import batch, classifier, same_values, values_of
+from test_adamw import bfloat16_values
+from test_launches import Launches
 
 from sparta_bench.runs.run import run
 from sparta_bench.sparta import SpartaAdapter
 from sparta_bench.sparta.merge import rounded_sum
 from sparta_bench.training import loop
+from sparta_bench.training.optimizer import StochasticAdamW
 
 pytestmark = [
     pytest.mark.cuda,
@@ -156,3 +159,27 @@ def test_a_lack_of_memory_is_a_failed_run_with_advice(tiny_config: MakeConfig) -
     assert record["status"] == "failed"
     assert record["error"]["message"].startswith("out of memory with train.batch_size=2000 in 1 ")
     assert "train.accumulation_steps" in record["error"]["message"]
+
+
+def test_stochastic_adamw_is_one_kernel_a_tensor_and_gives_the_values_of_a_cpu() -> None:
+    """Bit for bit; of torch it calls what counts steps, on the CPU, and nothing else."""
+    shapes = ((3, 1000), (7,), (1 << 20,))
+    values = {"cpu": bfloat16_values(*shapes), "cuda": bfloat16_values(*shapes)}
+    for value in values["cuda"]:
+        grad = value.grad
+        value.data = value.data.cuda()
+        value.grad = None if grad is None else grad.cuda()
+    found = {}
+    for device, own in values.items():
+        optimizer = StochasticAdamW([{"params": own, "weight_decay": 0.1}], 1e-2, (0.9, 0.99), 1e-8)
+        torch.manual_seed(0)
+        for _ in range(3):
+            with Launches() as launches:
+                optimizer.step()
+        if device == "cuda":
+            assert launches.counts == {"add_": len(shapes), "_local_scalar_dense": len(shapes)}
+        states = [optimizer.state[value] for value in own]
+        moments = [state[name] for name in ("exp_avg", "exp_avg_sq") for state in states]
+        found[device] = [tensor.detach().cpu() for tensor in (*own, *moments)]
+    for one, other in zip(found["cpu"], found["cuda"], strict=True):
+        assert torch.equal(one, other)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparta_bench.sparta import SpartaAdapter, adapter, gradient, kernel_check
+from sparta_bench.sparta import SpartaAdapter, adamw, adapter, gradient, kernel_check
 from sparta_bench.sparta.layer import write_merged_on_cuda
 from sparta_bench.sparta.merge import rounded_sum, write_at
 
@@ -267,3 +267,33 @@ def test_on_a_cpu_no_kernel_is_tried(use: Use) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 8))
     assert SpartaAdapter(model, 0.5, 0).kernels is None
     assert calls == {"merge": 0, "gradient": 0}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda step, *tensors: adamw.update(step._replace(key=step.key ^ 1), *tensors),
+        lambda step, *tensors: adamw.update(step._replace(upper=step.upper ^ 1), *tensors),
+        lambda step, *tensors: adamw.update(step._replace(eps=0.0), *tensors),
+        lambda step, *tensors: adamw.update(step, *(tensor[:-1] for tensor in tensors)),
+    ],
+)
+def test_a_wrong_adamw_leaves_the_work_to_torch(
+    use: Use,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: Callable[..., None],
+) -> None:
+    use()
+    kernels = sys.modules["sparta_bench.sparta.kernels"]
+    monkeypatch.setattr(kernels, "adamw", adamw.update, raising=False)
+    assert kernel_check.usable("adamw", CPU, torch.bfloat16)
+    assert caplog.messages == []
+    monkeypatch.setattr(kernel_check, "_usable", {})
+    monkeypatch.setattr(kernels, "adamw", wrong)
+    assert not kernel_check.usable("adamw", CPU, torch.bfloat16)
+    start = (
+        "SpaRTA: plain torch does AdamW with stochastic rounding on cpu (bfloat16), which is slower"
+    )
+    (message,) = caplog.messages
+    assert message.startswith(f"{start}: the Triton kernel gives other values in ")

@@ -20,13 +20,14 @@ from triton.compiler import ASTSource  # noqa: E402
 # Triton decides when a kernel is defined whether it is interpreted, so this has its own process.
 IN_THE_INTERPRETER = """
 import torch
-from sparta_bench.sparta import kernel_check, kernels
+from sparta_bench.sparta import adamw, kernel_check, kernels
 from sparta_bench.sparta.merge import rounded_sum
 from sparta_bench.sparta.sample import sample_indices
 
 cpu = torch.device("cpu")
 floats = (torch.float32, torch.bfloat16, torch.float16)
 torch.manual_seed(0)
+assert kernel_check.usable("adamw", cpu, torch.bfloat16)
 for dtype in floats:
     assert kernel_check.usable("gradient", cpu, dtype)
     for deltas_dtype in floats:
@@ -53,11 +54,26 @@ for dtype in floats:
         weight = torch.zeros(1).to(dtype)
         kernels.merge(weight, torch.zeros(1, dtype=torch.int32), original, delta)
         assert weight.isnan()
+for count, seed in ((1, 1), (1025, 2), (4096, 3)):
+    grad, *start = (torch.randn(count).bfloat16() for _ in range(4))
+    start[2] = start[2].abs()
+    step = adamw.step_of(3e-5, (0.9, 0.999), 1e-8, 0.01, 7, adamw.key_of(seed, 0, 5, 7))
+    found, expected = ([tensor.clone() for tensor in start] for _ in range(2))
+    kernels.adamw(step, grad, *found)
+    adamw.update(step, grad, *expected)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 empty = torch.zeros(0, dtype=torch.int32)
 assert kernels.sampled_gradient(grad, x, empty).shape == (0,)
 kernels.merge(weight, empty, torch.zeros(0), torch.zeros(0))
+kernels.adamw(step, *[torch.zeros(0).bfloat16()] * 4)
 """
 LARGE_ONES = """
+from unittest import mock
+
+import numpy as np
+import triton.language as tl
+from triton.runtime.interpreter import TensorHandle, interpreter_builder
+
 # Offsets from 2^31 on: 16,385 features of 2^17 tokens. 4 GiB are reserved; only what is read or
 # written is ever there.
 tokens, features = 1 << 17, (1 << 14) + 1
@@ -71,6 +87,21 @@ for found in (
 ):
     assert found.tolist() == [tokens, 2.0 * tokens]
 del tall
+# Scalars from 2^31 on of AdamW: of 2^31 + 100 the last program alone.
+tensors = [torch.empty((1 << 31) + 100, dtype=torch.bfloat16) for _ in range(4)]
+tails = [tensor[-100:] for tensor in tensors]
+for tail in tails:
+    tail.copy_(torch.rand(100))
+expected = [tail.clone() for tail in tails]
+adamw.update(step, *expected, first=1 << 31)
+number = (1 << 31) // kernels._UPDATED_PER_PROGRAM
+last = TensorHandle(np.array([number], dtype=np.int32), tl.int32)
+with mock.patch.object(interpreter_builder, "create_get_program_id", lambda axis: last):
+    kernels._adamw_kernel[(1,)](
+        *tensors, len(tensors[0]), *step, SCALARS=kernels._UPDATED_PER_PROGRAM
+    )
+assert all(torch.equal(tail, other) for tail, other in zip(tails, expected, strict=True))
+del tensors, tails
 # The largest weight of which anything is chosen: 2^31 - 1 entries.
 weight = torch.empty(2**31 - 1, dtype=torch.bfloat16)
 ends = torch.tensor([0, 2**31 - 2], dtype=torch.int32)
@@ -97,6 +128,7 @@ def test_kernels_in_the_interpreter() -> None:
 # Registers of a thread, of which an SM has 65,536. With these, 24 and 40 of at most 64 warps are
 # there at once (sm_80, sm_90, sm_100), enough to hide what memory makes them wait for.
 GRADIENT_REGISTERS, MERGE_REGISTERS, TRANSPOSE_REGISTERS = 80, 48, 80
+ADAMW_REGISTERS = 80
 FLOATS = ("fp32", "bf16", "fp16")
 TARGETS = (80, 90, 100)
 Compiled = Callable[..., Any]
@@ -138,10 +170,12 @@ def ahead_of_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compiled:
         constants: dict[str, Any],
         options: dict[str, Any],
         aligned: bool = True,
+        numbers: dict[str, str] | None = None,
     ) -> Any:
         multiples = {*pointers, "tokens"} if aligned else {"tokens"}
         names = kernel.arg_names
-        signature = {name: f"*{pointers[name]}" if name in pointers else "i32" for name in names}
+        signature = dict.fromkeys(names, "i32") | (numbers or {})
+        signature |= {name: f"*{dtype}" for name, dtype in pointers.items()}
         signature |= dict.fromkeys(constants, "constexpr")
         divisible = [["tt.divisibility", 16]]
         attributes = {(names.index(name),): divisible for name in multiples if name in names}
@@ -233,6 +267,32 @@ def test_the_merge_kernels_compile_within_their_budget(
         # the exact error of the sum is lost if the compiler fuses or reorders, or flushes
         assert fused(ptx) == 0 and ".ftz" not in ptx, case
         assert len(re.findall(r"\bsub\.(?:rn\.)?f32", ptx)) >= (weight != "fp32") * 3, case
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.slow
+def test_adamw_compiles_within_its_budget(
+    ahead_of_time: Compiled, tmp_path: Path, target: int
+) -> None:
+    from sparta_bench.sparta import kernels
+    from sparta_bench.sparta.adamw import Step
+
+    pointers = dict.fromkeys(("grad", "value", "mean", "square"), "bf16")
+    floats = {name: "fp32" for name, kind in Step.__annotations__.items() if kind == "float"}
+    compiled = ahead_of_time(
+        kernels._adamw_kernel,
+        target,
+        pointers,
+        {"SCALARS": kernels._UPDATED_PER_PROGRAM},
+        kernels.ADAMW_OPTIONS,
+        numbers={**floats, "scalars": "i64"},
+    )
+    ptx, used = compiled.asm["ptx"], Resources(compiled, tmp_path)
+    assert used.registers <= ADAMW_REGISTERS
+    assert used.local_bytes == 0 and ".local" not in ptx
+    assert "fma." not in ptx and ".ftz" not in ptx and ".approx" not in ptx
+    assert "sqrt.rn.f32" in ptx and "div.rn.f32" in ptx
+    assert "ld.global.v" in ptx and "st.global.v" in ptx  # several scalars at once
 
 
 def test_the_merge_multiplies_nothing_on_the_gpu(ahead_of_time: Compiled, tmp_path: Path) -> None:

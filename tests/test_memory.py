@@ -20,6 +20,7 @@ from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.memory import estimate, findings, formula
 from sparta_bench.analysis.memory.estimate import (
     METHODS,
+    STOCHASTIC_UPDATE,
     Activations,
     Estimate,
     Parts,
@@ -35,6 +36,7 @@ from sparta_bench.errors import InputError
 from sparta_bench.models.dtypes import Precision
 from sparta_bench.paper import number_of, rows_of
 from sparta_bench.report.plots import Frame
+from sparta_bench.sparta.adamw import PIECE
 
 HIDDEN, WIDE, LAYERS, HEADS, WORDS, ROWS, TOKENS, CLASSES = 16, 64, 3, 2, 50, 4, 8, 2
 TINY = [
@@ -236,22 +238,26 @@ def test_largest_batch_is_the_largest(way: bool) -> None:
 
 
 @pytest.mark.usefixtures("no_dry_runs")
-def test_stochastic_rounding_needs_room_for_a_piece_of_the_largest_tensor(
+def test_on_a_cpu_stochastic_rounding_needs_room_for_a_piece_of_the_largest_tensor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    setting = setting_for("train.trained_dtype=bfloat16", "device=cpu")
+
     def update(name: str) -> int:
-        setting = setting_for("train.trained_dtype=bfloat16")
         return estimate.estimate(name, setting).transient.update
 
-    assert update("full_ft") == 25 * HIDDEN * WIDE
-    assert update("lora") == 25 * 8 * HIDDEN
-    assert update("head") == 25 * HEAD
-    counts = estimate.estimate("sparta-0.05", setting_for()).counts
-    assert update("sparta-0.05") == 25 * counts.sampled  # all deltas are one tensor
-    assert estimate.estimate("full_ft", setting_for()).transient.update == 0
-    monkeypatch.setattr(estimate, "PIECE", 100)
-    assert update("full_ft") == 25 * 100
-    assert update("head") == 25 * HEAD
+    assert update("full_ft") == STOCHASTIC_UPDATE * HIDDEN * WIDE
+    assert update("lora") == STOCHASTIC_UPDATE * 8 * HIDDEN
+    assert update("head") == STOCHASTIC_UPDATE * HEAD
+    counts = estimate.estimate("sparta-0.05", setting).counts
+    assert update("sparta-0.05") == STOCHASTIC_UPDATE * counts.sampled  # all deltas are one tensor
+    float32 = setting_for("device=cpu")
+    assert estimate.estimate("full_ft", float32).transient.update == 0
+    monkeypatch.setitem(PIECE, "cpu", 100)
+    assert update("full_ft") == STOCHASTIC_UPDATE * 100
+    assert update("head") == STOCHASTIC_UPDATE * HEAD
+    setting = setting_for("train.trained_dtype=bfloat16")  # on CUDA
+    assert update("full_ft") == 0
 
 
 # ------------------------------------------------------------------------------ activations

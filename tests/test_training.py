@@ -20,20 +20,18 @@ from sklearn.metrics import accuracy_score, log_loss, matthews_corrcoef
 from test_methods import METHODS
 from test_models import CPU, config_for, save_model
 
-from sparta_bench.analysis.memory.estimate import STOCHASTIC_UPDATE
 from sparta_bench.config.compose import compose
 from sparta_bench.data.tokenize import Encoded
 from sparta_bench.errors import TrainingError
 from sparta_bench.methods import prepare
 from sparta_bench.models.dtypes import DTYPES, Precision
 from sparta_bench.models.load import load_classifier
-from sparta_bench.models.tensor_memory import TensorMemory
 from sparta_bench.training import loop
 from sparta_bench.training import progress as progress_module
 from sparta_bench.training.checkpoint import Checkpoint
 from sparta_bench.training.evaluation import score
 from sparta_bench.training.loop import Training, never_trained
-from sparta_bench.training.optimizer import StochasticAdamW, learning_rate_at, store_rounded
+from sparta_bench.training.optimizer import learning_rate_at
 from sparta_bench.training.progress import ProgressReporter, watched
 from sparta_bench.training.steps import plan_steps
 
@@ -293,13 +291,9 @@ class CutError(Exception):
 def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_cut(
     tmp_path: Path,
     word_tokenizer: Any,
-    monkeypatch: pytest.MonkeyPatch,
     method: str,
     dtype: str,
 ) -> None:
-    monkeypatch.setattr(
-        "sparta_bench.training.optimizer.PIECE", 300
-    )  # so that tensors have more than one
     overrides = [
         "train.dropout=0.2",
         "train.checkpoint_every=2",
@@ -411,130 +405,6 @@ GOLDEN_LOSSES = {
     "lora": [0.2144, 0.2111],
     "sparta": [0.1171, 0.1141],
 }
-
-
-def test_stochastic_rounding_is_right_on_average() -> None:
-    torch.manual_seed(0)
-    source = torch.full((200_000,), 1.0 + 2**-7 * 0.3)  # three tenths of the way to the next
-    target = torch.empty_like(source, dtype=torch.bfloat16)
-    store_rounded(source, target)
-    assert set(target.float().unique().tolist()) == {1.0, 1.0 + 2**-7}
-    assert float(target.float().mean()) == pytest.approx(float(source[0]), abs=2e-5)
-    exact = torch.tensor([1.5, -2.0, 0.0, math.inf, -math.inf])
-    target = torch.empty_like(exact, dtype=torch.bfloat16)
-    store_rounded(exact, target)
-    assert torch.equal(target.float(), exact)
-
-
-def test_what_is_no_finite_number_stays_so() -> None:
-    """Also a NaN whose bits are all set, as CUDA makes them: a carry would make it a zero."""
-    bits = [0x7FFFFFFF, -1, 0x7F800001, 0x7FC00000, 0x7F800000, -0x00800000, 0x7F7FFFFF]
-    source = torch.tensor(bits, dtype=torch.int32).view(torch.float32).repeat(1000)
-    target = torch.empty_like(source, dtype=torch.bfloat16)
-    torch.manual_seed(0)
-    store_rounded(source, target)
-    rows = target.float().view(1000, 7)
-    assert rows[:, :4].isnan().all()
-    assert (rows[:, 4] == math.inf).all() and (rows[:, 5] == -math.inf).all()
-    largest = torch.finfo(torch.bfloat16).max
-    assert set(rows[:, 6].tolist()) == {math.inf}.union({largest} & set(rows[:, 6].tolist()))
-
-
-def test_stochastic_adamw_follows_adamw() -> None:
-    torch.manual_seed(0)
-    start = torch.randn(4000)
-    plain = torch.nn.Parameter(start.clone())
-    rounded = torch.nn.Parameter(start.to(torch.bfloat16))
-    one = torch.optim.AdamW([plain], lr=1e-4, betas=(0.9, 0.99), weight_decay=0.1)
-    two = StochasticAdamW([{"params": [rounded], "weight_decay": 0.1}], 1e-4, (0.9, 0.99), 1e-8)
-    for _ in range(100):
-        grad = torch.sign(start) + 0.1 * torch.randn(4000)
-        plain.grad, rounded.grad = grad, grad.to(torch.bfloat16)
-        one.step()
-        two.step()
-    path = plain.detach() - start
-    moved = float(path.abs().mean())
-    # single values differ by bfloat16's spacing, but the movement is not lost
-    kept = (rounded.detach().float() - start).mul(path.sign()).mean()
-    assert float(kept) == pytest.approx(moved, rel=0.03)
-
-
-def bfloat16_values(*shapes: tuple[int, ...]) -> list[torch.nn.Parameter]:
-    """Drawn from one seed, with gradients."""
-    draw = torch.Generator().manual_seed(5)
-    values = []
-    for shape in shapes:
-        value = torch.nn.Parameter(torch.randn(shape, generator=draw).to(torch.bfloat16))
-        value.grad = torch.randn(shape, generator=draw).to(torch.bfloat16)
-        values.append(value)
-    return values
-
-
-def stepped(values: list[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """Three steps; values and moments of all, each flat."""
-    optimizer = StochasticAdamW([{"params": values, "weight_decay": 0.1}], 1e-2, (0.9, 0.99), 1e-8)
-    for step in range(3):
-        torch.manual_seed(step)
-        optimizer.step()
-    states = [optimizer.state[value] for value in values]
-    moments = [state[name] for name in ("exp_avg", "exp_avg_sq") for state in states]
-    return [tensor.detach().flatten() for tensor in (*values, *moments)]
-
-
-def whole_update(value: torch.Tensor, moments: list[torch.Tensor], step: int) -> None:
-    """The arithmetic on a whole tensor at once, as the optimizer had it before it took pieces."""
-    grad = value.grad.float()  # type: ignore[union-attr]
-    mean = moments[0].float().lerp_(grad, 1 - 0.9)
-    square = moments[1].float().mul_(0.99).addcmul_(grad, grad, value=1 - 0.99)
-    store_rounded(mean, moments[0])
-    store_rounded(square, moments[1])
-    denominator = square.div_(1 - 0.99**step).sqrt_().add_(1e-8)
-    new = value.float().mul_(1 - 1e-2 * 0.1)
-    store_rounded(new.addcdiv_(mean, denominator, value=-1e-2 / (1 - 0.9**step)), value)
-
-
-@torch.no_grad()
-def test_a_tensor_of_one_piece_is_updated_as_ever() -> None:
-    found = stepped(bfloat16_values((70, 30)))
-    (value,) = bfloat16_values((70, 30))
-    moments = [torch.zeros_like(value), torch.zeros_like(value)]
-    for step in range(3):
-        torch.manual_seed(step)
-        whole_update(value, moments, step + 1)
-    for one, other in zip(found, (value, *moments), strict=True):
-        assert torch.equal(one, other.flatten())
-
-
-def test_pieces_are_updated_as_tensors_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    (whole,) = bfloat16_values((50, 50))
-    assert whole.grad is not None
-    parts = [torch.nn.Parameter(part.clone()) for part in whole.detach().flatten().split(1000)]
-    for part, grad in zip(parts, whole.grad.flatten().split(1000), strict=True):
-        part.grad = grad.clone()
-    whole.grad = whole.grad.t().contiguous().t()  # the same values, by columns in memory
-    expected = stepped(parts)
-    monkeypatch.setattr("sparta_bench.training.optimizer.PIECE", 1000)
-    found = stepped([whole])
-    assert [len(part) for part in expected[:3]] == [1000, 1000, 500]
-    for number, tensor in enumerate(found):
-        assert torch.equal(tensor, torch.cat(expected[3 * number : 3 * number + 3]))
-
-
-def test_an_update_needs_room_for_a_piece_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    (value,) = bfloat16_values((300, 100))
-    optimizer = StochasticAdamW([value], 1e-2, (0.9, 0.99), 1e-8)
-    optimizer.step()
-
-    def room() -> int:
-        with TensorMemory() as memory:
-            before = memory.live
-            optimizer.step()
-        assert memory.live == before
-        return memory.peak - before
-
-    assert room() == STOCHASTIC_UPDATE * value.numel()
-    monkeypatch.setattr("sparta_bench.training.optimizer.PIECE", 1000)
-    assert room() == STOCHASTIC_UPDATE * 1000
 
 
 def test_without_a_terminal_no_empty_line_is_told(capsys: pytest.CaptureFixture[str]) -> None:

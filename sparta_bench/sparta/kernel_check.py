@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparta_bench.sparta import adamw
 from sparta_bench.sparta.merge import rounded_sum, write_at
 
 _LOG = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ _WORK = {
     "merge": "the merge",
     "merge_all": "the merge of all weights",
     "gradient": "the sampled gradient",
+    "adamw": "AdamW with stochastic rounding",
 }
 # Of the sum of the magnitudes of an entry's products. A sum in float32 of the 300 products here
 # stays below it in whichever order; products in TF32 or a sum in 16 bits do not.
@@ -31,8 +33,8 @@ _usable: dict[tuple[str, torch.device, tuple[torch.dtype, ...]], bool] = {}
 
 
 def usable(kernel: str, device: torch.device, *dtypes: torch.dtype) -> bool:
-    """Whether to use the kernel `merge` or `merge_all` (dtypes: of weight and deltas) or `gradient`
-    (dtype: of the operands) on this device.
+    """Whether to use the kernel `merge` or `merge_all` (dtypes: of weight and deltas), `gradient`
+    (dtype: of the operands) or `adamw` (bfloat16) on this device.
 
     The first call for each device and dtypes compiles the kernel and tries it, and warns in one
     line where it fails. Neither random state nor gradients are touched; a few kilobytes are
@@ -64,6 +66,7 @@ def _fault(kernel: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -
         "merge": _merge_fault,
         "merge_all": _merge_all_fault,
         "gradient": _gradient_fault,
+        "adamw": _adamw_fault,
     }
     try:
         with torch.no_grad():
@@ -163,3 +166,25 @@ def gradient_case(dtype: torch.dtype) -> tuple[Tensor, ...]:
     draw = torch.Generator("cpu").manual_seed(0)
     grad, x = (torch.randn(300, n, generator=draw, device="cpu").to(dtype) for n in (40, 72))
     return grad, x, torch.arange(0, 40 * 72, 5, dtype=torch.int32, device="cpu")
+
+
+def _adamw_fault(kernels: Any, device: torch.device, dtype: torch.dtype) -> str | None:
+    grad, *before = (t.to(device) for t in adamw_case(dtype))
+    step = adamw.step_of(1e-2, (0.9, 0.99), 1e-8, 0.1, 3, adamw.key_of(0, 0, 0, 3))
+    found, expected = ([t.clone() for t in before] for _ in range(2))
+    kernels.adamw(step, grad, *found)
+    adamw.update(step, grad, *expected)
+    return _wrong_entries(torch.cat(found), torch.cat(expected), 3 * len(grad))
+
+
+def adamw_case(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Gradient, value, mean and mean square of 3,000 scalars, on the CPU: of all sizes, and each of
+    the first three with every special value."""
+    draw = torch.Generator("cpu").manual_seed(0)
+    tensors = [torch.randn(3000, generator=draw, device="cpu") for _ in range(4)]
+    sizes = torch.logspace(-40, 30, 3000, device="cpu")
+    special = [0.0, -0.0, 1e-40, 3e38, float("inf"), -float("inf"), float("nan")]
+    for number, tensor in enumerate(tensors):
+        tensor[1000:] *= sizes[torch.randperm(3000, generator=draw, device="cpu")][1000:]
+        tensor[number * 100 : number * 100 + len(special)] = torch.tensor(special, device="cpu")
+    return *(tensor.to(dtype) for tensor in tensors[:3]), tensors[3].abs().to(dtype)

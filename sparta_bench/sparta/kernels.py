@@ -1,4 +1,4 @@
-"""Triton kernels for CUDA: chosen entries of a weight's gradient, and the merge in one pass.
+"""Triton kernels for CUDA: chosen entries of a weight's gradient, the merge in one pass, and AdamW.
 
 On a CPU they run in Triton's interpreter (`TRITON_INTERPRET=1`), which is how they are tested
 where there is no GPU.
@@ -13,10 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparta_bench.sparta.adamw import PHILOX_KEY_STEP, PHILOX_MULTIPLIER, PHILOX_ROUNDS, Step
+
 _TRANSPOSED_SIDE = 64
 _ENTRIES_PER_PROGRAM = 8
 _TOKENS_PER_STEP = 256
 _MERGED_PER_PROGRAM = 1024
+_UPDATED_PER_PROGRAM = 1024
+_ROUNDS, _MULTIPLIER = tl.constexpr(PHILOX_ROUNDS), tl.constexpr(PHILOX_MULTIPLIER)
+_KEY_STEP = tl.constexpr(PHILOX_KEY_STEP)
 
 # Said outright, since Triton's default changed in 3.10. A fused a * b + c is quicker and rounds
 # once less, which a sum of products gains from. The merge finds what an addition lost by adding
@@ -24,6 +29,7 @@ _MERGED_PER_PROGRAM = 1024
 GRADIENT_OPTIONS = {"enable_fp_fusion": True}
 MERGE_OPTIONS = {"enable_fp_fusion": False}
 COPY_OPTIONS = MERGE_OPTIONS  # it computes nothing
+ADAMW_OPTIONS = MERGE_OPTIONS  # as plain torch: each operation is rounded
 
 
 # What is compiled for a first call must serve all others: no variant for numbers of entries or
@@ -235,4 +241,75 @@ def merge_all(pieces: Tensor, indices: Tensor, originals: Tensor, deltas: Tensor
             ROUNDS=originals.dtype != torch.float32,
             ENTRIES=_MERGED_PER_PROGRAM,
             **MERGE_OPTIONS,
+        )
+
+
+# ------------------------------------------------------------------- AdamW, rounded stochastically
+@triton.jit  # type: ignore[untyped-decorator]
+def _random_words(low, high, key):  # type: ignore[no-untyped-def]
+    """`adamw.random_words`, of counter and key."""
+    for _ in tl.static_range(_ROUNDS):
+        upper = tl.umulhi(low, _MULTIPLIER) ^ high ^ key
+        high = tl.mul(low, _MULTIPLIER, sanitize_overflow=False)
+        low = upper
+        key = tl.add(key, _KEY_STEP, sanitize_overflow=False)
+    return low, high
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _store_rounded(target, source, noise, inside):  # type: ignore[no-untyped-def]
+    bits = source.to(tl.int32, bitcast=True) + noise.to(tl.int32)
+    bits = tl.where(source == source, bits >> 16, 0x7FC0)  # a NaN stays one
+    tl.store(target, bits.to(tl.int16).to(tl.bfloat16, bitcast=True), mask=inside)
+
+
+@triton.jit(do_not_specialize=["scalars", "key", "upper"])  # type: ignore[untyped-decorator]
+def _adamw_kernel(  # type: ignore[no-untyped-def]
+    grad,
+    value,
+    mean,
+    square,
+    scalars,
+    mean_weight,
+    square_kept,
+    square_weight,
+    correction,
+    eps,
+    kept,
+    rate,
+    key,
+    upper,
+    SCALARS: tl.constexpr,  # noqa: N803
+):
+    index = tl.program_id(0).to(tl.int64) * SCALARS + tl.arange(0, SCALARS)
+    inside = index < scalars
+    high = (index >> 32).to(tl.uint32) ^ upper.to(tl.uint32, bitcast=True)
+    low, high = _random_words(index.to(tl.uint32), high, key.to(tl.uint32, bitcast=True))
+    g = _to_float32(tl.load(grad + index, mask=inside, other=0.0))
+    m = _to_float32(tl.load(mean + index, mask=inside, other=0.0))
+    s = _to_float32(tl.load(square + index, mask=inside, other=0.0))
+    v = _to_float32(tl.load(value + index, mask=inside, other=0.0))
+    m += (g - m) * mean_weight
+    s = s * square_kept + (g * g) * square_weight
+    denominator = tl.sqrt_rn(s) * correction + eps
+    v = v * kept - tl.div_rn(m, denominator) * rate
+    _store_rounded(value + index, v, low & 0xFFFF, inside)
+    _store_rounded(mean + index, m, low >> 16, inside)
+    _store_rounded(square + index, s, high & 0xFFFF, inside)
+
+
+def adamw(step: Step, grad: Tensor, value: Tensor, mean: Tensor, square: Tensor) -> None:
+    """`adamw.update` in one pass, on flat bfloat16 tensors that lie in memory in one run."""
+    if len(value) == 0:
+        return
+    with torch.cuda.device_of(value):  # type: ignore[no-untyped-call]  # Triton starts kernels on the current device
+        _adamw_kernel[(triton.cdiv(len(value), _UPDATED_PER_PROGRAM),)](
+            grad,
+            value,
+            mean,
+            square,
+            len(value),
+            *step,
+            SCALARS=_UPDATED_PER_PROGRAM,
+            **ADAMW_OPTIONS,
         )

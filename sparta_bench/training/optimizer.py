@@ -10,11 +10,9 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from sparta_bench.config.schema import TrainConfig
-
-# Scalars that StochasticAdamW updates at once. What a larger tensor becomes depends on it, since
-# the random bits are drawn piece by piece. With pieces of 2^22 scalars a step of mistral-7b started
-# 72,000 kernels and waited for most of them (H200).
-PIECE = 1 << 24
+from sparta_bench.sparta import adamw
+from sparta_bench.sparta.kernel_check import usable
+from sparta_bench.sparta.sharded import is_sharded, local, mesh_of
 
 
 def build_optimizer(groups: list[dict[str, Any]], train: TrainConfig) -> Optimizer:
@@ -45,9 +43,11 @@ class StochasticAdamW(Optimizer):
 
     The arithmetic is in float32; storing rounds up or down with a probability that makes the
     stored value right on average, so small updates are not lost. Needs 8 bytes per scalar: value,
-    gradient and two moments (section 5); and while it works 25 for each of `PIECE` scalars at most,
-    whatever the size of the tensors. Values must lie in memory in one run (`is_contiguous`).
-    A group with a `stream` has the random bits of torch's last seed and that number.
+    gradient and two moments (section 5). On CUDA a tensor's step is one kernel, elsewhere plain
+    torch (`sparta.adamw`), with the same outcome. Values must lie in memory in one run
+    (`is_contiguous`); those of another dtype are rounded to nearest. The random bits follow from
+    torch's last seed, the numbers of the step and of the value, and a number `stream` that a group
+    may have; for its rows of a DTensor each process has others.
     """
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float) -> None:
@@ -55,49 +55,31 @@ class StochasticAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        seed = torch.initial_seed()
-        for group in self.param_groups:
-            if "stream" in group:
-                torch.manual_seed(seed + group["stream"])
-            for value in group["params"]:
-                if value.grad is not None:
-                    self._update(value, group)
+        values = [(value, group) for group in self.param_groups for value in group["params"]]
+        for number, (value, group) in enumerate(values):
+            if value.grad is not None:
+                self._update(value, group, number)
 
-    def _update(self, value: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, value: Tensor, group: dict[str, Any], number: int) -> None:
         state = self.state[value]
         if not state:
-            state["step"] = torch.zeros(())
+            state["step"] = torch.zeros(())  # on the CPU, so that nobody waits for it
             state["exp_avg"] = torch.zeros_like(value)
             state["exp_avg_sq"] = torch.zeros_like(value)
         state["step"] += 1
-        written = (value, state["exp_avg"], state["exp_avg_sq"])
-        flat = [value.grad.reshape(-1), *(tensor.view(-1) for tensor in written)]  # type: ignore[union-attr]
-        for pieces in zip(*(tensor.split(PIECE) for tensor in flat), strict=True):
-            _update_piece(int(state["step"]), group, *pieces)
+        count = int(state["step"])
+        stream = group.get("stream", 0)
+        if is_sharded(value):
+            stream = 1 + mesh_of(value).get_local_rank()
+        random = adamw.key_of(torch.initial_seed(), stream, number, count)
+        lr, betas, eps, decay = (group[key] for key in ("lr", "betas", "eps", "weight_decay"))
+        step = adamw.step_of(lr, betas, eps, decay, count, random)
+        grad, *written = map(local, (value.grad, value, state["exp_avg"], state["exp_avg_sq"]))
+        flat = grad.reshape(-1), *(tensor.view(-1) for tensor in written)
+        device, dtype = flat[1].device, value.dtype
+        if device.type == "cuda" and dtype == torch.bfloat16 and usable("adamw", device, dtype):
+            from sparta_bench.sparta import kernels  # imports Triton
 
-
-def _update_piece(
-    step: int, group: dict[str, Any], grad: Tensor, value: Tensor, mean: Tensor, square: Tensor
-) -> None:
-    """One step of AdamW on flat bfloat16 tensors of one length."""
-    beta1, beta2 = group["betas"]
-    grad = grad.float()
-    new_mean = mean.float().lerp_(grad, 1 - beta1)
-    new_square = square.float().mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    store_rounded(new_mean, mean)
-    store_rounded(new_square, square)
-    denominator = new_square.div_(1 - beta2**step).sqrt_().add_(group["eps"])
-    new = value.float().mul_(1 - group["lr"] * group["weight_decay"])
-    new.addcdiv_(new_mean, denominator, value=-group["lr"] / (1 - beta1**step))
-    store_rounded(new, value)
-
-
-def store_rounded(source: Tensor, target: Tensor) -> None:
-    """Store float32 `source` in bfloat16 `target`, up or down at random, right on average."""
-    # bfloat16 is float32 without its last 16 bits: adding 16 random bits carries into the kept
-    # ones with exactly the probability that the dropped ones stand for.
-    bits = source.view(torch.int32)
-    noise = torch.randint_like(bits, 1 << 16)
-    rounded = noise.add_(bits).bitwise_and_(-(1 << 16)).view(torch.float32)
-    # an infinity stays what it is; some NaNs would become numbers
-    target.copy_(source.where(source.isnan(), rounded))
+            kernels.adamw(step, *flat)
+        else:
+            adamw.update(step, *flat)

@@ -39,10 +39,10 @@ from sparta_bench.models.packed_attention import LAYOUT
 from sparta_bench.models.source import load_architecture
 from sparta_bench.models.tensor_memory import TensorMemory
 from sparta_bench.paper import PAPER_DENSITIES
+from sparta_bench.sparta.adamw import PIECE
 from sparta_bench.sparta.layer import ChosenEntries, patch
 from sparta_bench.sparta.sample import sampled_tensors
 from sparta_bench.sparta.sampling_cost import sampling_pays
-from sparta_bench.training.optimizer import PIECE
 
 # as the benchmark calls them (bench.contenders)
 METHODS = ("full_ft", "head", "lora", *(f"sparta-{density}" for density in PAPER_DENSITIES))
@@ -51,10 +51,10 @@ CHECKPOINTING = {False: "plain", True: "checkpointing"}  # and how the JSON call
 KEPT_FREE = 1 << 30
 MOST_ROWS = 1 << 40
 INDEX = 4  # bytes of a flat index: int32
-# What StochasticAdamW needs for each scalar of the piece that it updates: in float32 gradient,
-# mean, square and new value, then the random bits, which become the rounded values, and what
-# isfinite works with.
-STOCHASTIC_UPDATE = 25
+# What StochasticAdamW needs on a CPU for each scalar of the piece that it updates: random words,
+# in float32 gradient, mean, square and new value, then the rounded values, and what isnan works
+# with. On CUDA its kernel needs nothing.
+STOCHASTIC_UPDATE = 37
 REDUCED = 4  # bytes of a gradient that FSDP sums: float32
 GATHERED = 3  # times a layer; a guess where prefetching overlaps, as on CUDA
 MANY_TOKENS = 1 << 22  # of a dry run: beside whose activations no gradient of a weight counts
@@ -169,10 +169,10 @@ def transient_of(
         dense = 0 if _trains_weights(setting) else largest  # before it moves to the master weight
     elif isinstance(method, LoraConfig):
         largest = max(largest, *lora_sizes(shapes_of(backbone), method))
-    stochastic = precision.trained_dtype == torch.bfloat16
+    in_pieces = precision.trained_dtype == torch.bfloat16 and setting.device.type == "cpu"
     if gpus > 1:  # SpaRTA's gradients come tensor by tensor then
         largest, last, first = -(-largest // gpus), last // gpus, 0
-    update = STOCHASTIC_UPDATE * min(largest, PIECE) if stochastic else 0
+    update = STOCHASTIC_UPDATE * min(largest, PIECE["cpu"]) if in_pieces else 0
     backward = precision.model_dtype.itemsize * dense
     if gpus > 1 and method.name == "full_ft":  # a layer's gradients, and in float32 what is reduced
         backward = (precision.model_dtype.itemsize + REDUCED) * _largest_gathered(backbone)
