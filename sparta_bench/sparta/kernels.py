@@ -29,7 +29,9 @@ _KEY_STEP = tl.constexpr(PHILOX_KEY_STEP)
 GRADIENT_OPTIONS = {"enable_fp_fusion": True}
 MERGE_OPTIONS = {"enable_fp_fusion": False}
 COPY_OPTIONS = MERGE_OPTIONS  # it computes nothing
-ADAMW_OPTIONS = MERGE_OPTIONS  # as plain torch: each operation is rounded
+# As plain torch: each operation is rounded, and the root and the quotient, which are functions of
+# libdevice, keep numbers below the smallest normal one.
+ADAMW_OPTIONS = {**MERGE_OPTIONS, "enable_reflect_ftz": False}
 
 
 # What is compiled for a first call must serve all others: no variant for numbers of entries or
