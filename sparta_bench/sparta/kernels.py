@@ -20,6 +20,7 @@ _ENTRIES_PER_PROGRAM = 8
 _TOKENS_PER_STEP = 256
 _MERGED_PER_PROGRAM = 1024
 _UPDATED_PER_PROGRAM = 1024
+_UPDATED_AT_ONCE = 16  # scalars: 32 bytes of each tensor
 _ROUNDS, _MULTIPLIER = tl.constexpr(PHILOX_ROUNDS), tl.constexpr(PHILOX_MULTIPLIER)
 _KEY_STEP = tl.constexpr(PHILOX_KEY_STEP)
 
@@ -265,13 +266,14 @@ def _store_rounded(target, source, noise, inside):  # type: ignore[no-untyped-de
     tl.store(target, bits.to(tl.int16).to(tl.bfloat16, bitcast=True), mask=inside)
 
 
-@triton.jit(do_not_specialize=["scalars", "key", "upper"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["groups", "first", "key", "upper"])  # type: ignore[untyped-decorator]
 def _adamw_kernel(  # type: ignore[no-untyped-def]
     grad,
     value,
     mean,
     square,
-    scalars,
+    groups,  # of scalars
+    first,
     mean_weight,
     square_kept,
     square_weight,
@@ -282,11 +284,13 @@ def _adamw_kernel(  # type: ignore[no-untyped-def]
     key,
     upper,
     SCALARS: tl.constexpr,  # noqa: N803
+    GROUP: tl.constexpr,  # noqa: N803
 ):
     index = tl.program_id(0).to(tl.int64) * SCALARS + tl.arange(0, SCALARS)
-    inside = index < scalars
-    high = (index >> 32).to(tl.uint32) ^ upper.to(tl.uint32, bitcast=True)
-    low, high = _random_words(index.to(tl.uint32), high, key.to(tl.uint32, bitcast=True))
+    inside = index // GROUP < groups  # a group is read at once, since it is inside or not
+    number = first + index
+    high = (number >> 32).to(tl.uint32) ^ upper.to(tl.uint32, bitcast=True)
+    low, high = _random_words(number.to(tl.uint32), high, key.to(tl.uint32, bitcast=True))
     g = _to_float32(tl.load(grad + index, mask=inside, other=0.0))
     m = _to_float32(tl.load(mean + index, mask=inside, other=0.0))
     s = _to_float32(tl.load(square + index, mask=inside, other=0.0))
@@ -301,17 +305,21 @@ def _adamw_kernel(  # type: ignore[no-untyped-def]
 
 
 def adamw(step: Step, grad: Tensor, value: Tensor, mean: Tensor, square: Tensor) -> None:
-    """`adamw.update` in one pass, on flat bfloat16 tensors that lie in memory in one run."""
-    if len(value) == 0:
-        return
+    """`adamw.update` in one pass, on flat bfloat16 tensors that lie in memory in one run; what is
+    beyond a multiple of 16 scalars in a second one."""
+    tensors = grad, value, mean, square
+    whole = len(value) // _UPDATED_AT_ONCE * _UPDATED_AT_ONCE
+    parts = ((0, whole, _UPDATED_AT_ONCE), (whole, len(value), 1))
     with torch.cuda.device_of(value):  # type: ignore[no-untyped-call]  # Triton starts kernels on the current device
-        _adamw_kernel[(triton.cdiv(len(value), _UPDATED_PER_PROGRAM),)](
-            grad,
-            value,
-            mean,
-            square,
-            len(value),
-            *step,
-            SCALARS=_UPDATED_PER_PROGRAM,
-            **ADAMW_OPTIONS,
-        )
+        for first, end, group in parts:
+            if first == end:
+                continue
+            _adamw_kernel[(triton.cdiv(end - first, _UPDATED_PER_PROGRAM),)](
+                *(tensor[first:end] for tensor in tensors),
+                (end - first) // group,
+                first,
+                *step,
+                SCALARS=_UPDATED_PER_PROGRAM,
+                GROUP=group,
+                **ADAMW_OPTIONS,
+            )
