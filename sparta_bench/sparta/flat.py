@@ -23,9 +23,9 @@ from sparta_bench.sparta.kernel_check import usable
 from sparta_bench.sparta.layer import ChosenEntries
 from sparta_bench.sparta.merge import rounded_sum, write_at
 
-# Entries whose sums are rounded at once, where no kernel does it, by device: what a CPU's caches
-# hold, and on a GPU so many that kernels are few. It takes up to 30 bytes an entry.
-_PIECE = {"cpu": 1 << 16, "cuda": 1 << 22}
+# Entries whose sums are rounded at once, where no kernel does it, by device: a GPU starts few
+# kernels, on a CPU each weight is by itself. Rounding takes up to 22 bytes an entry.
+_PIECE = {"cpu": 1, "cuda": 1 << 22}
 
 
 class SampledTensor(NamedTuple):
@@ -144,7 +144,7 @@ class _OneDtype:
             return
         for weights, counts, part in self._pieces():
             sums = rounded_sum(self.originals[part], self.deltas[part])
-            parts = (torch.split(whole, counts) for whole in (self.indices[part].long(), sums))
+            parts = (torch.split(whole, counts) for whole in (self.indices[part], sums))
             for weight, indices, values in zip(weights, *parts, strict=True):
                 write_at(weight, indices, values)
 
@@ -156,10 +156,7 @@ class _OneDtype:
         for weight, count in zip(self.weights, self.counts, strict=True):
             weights.append(weight)
             counts.append(count)
-            if (
-                sum(counts) >= _PIECE.get(self.deltas.device.type, 1 << 22)
-                or weight is self.weights[-1]
-            ):
+            if sum(counts) >= _PIECE.get(self.deltas.device.type, 1) or weight is self.weights[-1]:
                 stop = start + sum(counts)
                 yield weights, counts, slice(start, stop)
                 weights, counts, start = [], [], stop

@@ -49,7 +49,7 @@ def _to_odd_float32(value: Tensor) -> Tensor:
 
 
 def write_at(weight: Tensor, indices: Tensor, values: Tensor) -> None:
-    """Set the entries of `weight` at flat `indices` (integers), whatever its memory format."""
+    """Set the entries of `weight` at flat `indices` (int32), whatever its memory format."""
     flat = weight.reshape(-1)  # a copy, if it is not contiguous
     flat.scatter_(0, indices.long(), values)
     if not weight.is_contiguous():
