@@ -236,13 +236,17 @@ def at_lora_count(rows: Sequence[Row]) -> list[str]:
         low, high = below[-1], above[0]
         weight = math.log(lora.share / low.share) / math.log(high.share / low.share)
         test = (1 - weight) * low.test + weight * high.test
-        variances = [row.test_std**2 / row.seeds for row in (lora, low) if row.test_std is not None]
-        error = math.sqrt(math.fsum(variances)) if len(variances) == 2 else math.nan
         lines.append(
             f"- {named(group)}, {100 * lora.share:.2g} %: LoRA {100 * (lora.test - test):+.1f} "
-            f"(standard error {100 * error:.1f})"
+            f"(standard error {100 * standard_error(lora, low):.1f})"
         )
     return ["Test score of LoRA less that of SpaRTA at as many scalars:", "", *lines]
+
+
+def standard_error(one: Row, other: Row) -> float:
+    """Of the difference of two mean test scores; no number where a row has one seed."""
+    variances = [row.test_std**2 / row.seeds for row in (one, other) if row.test_std is not None]
+    return math.sqrt(math.fsum(variances)) if len(variances) == 2 else math.nan
 
 
 def patterns(rows: Sequence[Row]) -> list[str]:
@@ -253,9 +257,8 @@ def patterns(rows: Sequence[Row]) -> list[str]:
             continue
         same = (row.group, "sparta", row.share)
         scalars = next((r for r in rows if (r.group, r.method, r.share) == same), None)
-        if scalars is None or row.test_std is None or scalars.test_std is None:
+        if scalars is None or math.isnan(error := standard_error(row, scalars)):
             continue
-        error = math.hypot(row.test_std, scalars.test_std) / math.sqrt(row.seeds)
         pattern = row.method.removeprefix(BY_PATTERN)
         lines.append(
             f"- {named(row.group)}, {100 * row.share:.3g} %, {pattern}: test "
