@@ -248,6 +248,7 @@ VARIANTS = {
     "all settings on one seed": one_seed,
     "successive halving on one seed": halving,
 }
+DEFAULT = "race, best 2 confirmed"
 DRAWN = {
     "race, begun at random": raced(start=lambda cell, draw: draw.choice(cell.points)),
     "half of the settings, at random": random_half,
@@ -342,16 +343,22 @@ def markdown(cells: list[Cell], outcomes: dict[str, Outcome]) -> str:
     lines += [row(line_of(name, outcome, cells)) for name, outcome in outcomes.items()]
     lines += [
         NOTE.format(draws=DRAWS, margin=race.MARGIN),
-        "The grids, with their best setting:",
+        "The grids, with their best setting, and what the default race (best 2 confirmed) does:",
         "",
     ]
-    heads = ("cell", "settings", "seeds", "rate", "batch", "dev loss, mean over seeds")
+    heads = (
+        "cell", "settings", "seeds", "rate", "batch", "dev loss, mean over seeds",
+        "race: cost", "same setting", "regret, mean", "regret, worst",
+    )  # fmt: skip
     lines += [row(heads), row("---" for _ in heads)]
     for cell in cells:
         rate, batch = best = cell.best(cell.points)
         loss = cell.mean(best, lambda run: run.dev)
         counts = (str(len(cell.points)), str(len(cell.seeds)))
-        lines.append(row((cell.name, *counts, rate_text(rate), f"{batch:g}", f"{loss:.4f}")))
+        raced_here = line_of("", outcome_of(VARIANTS[DEFAULT], [cell]), [cell])
+        of_race = (raced_here[1], *raced_here[3:6])
+        grid = (*counts, rate_text(rate), f"{batch:g}", f"{loss:.4f}")
+        lines.append(row((cell.name, *grid, *of_race)))
     return "\n".join(lines) + "\n"
 
 

@@ -199,7 +199,8 @@ def _untrained_key(spec: RunSpec, once: TokensOnce | None, only_head: bool) -> H
     config = spec.config
     drawn = config.model.kind == "base" or config.task.separator == "sep_token"
     size = evaluation_size(config.train, spec.accelerator.device.type)
-    data = config.model, config.task, config.limit, spec.precision, size, only_head
+    where = spec.precision, size, config.train.sharding
+    data = config.model, config.task, config.limit, *where, only_head
     return (*data, once and (once.prefix_tokens, once.last_layer), config.seed if drawn else None)
 
 
