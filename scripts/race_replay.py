@@ -141,12 +141,13 @@ def random_half(cell: Cell, first: int, draw: random.Random) -> Found:
 def halving(cell: Cell, first: int, draw: random.Random) -> Found:
     """Successive halving on one seed: at 1/8, 1/4 and 1/2 of the steps the better half goes on."""
     left, cost, done = cell.points, 0.0, 0.0
-    for share in (1 / 8, 1 / 4, 1 / 2, 1.0):
+    runs = {point: cell.runs[point, first].curve for point in left}
+    late = 0.01  # evaluations come a little after the share where it is no whole number of steps
+    first_at = max(curve[1][0] for curve in runs.values())
+    for share in (share for share in (1 / 8, 1 / 4, 1 / 2, 1.0) if first_at <= share + late):
         cost += len(left) * (share - done)
         done = share
-        runs = {point: cell.runs[point, first].curve for point in left}
-        # evaluations come a little after the share where it is no whole number of steps
-        left = sorted(left, key=lambda point: best_up_to(runs[point], share + 0.01))
+        left = sorted(left, key=lambda point: best_up_to(runs[point], share + late))
         left = left[: max(1, math.ceil(len(left) / 2))] if share < 1 else left
     return confirmed(cell, left[:1], cost)
 

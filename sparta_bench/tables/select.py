@@ -102,13 +102,15 @@ def select(records: Iterable[Record], races: Iterable[Sequence[Setting]] = ()) -
         selection.cells[cell] = _best(cell, cell_records, selection)
     by_run_id = {record.run_id: record for record in records}
     may_stand = {record.run_id for cell_records in by_cell.values() for record in cell_records}
+    raced: dict[Cell, dict[str, str]] = defaultdict(dict)  # a setting of two races counts once
     for race in races:
-        first = [by_run_id.get(setting.first) for setting in race]
-        statuses = tuple(record.status if record else "" for record in first)
-        allowed = {one.cell for one in first if one and one.run_id in may_stand}
+        first = {setting.first: by_run_id.get(setting.first) for setting in race}
+        statuses = {run_id: record.status if record else "" for run_id, record in first.items()}
+        allowed = {one.cell for one in first.values() if one and one.run_id in may_stand}
         for cell in allowed & selection.cells.keys():
-            chosen = selection.cells[cell]
-            selection.cells[cell] = replace(chosen, raced=chosen.raced + statuses)
+            raced[cell] |= statuses
+    for cell, statuses in raced.items():
+        selection.cells[cell] = replace(selection.cells[cell], raced=tuple(statuses.values()))
     return selection
 
 
