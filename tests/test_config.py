@@ -532,7 +532,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 
 def test_every_row_of_the_presets_is_of_something_that_is_there() -> None:
     rows = presets._presets(config_dir() / "presets.csv")
-    assert len(rows) == 52
+    assert len(rows) == 57
     settings = {field.name for field in dataclasses.fields(TrainConfig)}
     for row in rows:
         assert row.method in METHODS
