@@ -356,10 +356,10 @@ def markdown(cells: list[Cell], outcomes: dict[str, Outcome]) -> str:
         rate, batch = best = cell.best(cell.points)
         loss = cell.mean(best, lambda run: run.dev)
         counts = (str(len(cell.points)), str(len(cell.seeds)))
-        raced_here = line_of("", outcome_of(VARIANTS[DEFAULT], [cell]), [cell])
-        of_race = (raced_here[1], *raced_here[3:6])
+        of_race = line_of(DEFAULT, outcome_of(VARIANTS[DEFAULT], [cell]), [cell])
+        _, cost, _, same, mean, worst, *_ = of_race
         grid = (*counts, rate_text(rate), f"{batch:g}", f"{loss:.4f}")
-        lines.append(row((cell.name, *grid, *of_race)))
+        lines.append(row((cell.name, *grid, cost, same, mean, worst)))
     return "\n".join(lines) + "\n"
 
 

@@ -2,8 +2,9 @@
 
 python scripts/readme_picture.py
 
-Above: SmolLM2-135M-Instruct, from results/smollm2. Below: what the paper prints for gemma-2b-it
-(Table 4). A column for each task of which results/smollm2 has all six rows with three seeds.
+First SmolLM2-135M-Instruct, from results/smollm2, then what the paper prints for gemma-2b-it
+(Table 4): a panel of each for every task of which results/smollm2 has all six rows with three
+seeds.
 """
 
 from __future__ import annotations

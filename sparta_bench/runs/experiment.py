@@ -199,9 +199,9 @@ def _untrained_key(spec: RunSpec, once: TokensOnce | None, only_head: bool) -> H
     config = spec.config
     drawn = config.model.kind == "base" or config.task.separator == "sep_token"
     size = evaluation_size(config.train, spec.accelerator.device.type)
-    where = spec.precision, size, config.train.sharding
-    data = config.model, config.task, config.limit, *where, only_head
-    return (*data, once and (once.prefix_tokens, once.last_layer), config.seed if drawn else None)
+    data = config.model, config.task, config.limit, config.seed if drawn else None
+    computed = spec.precision, size, config.train.sharding, only_head
+    return (*data, *computed, once and (once.prefix_tokens, once.last_layer))
 
 
 def _train(
