@@ -143,6 +143,14 @@ def test_a_value_against_a_rule_gives_one_line(line: str) -> None:
     assert lines_of(*WRONG[line], line.split(": must")[0]) == [line]
 
 
+def test_a_list_where_one_value_belongs_is_told_how_a_grid_is_written() -> None:
+    assert lines_of("train.learning_rate=[1e-3,0.01]", "seed=[0,1.5]") == [
+        "seed=[0, 1.5]: must be a whole number from 0 to 2^63 - 1",  # no grid of seeds either
+        "train.learning_rate=[0.001, 0.01]: must be a number above 0, or search where runs are "
+        "made; a grid takes -m and commas: train.learning_rate=0.001,0.01",
+    ]
+
+
 def test_every_rule_has_a_wrong_value_in_the_table() -> None:
     assert {line.split("=")[0] for line in WRONG} == RULES.keys()
 

@@ -346,8 +346,10 @@ def rule_fault(key: str, value: Any) -> str | None:
     rule = RULES.get(key)
     if rule is None or rule.check(value):
         return None
-    near = did_you_mean(value, rule.names) if isinstance(value, str) else ""
-    return f"{key}={shown(show(value))}: {rule.text}{near}"
+    hint = did_you_mean(value, rule.names) if isinstance(value, str) else ""
+    if isinstance(value, list) and len(value) > 1 and all(map(rule.check, value)):
+        hint = f"; a grid takes -m and commas: {key}={','.join(map(show, value))}"
+    return f"{key}={shown(show(value))}: {rule.text}{hint}"
 
 
 def faults_by(rules: Mapping[str, Rule], values: Mapping[str, Any]) -> list[str]:
