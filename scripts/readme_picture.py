@@ -2,9 +2,8 @@
 
 python scripts/readme_picture.py
 
-First SmolLM2-135M-Instruct, from results/smollm2, then what the paper prints for gemma-2b-it
-(Table 4): a panel of each for every task of which results/smollm2 has all six rows with three
-seeds.
+Above SmolLM2-135M-Instruct, from results/smollm2, below what the paper prints for gemma-2b-it
+(Table 4): a column for each task of which results/smollm2 has all six rows with three seeds.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ def main() -> None:
     group = next(one for one in groups_of(select(records), records) if one.model == MODEL)
     tasks = {task: cells for task, cells in group.tasks().items() if _is_complete(cells)}
     ours = [_ours(task, cells) for task, cells in tasks.items()]
-    panels = (*ours, *map(_paper, tasks))
+    panels = (*ours, *(_paper(task, panel.note) for task, panel in zip(tasks, ours, strict=True)))
     methods = [chosen.cell.method for cells in tasks.values() for chosen in cells]
     with TemporaryDirectory() as folder:
-        figure = Figure("accuracy", "README", panels, method_keys(methods))
+        figure = Figure("accuracy", "README", panels, method_keys(methods), len(tasks))
         write_figures([figure], Path(folder))
         with whole_file(ROOT / "docs" / "accuracy.png") as path:
             path.write_bytes((Path(folder) / "accuracy.png").read_bytes())
@@ -52,10 +51,10 @@ def _ours(task: str, cells: Sequence[Chosen]) -> Panel:
     panel = density_panel(task, cells)
     if panel is None:
         raise SystemExit(f"results/smollm2: no completed run of {task}")
-    return replace(panel, title=f"{task_of(task)}: SmolLM2-135M-Instruct", note="")
+    return replace(panel, title=f"{task_of(task)}: SmolLM2-135M-Instruct")
 
 
-def _paper(task: str) -> Panel:
+def _paper(task: str, note: str) -> Panel:
     """Table 4's column of the task over the shares that its row names print."""
     metric = score_of(task)
     points = []
@@ -73,7 +72,7 @@ def _paper(task: str) -> Panel:
     def draw(frame: Frame) -> None:
         frame.chart(lines, "% of all scalars trained", log_x=True)
 
-    return Panel(f"{task_of(task)}: {PAPER}", "", f"{metric} by the paper on {task}", draw)
+    return Panel(f"{task_of(task)}: {PAPER}", note, f"{metric} by the paper on {task}", draw)
 
 
 if __name__ == "__main__":

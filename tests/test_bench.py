@@ -119,6 +119,23 @@ def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str])
     assert found["settings"][0]["ratios"] == []
 
 
+def test_sparta_at_a_density_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+    only = "--only=sparta-0.2,full_ft,sparta-0.5,sparta-0.2"
+    assert main(["bench", "--json", only, *SIZE, *TINY]) == 0
+    measured = json.loads(capsys.readouterr().out)["settings"][0]
+    shares = {
+        row["name"]: (row["trainable"] - HEAD) / (LAYERS * ONE_LAYER)
+        for row in measured["contenders"]
+    }
+    assert list(shares) == ["full_ft", "sparta-0.2", "sparta-0.5"]
+    assert shares["sparta-0.2"] == pytest.approx(0.2, abs=0.03)  # 6 standard deviations
+    assert shares["sparta-0.5"] == pytest.approx(0.5, abs=0.03)
+    assert [ratio["what"] for ratio in measured["ratios"]][:2] == [
+        "step of sparta-0.2 / full_ft",
+        "step of sparta-0.5 / full_ft",
+    ]
+
+
 def test_peft_sparta_is_named_where_it_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +262,8 @@ def test_same_weights_and_batch_for_everybody(setting: Setting) -> None:
         ["--steps", "many"],
         ["--tokens"],
         ["--only=sparta"],
+        ["--only=sparta-1.5"],
+        ["--only=sparta-0.0"],
         ["--wrong"],
         ["method=lora"],
         ["train.trained_dtype=bfloat16"],

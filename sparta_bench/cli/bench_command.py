@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from sparta_bench.analysis.bench.contenders import names
+from sparta_bench.analysis.bench.contenders import is_contender, names
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.analysis.bench.timing import as_text, crossover, measure
 from sparta_bench.cli import options as shared
@@ -50,7 +50,11 @@ def _parser() -> shared.Parser:
         description="Step time, FLOPs and memory of full fine-tuning, head, LoRA, SpaRTA,\n"
         "peft-sparta and SHiRA, on random weights: a small model on a CPU, gemma-2b and\n"
         "mistral-7b on CUDA, or model=NAME.",
-        epilog=textwrap.fill(f"Contenders: {', '.join(names())}.", 80, break_on_hyphens=False),
+        epilog=textwrap.fill(
+            f"Contenders: {', '.join(names())}; with --only at other densities too, as sparta-0.2.",
+            80,
+            break_on_hyphens=False,
+        ),
     )
     shared.add_overrides(parser)
     shared.add_outputs(parser, out="also write bench.json and bench.md there")
@@ -72,10 +76,11 @@ def _parser() -> shared.Parser:
 def _contenders(text: str) -> list[str]:
     chosen, known = text.split(","), names()
     for name in chosen:
-        if name not in known:
+        if not is_contender(name):
             near = did_you_mean(name, known)
             raise argparse.ArgumentTypeError(f"{name}: there is no such contender{near}")
-    return [name for name in known if name in chosen]
+    others = [name for name in dict.fromkeys(chosen) if name not in known]
+    return [*(name for name in known if name in chosen), *others]
 
 
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:

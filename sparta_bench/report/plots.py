@@ -50,7 +50,7 @@ TONES = {
 MARKS = {"sparta": "o", "sparta_vo": "D", "lora": "s", "full_ft": "^", "head": "v", "other": "D"}
 UNITS_PER_INCH = 72  # of SVG; sizes of panels are in these units
 WIDTH, HEIGHT = 320, 210
-COLUMNS, LEGEND_COLUMNS = 3, 6  # of the files
+COLUMNS, LEGEND_COLUMNS = 3, 6  # of the files, at most
 DOTS_PER_INCH = 150
 MAX_PANELS = 200  # of all files, about half a minute
 SETTINGS: dict[Any, Any] = {
@@ -112,6 +112,7 @@ class Figure:
     title: str
     panels: tuple[Panel, ...]
     legend: tuple[Key, ...] = ()
+    columns: int = COLUMNS
 
 
 def check_matplotlib(option: str) -> None:
@@ -323,7 +324,7 @@ def _drawing(figure: Figure) -> Drawing:
     from matplotlib.figure import Figure as Drawing
     from matplotlib.lines import Line2D
 
-    columns = min(COLUMNS, len(figure.panels))
+    columns = min(figure.columns, len(figure.panels))
     rows = [figure.panels[at : at + columns] for at in range(0, len(figure.panels), columns)]
     heights = [max(panel.height for panel in row) for row in rows]
     per_row = 3 if columns == 1 else LEGEND_COLUMNS

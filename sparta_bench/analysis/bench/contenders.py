@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,10 +31,19 @@ FULL_FT_BFLOAT16 = "full_ft-bfloat16"
 RATE = 1e-5  # the learning rate of all: no step is to lead anywhere
 
 
+SPARSE = ("sparta", "peft-sparta", "shira")
+
+
 def names() -> list[str]:
-    kinds = ("sparta", "peft-sparta", "shira")
-    sparse = [f"{kind}-{density}" for density in PAPER_DENSITIES for kind in kinds]
+    """Who takes part where nobody chooses."""
+    sparse = [f"{kind}-{density}" for density in PAPER_DENSITIES for kind in SPARSE]
     return ["full_ft", FULL_FT_BFLOAT16, "head", "lora", *sparse]
+
+
+def is_contender(name: str) -> bool:
+    """Those of `names`, and a sparse one at any other density, as sparta-0.2."""
+    sparse = re.fullmatch(rf"({'|'.join(SPARSE)})-(0\.\d+)", name)
+    return name in names() or (sparse is not None and float(sparse[2]) > 0)
 
 
 def missing(name: str, device: torch.device) -> str | None:
