@@ -29,8 +29,6 @@ from sparta_bench.training.optimizer import build_optimizer
 # Full fine-tuning as mistral-7b's preset has it: bfloat16 values and moments, stochastic rounding.
 FULL_FT_BFLOAT16 = "full_ft-bfloat16"
 RATE = 1e-5  # the learning rate of all: no step is to lead anywhere
-
-
 SPARSE = ("sparta", "peft-sparta", "shira")
 
 
@@ -40,10 +38,15 @@ def names() -> list[str]:
     return ["full_ft", FULL_FT_BFLOAT16, "head", "lora", *sparse]
 
 
+def read_name(name: str) -> tuple[str, str]:
+    """Return kind and density of a sparse contender; another one is its own kind, without any."""
+    sparse = re.fullmatch(rf"({'|'.join(SPARSE)})-(0\.\d+)", name)
+    return (sparse[1], sparse[2]) if sparse else (name, "")
+
+
 def is_contender(name: str) -> bool:
     """Those of `names`, and a sparse one at any other density, as sparta-0.2."""
-    sparse = re.fullmatch(rf"({'|'.join(SPARSE)})-(0\.\d+)", name)
-    return name in names() or (sparse is not None and float(sparse[2]) > 0)
+    return name in names() or float(read_name(name)[1] or 0) > 0
 
 
 def missing(name: str, device: torch.device) -> str | None:
@@ -94,7 +97,7 @@ def build(name: str, setting: Setting) -> Ready:
     if name == FULL_FT_BFLOAT16:
         own = setting.changed("method=full_ft", "train.trained_dtype=bfloat16")
         return with_own_optimizer(own.classifier(), own)
-    kind, _, density = name.rpartition("-") if name[-1].isdigit() else (name, "", "")
+    kind, density = read_name(name)
     if kind == "peft-sparta":
         return _peft_sparta(setting, float(density))
     if kind == "shira":

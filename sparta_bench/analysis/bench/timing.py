@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparta_bench.analysis.bench.contenders import Ready, build, linear_layers, missing
+from sparta_bench.analysis.bench.contenders import Ready, build, linear_layers, missing, read_name
 from sparta_bench.analysis.bench.setting import Setting
 from sparta_bench.models.counts import empty_backbone
 from sparta_bench.models.source import load_architecture
@@ -242,7 +242,7 @@ class Timed:
         }
         if self.merge_seconds:
             merge = statistics.median(self.merge_seconds)
-            density = float(self.name.rpartition("-")[2])
+            density = float(read_name(self.name)[1])
             self.row |= _shares_of(step, merge, self.setting, density, repeats)
 
 
