@@ -65,7 +65,7 @@ def test_a_guessed_rate_is_said_to_be_one(
 ) -> None:
     save_model(tmp_path)
     searched([["model=local", f"model.path='{tmp_path}'", SEARCH]])
-    assert " is a guess from the model's size); " in capsys.readouterr().err
+    assert f" is a guess from {tmp_path.name}'s size and the density); " in capsys.readouterr().err
 
 
 def test_what_makes_one_run_takes_one_rate() -> None:

@@ -440,7 +440,7 @@ def test_a_guessed_rate_is_said_and_recorded(
     config = quick(tmp_path, "model=local", f"model.path='{tmp_path / 'mine'}'")
     record, path, _ = run(config)
     assert record["guessed"] == {"train.learning_rate": config.train.learning_rate}
-    said = f"train.learning_rate={config.train.learning_rate:g}: a guess from mine's size"
+    said = f"train.learning_rate={config.train.learning_rate:g}: a guess from mine's size and"
     assert said in capsys.readouterr().err
     record["history"] = losses(0.7, 0.8)
     write_json(path, record)

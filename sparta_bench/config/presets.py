@@ -121,7 +121,7 @@ def preset_rows(config: Config) -> dict[str, str]:
 
 
 def guessed_rate(config: Config) -> float | None:
-    """Return the learning rate if it is the one that a row guesses from the model's size."""
+    """Return the learning rate if it is the one that a row guesses, from `guessed_from`."""
     row = _row_of(config)
     rule = row.values.get("learning_rate") if row else None
     if not isinstance(rule, RateRule):
@@ -133,6 +133,12 @@ def guessed_rate(config: Config) -> float | None:
         return None
     guess = None if size is None else rule.rate(size, _density_of(config))
     return rate if guess == rate else None
+
+
+def guessed_from(config: Config) -> str:
+    """What a guess of the rate takes into account, in words."""
+    size = f"{config.model.name}'s size"
+    return size if _density_of(config) is None else f"{size} and the density"
 
 
 def _row_of(config: Config) -> Preset | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparta_bench.config.compose import compose_all, parse_all
-from sparta_bench.config.presets import guessed_rate
+from sparta_bench.config.presets import guessed_from, guessed_rate
 from sparta_bench.config.schema import Config
 from sparta_bench.errors import log
 
@@ -40,16 +40,20 @@ def rates_around(rate: float) -> tuple[float, ...]:
 
 
 def _announced(configs: list[Config]) -> str:
-    own = {(config.train.learning_rate, guessed_rate(config) is not None) for config in configs}
+    own = {(config.train.learning_rate, _origin(config)) for config in configs}
     if len(own) > 1:
         return (
             f"{KEY}=search: races {len(FACTORS)} rates in each cell, from a ninth of its own to "
             "nine times it; the lowest dev loss wins"
         )
-    rate, is_guess = own.pop()
+    rate, origin = own.pop()
     listed = ", ".join(f"{one:g}" for one in rates_around(rate))
-    why = "a guess from the model's size" if is_guess else "the rate without a search"
-    return f"{KEY}=search: races {listed} ({rate:g} is {why}); the lowest dev loss wins"
+    return f"{KEY}=search: races {listed} ({rate:g} is {origin}); the lowest dev loss wins"
+
+
+def _origin(config: Config) -> str:
+    is_guess = guessed_rate(config) is not None
+    return f"a guess from {guessed_from(config)}" if is_guess else "the rate without a search"
 
 
 def _searches(job: list[str]) -> bool:

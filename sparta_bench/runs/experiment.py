@@ -10,7 +10,7 @@ from typing import Any
 
 from sparta_bench.adapters.export import check_whole, write_whole, write_whole_sharded
 from sparta_bench.adapters.manifest import Manifest
-from sparta_bench.config.presets import guessed_rate
+from sparta_bench.config.presets import guessed_from, guessed_rate
 from sparta_bench.data.examples import check_classes
 from sparta_bench.data.tokenize import (
     BatchSource,
@@ -142,7 +142,7 @@ def _make(spec: RunSpec, assets: AssetCache, findings: Findings, track: Track) -
     trained = prepare(classifier, config, precision)
     if config.search.name == "grid" and (rate := guessed_rate(config)) is not None:
         log(
-            f"train.learning_rate={rate:g}: a guess from {config.model.name}'s size; give one, "
+            f"train.learning_rate={rate:g}: a guess from {guessed_from(config)}; give one, "
             "or let five race with train.learning_rate=search"
         )
     facts["kernels"] = trained.kernels
