@@ -316,7 +316,7 @@ def test_a_race_needs_settings_to_compare(
         assert main([*arguments, *places(tmp_path)]) == 2
         assert capfd.readouterr().err == (
             "sparta-bench: search=race: needs -m and several values of a setting of train, as in "
-            "train.learning_rate=1e-3,3e-4,1e-4; without them there is nothing to compare\n"
+            "train.learning_rate=1e-3,3e-4,1e-4; search=grid runs what is given\n"
         )
     assert main(["search.rival=0123", *places(tmp_path)]) == 2
     assert capfd.readouterr().err == ("sparta-bench: search.rival=0123: is for search=race alone\n")

@@ -179,7 +179,7 @@ def races_of(runs: Mapping[str, Config]) -> list[CellRace]:
     if races and not any(len(race.settings) > 1 for race in races):
         raise InputError(
             "search=race: needs -m and several values of a setting of train, as in "
-            "train.learning_rate=1e-3,3e-4,1e-4; without them there is nothing to compare"
+            "train.learning_rate=1e-3,3e-4,1e-4; search=grid runs what is given"
         )
     return races
 
