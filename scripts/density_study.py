@@ -163,7 +163,11 @@ def slopes(rows: Sequence[Row]) -> list[str]:
         points = [(math.log(row.share), math.log(row.rate)) for row in found if row.rates > 2]
         if len(points) < 3:
             continue
-        lines.append(f"- {group}: {_fit(points, groups=1)}")
+        rates = {row.rate for row in found if row.rates > 2}
+        if len(rates) == 1:  # no interval can be told from points without a residual
+            lines.append(f"- {group}: {rates.pop():g} at all {len(points)} densities")
+        else:
+            lines.append(f"- {group}: {_fit(points, groups=1)}")
         means = [statistics.fmean(values) for values in zip(*points, strict=True)]
         centred += [(x - means[0], y - means[1]) for x, y in points]
     if len(lines) > 1:

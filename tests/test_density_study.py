@@ -42,6 +42,11 @@ def test_the_interval_is_students_with_two_degrees_less_than_points():
     )
 
 
+def test_equal_best_rates_have_no_interval():
+    rows = [row(share, 3e-4, [0.5]) for share in (0.0001, 0.001, 0.01)]
+    assert study.slopes(rows)[2:] == ["- tiny, sst2, 250 examples: 0.0003 at all 3 densities"]
+
+
 def test_the_best_density_has_the_range_of_all_draws_of_seeds():
     rows = [
         row(0.001, 0.1, [0.70, 0.70, 0.70]),
