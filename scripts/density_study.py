@@ -4,8 +4,9 @@
 
 Reads completed records, and prints and writes (`density.md`, `density.csv`, `density.png`): for
 each model, task and number of training examples, and each density or other method, the rate with
-the lowest mean dev loss, its test score with the standard deviation over seeds, and the gap between
-train and dev loss; then the density with the lowest dev loss, the slope of log(best rate) over
+the lowest mean dev loss, its test score with the standard deviation over seeds, the gap between
+train and dev loss at the end of training, and how far the dev loss has risen by then (appendix C:
+overfitting); then the density with the lowest dev loss, the slope of log(best rate) over
 log(density), and LoRA, random rows and a block beside SpaRTA at as many scalars.
 """
 
@@ -45,6 +46,7 @@ class Row(NamedTuple):
     test: float
     test_std: float | None
     gap: float
+    rise: float
     runs: int
     losses: Losses
 
@@ -107,7 +109,6 @@ def _row(group: Any, method: str, density: float | None, runs: Sequence[Record])
     metric = "mcc" if "cola" in group[1] else "accuracy"
     scores = [run.score("test", metric) for run in best]
     parameters = best[0].raw["parameters"]
-    gaps = [run.score("dev", "loss") - _train_loss(run) for run in best]
     return Row(
         group,
         method,
@@ -119,17 +120,23 @@ def _row(group: Any, method: str, density: float | None, runs: Sequence[Record])
         means[rate],
         statistics.fmean(scores),
         statistics.stdev(scores) if len(scores) > 1 else None,
-        statistics.fmean(gaps),
+        statistics.fmean(_gap(run) for run in best),
+        statistics.fmean(_rise(run) for run in best),
         sum(map(len, by_rate.values())),
         {r: {run.seed: run.score("dev", "loss") for run in found} for r, found in by_rate.items()},
     )
 
 
-def _train_loss(run: Record) -> float:
-    """The mean training loss up to the evaluation that was kept."""
-    best = run.raw["training"]["best_step"]
-    losses = [e["train_loss"] for e in run.raw["history"] if 0 < e["step"] <= best]
-    return losses[-1] if losses and losses[-1] is not None else math.nan
+def _rise(run: Record) -> float:
+    """How far the dev loss ends above its lowest value: what training to the end would cost."""
+    losses = [e["dev_loss"] for e in run.raw["history"]]
+    return losses[-1] - min(losses)
+
+
+def _gap(run: Record) -> float:
+    """How far the dev loss ends above the mean training loss since the evaluation before."""
+    end = run.raw["history"][-1]
+    return end["dev_loss"] - end["train_loss"]
 
 
 def finished(rows: Sequence[Row]) -> list[Row]:
@@ -143,7 +150,7 @@ def finished(rows: Sequence[Row]) -> list[Row]:
 def table(rows: Sequence[Row]) -> list[str]:
     """The rows as a Markdown table."""
     heads = ("model", "task", "examples", "method", "share, %", "best rate", "dev loss", "test",
-             "dev - train", "seeds", "runs")  # fmt: skip
+             "dev - train, end", "rise, end", "seeds", "runs")  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         std = "" if row.test_std is None else f" ± {100 * row.test_std:.1f}"
@@ -151,7 +158,8 @@ def table(rows: Sequence[Row]) -> list[str]:
         lines.append(
             f"| {row.group[0]} | {row.group[1]} | {row.group[2]:,} | {row.method} | "
             f"{100 * row.share:.3g} | {row.rate:g}{edge} | {row.dev_loss:.4f} | "
-            f"{100 * row.test:.1f}{std} | {row.gap:+.3f} | {row.seeds} | {row.runs} |"
+            f"{100 * row.test:.1f}{std} | {row.gap:+.3f} | {row.rise:+.3f} | {row.seeds} | "
+            f"{row.runs} |"
         )
     return lines
 
@@ -320,7 +328,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 reach = [[100 * (b.share - b.low)], [100 * (b.high - b.share)]]
                 best.errorbar([size], [100 * b.share], reach, color=color, marker="o", capsize=4)
         scores.set_title(f"{task}, {model}", fontsize=10)
-        names = ("test score, %", "best rate", "dev less train loss, nats")
+        names = ("test score, %", "best rate", "dev less train loss\nat the end, nats")
         for axis, name in zip((scores, rates, gaps), names, strict=True):
             axis.set(xscale="log", ylabel=name, xlabel="scalars trained, % (▲ full, □ LoRA)")
         rates.set_yscale("log")

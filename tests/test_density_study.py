@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,7 +20,7 @@ def row(share, rate, losses, method="sparta", test=0.5, test_std=0.02):
     seeds = dict(enumerate(losses))
     mean = sum(losses) / len(losses)
     return study.Row(
-        GROUP, method, share, 5, rate, False, len(losses), mean, test, test_std, 0.0, 7,
+        GROUP, method, share, 5, rate, False, len(losses), mean, test, test_std, 0.0, 0.0, 7,
         {rate: seeds},
     )  # fmt: skip
 
@@ -91,3 +92,11 @@ def test_too_few_rows_give_no_number(part):
 def test_a_cell_whose_rates_still_race_is_left_out():
     rows = [row(0.001, 0.1, [0.5, 0.5, 0.5]), row(0.01, 0.1, [0.1])]
     assert study.finished(rows) == rows[:1]
+
+
+def test_overfitting_is_read_at_the_end_of_training():
+    losses = [(0.75, None), (0.5, 0.5), (0.625, 0.25)]
+    history = [{"dev_loss": dev, "train_loss": train} for dev, train in losses]
+    run = SimpleNamespace(raw={"history": history})
+    assert study._rise(run) == 0.125
+    assert study._gap(run) == 0.375
