@@ -29,7 +29,7 @@ from sparta_bench.records.record import identity_of
 from sparta_bench.runs.assets import AssetCache
 from sparta_bench.runs.grid import attempt
 from sparta_bench.runs.lock import CHECKPOINT
-from sparta_bench.runs.run import advice, identify, run, run_folder, summary_line
+from sparta_bench.runs.run import advice, identify, name_of, run, run_folder, summary_line
 from sparta_bench.tables.select import select
 from sparta_bench.training import evaluation
 from sparta_bench.training.loop import Training
@@ -431,6 +431,22 @@ def test_a_training_that_did_not_lower_the_dev_loss_says_what_to_try() -> None:
     )
     for unreadable in (None, [], losses(0.7), losses(0.7, None), [1, 2]):
         assert advice(unreadable, 1e-4) == ()
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        (["method=sparta"], "sparta 5 %"),
+        (["method=sparta", "method.pattern=rows"], "sparta by rows 5 %"),
+        (["method=sparta_vo"], "sparta_vo 0.5 %"),
+        (["method=lora", "method.r=4"], "lora r=4 on q_proj v_proj"),
+    ],
+)
+def test_a_runs_line_names_the_method_as_its_record_does(
+    method: list[str], name: str, tmp_path: Path
+) -> None:
+    config = quick(tmp_path, *method)
+    assert name_of(config).startswith(f"{config.task.name} {config.model.name} {name}, rate ")
 
 
 def test_a_guessed_rate_is_said_and_recorded(

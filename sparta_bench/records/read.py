@@ -222,7 +222,7 @@ def record_of(path: Path, raw: Any) -> Record | str:
         _check_numbers(raw["data"], "train")
         if min(config["train"]["batch_size"], config["train"]["epochs"], raw["data"]["train"]) <= 0:
             return "of a training without steps"
-    method = _method(_text(raw["method"]), config["method"])
+    method = method_named(_text(raw["method"]), config["method"])
     cell = Cell(_text(raw["model"]), _text(raw["task"]), method, _density(raw["density"]))
     environment, data = raw["environment"] or {}, raw["data"] or {}
     processes = environment.get("processes")
@@ -251,7 +251,9 @@ def _check_numbers(part: Any, *keys: str | int) -> None:
             raise TypeError
 
 
-def _method(name: str, settings: Mapping[str, Any]) -> str:
+def method_named(name: str, settings: Mapping[str, Any]) -> str:
+    """Return the method's name as tables and lines have it: one that chooses other scalars than the
+    paper's has a name of its own."""
     if name == "sparta":
         if settings.get("pattern", "scalars") != "scalars":
             return f"sparta by {settings['pattern']}"

@@ -150,9 +150,10 @@ class CellRace:
             return ()
         end, by = ("highest", 3.0) if rate == rates[-1] else ("lowest", 1 / 3)
         further = f"{rate:g},{rate * by:.1e},{rate * by * by:.1e}"
+        cell = name_of(self.config).partition(", rate ")[0]
         return (
-            f"{name_of(self.config).partition(',')[0]}: the best rate, {rate:g}, is the {end} of "
-            f"the race: go on with -m search=race train.learning_rate={further}",
+            f"{cell}: the best rate, {rate:g}, is the {end} of the race: "
+            f"go on with -m search=race train.learning_rate={further}",
         )
 
     def summary(self, record_of: Callable[[str], Mapping[str, Any] | None]) -> str:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from sparta_bench.config.rules import is_number
-from sparta_bench.config.schema import Config
+from sparta_bench.config.schema import Config, plain
 from sparta_bench.devices import accelerator_of, heavy_imports, set_threads
 from sparta_bench.errors import InputError, fitted, log
 from sparta_bench.files import hash_of, write_json
-from sparta_bench.records.read import look_into
+from sparta_bench.records.read import look_into, method_named
 from sparta_bench.records.record import NOT_TO_REPLACE, PROTOCOL, RESULT, RUNNING, identity_of
 from sparta_bench.records.write import (
     Findings,
@@ -146,9 +146,9 @@ def stamp_of(folder: Path) -> tuple[int, ...]:
 
 def name_of(config: Config) -> str:
     """Which run it is, in a few words."""
-    method, train = method_text(config.method.name, density_of(config)), config.train
+    method, train = method_named(config.method.name, plain(config.method)), config.train
     return (
-        f"{config.task.name} {config.model.name} {method}, "
+        f"{config.task.name} {config.model.name} {method_text(method, density_of(config))}, "
         f"rate {train.learning_rate:g}, batch {train.batch_size}, seed {config.seed}"
     )
 
