@@ -168,12 +168,12 @@ def slopes(rows: Sequence[Row]) -> list[str]:
     """How the best rate depends on the density: rate = c * density ** slope, for each group."""
     lines, centred = [], []
     for group, found in groups_of(rows):
-        points = [(math.log(row.share), math.log(row.rate)) for row in found if row.rates > 2]
+        raced = [row for row in found if row.rates > 2]
+        points = [(math.log(row.share), math.log(row.rate)) for row in raced]
         if len(points) < 3:
             continue
-        rates = {row.rate for row in found if row.rates > 2}
-        if len(rates) == 1:  # no interval can be told from points without a residual
-            lines.append(f"- {group}: {rates.pop():g} at all {len(points)} densities")
+        if len({row.rate for row in raced}) == 1:  # such a line has no residual to tell from
+            lines.append(f"- {group}: {raced[0].rate:g} at all {len(raced)} densities")
         else:
             lines.append(f"- {group}: {_fit(points, groups=1)}")
         means = [statistics.fmean(values) for values in zip(*points, strict=True)]
